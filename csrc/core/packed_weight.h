@@ -1,0 +1,70 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "core/act_groups.h"
+#include "core/huge_buffer.h"
+#include "core/quant_spec.h"
+
+namespace tmac {
+
+/// What a kernel needs to know of a memory order; the registry maps Layout to one of these.
+struct LayoutShape {
+    int32_t n_tile;         ///< rows per tile
+    int32_t k_chunk;        ///< columns per chunk; act groups are padded to it
+    int32_t chunk_bytes;    ///< bytes of one region per (tile, chunk); 0: canonical planes
+    int32_t num_regions;    ///< planes or nibble regions
+};
+
+/// The head of a packed weight: everything that its bytes mean. Written by ops/pack, checked whenever bytes come back
+/// from Python. Offsets are derived from it, never stored.
+struct PackedHeader {
+    char magic[8];          ///< "TMACPKW1"
+    char kernel[56];        ///< registry name of the kernel it was packed for
+    QuantSpec spec;
+    int64_t n;
+    int64_t k;
+    uint64_t bytes;         ///< of the whole buffer
+    uint8_t layout;
+    uint8_t scale_type;
+    uint8_t zero_type;
+    uint8_t has_perm;
+    uint32_t checksum;      ///< FNV-1a of the bytes before it
+};
+
+/// Where the parts of a packed weight lie, in bytes from its start; every part is 64-byte aligned.
+struct PackedParts {
+    int64_t perm;           ///< int32 [k], or absent
+    int64_t scales;
+    int64_t zeros;
+    int64_t codes;
+    int64_t region_stride;
+    int64_t bytes;
+    int64_t padded_k;
+    int64_t num_groups;
+};
+
+/// Limits that keep every size and every int32 sum in range.
+inline constexpr int64_t kMaxRows = int64_t{1} << 30;
+inline constexpr int64_t kMaxColumns = int64_t{1} << 24;
+
+PackedParts packed_parts(const PackedHeader& header, const LayoutShape& shape);
+
+uint32_t header_checksum(const PackedHeader& header);
+
+/// An owning packed weight: one buffer, head first.
+class PackedWeight {
+public:
+    PackedWeight(const PackedHeader& header, const PackedParts& parts);
+
+    const PackedHeader& header() const { return *reinterpret_cast<const PackedHeader*>(buffer_.data()); }
+    uint8_t* data() { return buffer_.data(); }
+    const uint8_t* data() const { return buffer_.data(); }
+    int64_t size() const { return static_cast<int64_t>(buffer_.size()); }
+
+private:
+    HugeBuffer buffer_;
+};
+
+}  // namespace tmac

@@ -1,0 +1,47 @@
+#include "core/quant_spec.h"
+
+#include <cmath>
+#include <sstream>
+
+#include "core/check.h"
+
+namespace tmac {
+
+void validate(const QuantSpec& spec) {
+    TMAC_CHECK(spec.bits >= 1 && spec.bits <= 8, "[QuantSpec] bits must be 1 to 8, got ", int{spec.bits});
+    TMAC_CHECK(spec.group_size == -1 || spec.group_size >= 1,
+               "[QuantSpec] group_size must be -1 (whole row) or positive, got ", spec.group_size);
+    TMAC_CHECK(std::isfinite(spec.fixed_zero), "[QuantSpec] fixed_zero must be finite, got ", spec.fixed_zero);
+    TMAC_CHECK(spec.codebook != Codebook::ternary || spec.bits == 2, "[QuantSpec] a ternary codebook has bits=2, got ",
+               int{spec.bits});
+    TMAC_CHECK(spec.codebook != Codebook::ternary || spec.zero_point == ZeroPoint::fixed,
+               "[QuantSpec] a ternary codebook has zero_point='fixed'");
+}
+
+int64_t num_groups(const QuantSpec& spec, int64_t k) {
+    if (spec.group_size == -1 || spec.group_size >= k) {
+        return 1;
+    }
+    return (k + spec.group_size - 1) / spec.group_size;
+}
+
+std::string to_string(const QuantSpec& spec) {
+    static constexpr const char* kZeroPoints[] = {"fixed", "integer", "real", "offset"};
+    static constexpr const char* kActivations[] = {"group", "token", "float"};
+    static constexpr const char* kScaleFormats[] = {"f16", "f32", "two_level"};
+    std::ostringstream text;
+    text << "QuantSpec(bits=" << int{spec.bits};
+    if (spec.codebook == Codebook::ternary) {
+        text << ", codebook='ternary'";
+    }
+    text << ", group_size=" << spec.group_size << ", zero_point='" << kZeroPoints[static_cast<int>(spec.zero_point)]
+         << "'";
+    if (spec.zero_point == ZeroPoint::fixed) {
+        text << ", fixed_zero=" << spec.fixed_zero;
+    }
+    text << ", activation='" << kActivations[static_cast<int>(spec.activation)] << "', scale_format='"
+         << kScaleFormats[static_cast<int>(spec.scale_format)] << "')";
+    return text.str();
+}
+
+}  // namespace tmac

@@ -1,0 +1,88 @@
+#pragma once
+
+#include <cstdint>
+
+#include "core/act_groups.h"
+#include "core/portable.h"
+#include "core/quant_spec.h"
+
+namespace tmac {
+
+enum class Isa : uint8_t { scalar, avx2, avx512, neon };
+enum class Method : uint8_t { lut, mad, float_exact };
+
+/// Memory order of a packed weight. Regions are planes (most significant first) unless said otherwise.
+enum class Layout : uint8_t {
+    planes,      ///< the file format: [bits][n][ceil(k/8)], bit i of a byte is column 8j+i
+    lut_rows,    ///< 32 rows x 8 columns in 32 bytes: one byte per row, two 4-column nibbles (AVX2)
+    lut_quads,   ///< 16 rows x 32 columns in 64 bytes: four bytes per row, eight 4-column nibbles (AVX-512)
+    nibbles,     ///< 16 rows x 8 columns in 64 bytes, two regions: the top 4 and the low 4 bits of an 8-bit code
+};
+
+enum class GroupType : uint8_t { none, u8, f16, f32 };  ///< element type of the scales, zeros or offsets
+
+inline constexpr int32_t kLutGroup = 4;      ///< columns per table look-up (T-MAC's g)
+inline constexpr int32_t kLutEntries = 16;   ///< entries of a table: one per sign pattern of its columns
+
+/// One pass over a block of rows for up to any number of tokens. A kernel allocates nothing, starts no thread, keeps
+/// no state, and assumes that ops/ has checked everything.
+struct QgemmArgs {
+    const QuantSpec* spec;
+    const uint8_t* codes;        ///< first region
+    int64_t region_stride;       ///< bytes from one region to the next
+    const void* scales;          ///< [ceil(n / n_tile)][num_groups][n_tile]; [n][num_groups] for Layout::planes
+    const void* zeros;           ///< same order, or null
+    GroupType scale_type;
+    GroupType zero_type;
+    const ActGroup* act_groups;
+    int32_t num_act_groups;
+    int32_t num_groups;
+    int64_t k;
+    int64_t padded_k;            ///< columns after padding every act group to the layout's k_chunk
+    const void* act;             ///< lut: int8 [m][padded_k / 4][16]; mad: int8 [m][padded_k]; float: float [m][k]
+    const float* act_scale;      ///< [m][num_act_groups]
+    const float* act_sum;        ///< [m][num_act_groups]
+    const int32_t* act_isum;     ///< mad: [m][num_act_groups], sum of the int8 activations
+    float* y;                    ///< y[token * ldy + row]
+    int64_t ldy;
+    int64_t n;
+    int64_t row_begin;           ///< a multiple of the layout's n_tile
+    int64_t row_end;             ///< a multiple of n_tile, or n
+    int32_t m;
+};
+
+/// Encodes one token's activations.
+struct PrepareArgs {
+    const QuantSpec* spec;
+    const float* x;              ///< [k], columns already in the weight's order
+    int64_t k;
+    const ActGroup* act_groups;
+    int32_t num_act_groups;
+    void* act;
+    float* act_scale;            ///< NaN where the group has a NaN or an infinity
+    float* act_sum;
+    int32_t* act_isum;
+};
+
+using QgemmFn = void (*)(const QgemmArgs&);
+using PrepareFn = void (*)(const PrepareArgs&);
+
+/// A row of the registry. `name` = <op>_<method>[_w<bits>|_ternary]_<isa>[_<tech>].
+struct Kernel {
+    const char* name;
+    uint8_t bits;
+    Codebook codebook;
+    uint8_t activations;         ///< bit set of 1 << Activation
+    Method method;
+    Layout layout;
+    uint32_t features;           ///< CpuFeature bits that must be present
+    QgemmFn run;
+    PrepareFn prepare;
+};
+
+struct KernelTable {
+    const Kernel* kernels;
+    int32_t count;
+};
+
+}  // namespace tmac

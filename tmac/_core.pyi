@@ -1,0 +1,103 @@
+"""The compiled core. Arrays are C-contiguous; a wrong dtype or shape raises ValueError, never a silent copy."""
+
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+class KernelRow(TypedDict):
+    name: str
+    isa: str
+    method: str
+    bits: int
+    codebook: str
+    activations: list[str]
+    layout: str
+    features: list[str]
+    runnable: bool  # this CPU (with TMAC_CPU_FEATURES applied) can execute it
+    selectable: bool  # runnable and admitted by TMAC_ISA and TMAC_KERNEL
+
+class UnsupportedSpecError(RuntimeError): ...
+
+class PackedWeight:
+    """One weight in the memory order of one kernel: a self-describing u8 buffer."""
+
+    @property
+    def in_features(self) -> int: ...
+    @property
+    def out_features(self) -> int: ...
+    @property
+    def kernel(self) -> str: ...
+    @property
+    def layout(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def spec(self) -> dict[str, Any]:
+        """Keyword arguments of `tmac.QuantSpec`."""
+
+    def buffer(self) -> NDArray[np.uint8]:
+        """The bytes, shared, not copied: [nbytes]."""
+
+# `spec` below is any object with the attributes of tmac.QuantSpec.
+
+def check_spec(spec: object) -> None: ...
+def select_kernel(spec: object) -> str:
+    """Name of the kernel that serves `spec` here; UnsupportedSpecError when there is none."""
+
+def pack(
+    spec: object,
+    planes: NDArray[np.uint8],
+    in_features: int,
+    scales: NDArray[Any],
+    zeros: NDArray[Any] | None = None,
+    perm: NDArray[np.int32] | None = None,
+    kernel: str = "",
+    num_threads: int = 0,
+) -> PackedWeight:
+    """Canonical planes [bits, n, ceil(k/8)] (most significant first), scales [n, groups] f16/f32, zeros (or offsets)
+    [n, groups] u8/f16/f32 -> packed for `kernel`, default `select_kernel(spec)`."""
+
+def unpack(buffer: NDArray[np.uint8], num_threads: int = 0) -> dict[str, Any]:
+    """The inverse: {"spec": dict, "in_features", "out_features", "kernel", "layout", "planes", "scales",
+    "zeros": array | None, "perm": array | None}."""
+
+def describe(buffer: NDArray[np.uint8]) -> dict[str, Any]:
+    """{"spec": dict, "in_features", "out_features", "kernel", "layout", "nbytes"}; ValueError for bytes that this CPU
+    cannot read."""
+
+def dequantize(buffer: NDArray[np.uint8], num_threads: int = 0) -> NDArray[np.float32]:
+    """[out_features, in_features] in the checkpoint's column order (perm undone)."""
+
+def linear(
+    x: NDArray[np.float32], buffer: NDArray[np.uint8], bias: NDArray[np.float32] | None = None, num_threads: int = 0
+) -> NDArray[np.float32]:
+    """x [tokens, in_features] -> [tokens, out_features]."""
+
+def linear_pointers(
+    x: int, x_type: int, x_stride: int, tokens: int, buffer: int, buffer_bytes: int, bias: int, y: int, y_type: int,
+    y_stride: int, in_features: int, out_features: int, num_threads: int,
+) -> None:
+    """The same over raw addresses (0 = no bias): types 0 f32, 1 f16, 2 bf16; strides in elements between tokens, the
+    last dimension has stride 1; bias is f32 [out_features]. in_features and out_features are what x and y have; they
+    are compared with the buffer. Releases the GIL."""
+
+def codes_to_planes(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]: ...
+def planes_to_codes(planes: NDArray[np.uint8], in_features: int) -> NDArray[np.uint8]: ...
+def codes_to_trits(codes: NDArray[np.uint8]) -> NDArray[np.uint8]: ...
+def trits_to_codes(trits: NDArray[np.uint8], in_features: int) -> NDArray[np.uint8]: ...
+def round_to_nearest(
+    weight: NDArray[np.float32], spec: object, num_threads: int = 0
+) -> tuple[NDArray[np.uint8], NDArray[Any], NDArray[Any] | None]:
+    """(codes [n, k], scales [n, groups] f16 (f32 if spec.scale_format == "f32"), zeros or offsets [n, groups] or None)
+    with the scale and zero of every group searched for the least squared error. NaN or Inf raises ValueError."""
+
+def kernels() -> list[KernelRow]: ...
+def cpu_features() -> dict[str, bool]: ...
+def cpu_model() -> str: ...
+def set_num_threads(num_threads: int) -> None:
+    """0: back to the default, the CPUs that this process may use."""
+
+def get_num_threads() -> int: ...
+
+__version__: str
