@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tmac import _core
 from tmac.codes import Codes, buffer_to_tensors, pack_tensors, round_to_nearest, tensor_shapes
-from tmac.nn.ops import run_linear, traced_linear
+from tmac.nn.ops import run_linear, traced_linear, transformed_linear
 from tmac.spec import QuantSpec
 
 _NUMPY_TO_TORCH = {"planes": torch.uint8, "trits": torch.uint8, "bias": torch.float32}
@@ -89,10 +89,14 @@ class QuantLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = self._parameters["bias"]
-        weight = self._buffers["weight"]
-        if torch.compiler.is_compiling() or _observed(x, bias):
-            return traced_linear(x, cast(Tensor, weight), bias, self.out_features)
-        return run_linear(x, cast(Tensor, weight), bias, self.out_features)
+        weight = cast(Tensor, self._buffers["weight"])
+        if torch.compiler.is_compiling():
+            return traced_linear(x, weight, bias, self.out_features)
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return transformed_linear(x, weight, bias, self.out_features)
+        if _observed(x, bias):
+            return traced_linear(x, weight, bias, self.out_features)
+        return run_linear(x, weight, bias, self.out_features)
 
     def extra_repr(self) -> str:
         return (
@@ -207,13 +211,12 @@ class QuantLinear(nn.Module):
 
 
 def _observed(x: Tensor, bias: Tensor | None) -> bool:
-    """Whether autograd, a tracer, a transform or a dispatch mode wants to see the operation on x."""
+    """Whether autograd, a tracer or a dispatch mode wants to see the operation on x."""
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return True
     return (
         type(x) not in _PLAIN
         or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._get_tracing_state() is not None
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -148,3 +148,21 @@ if not hasattr(torch.ops.tmac, "linear"):  # a module may be imported twice, an 
 
 traced_linear: Callable[[Tensor, Tensor, Tensor | None, int], Tensor] = torch.ops.tmac.linear.default
 """`run_linear` as an operator: differentiable with respect to x and bias, visible to torch.compile and torch.export."""
+
+
+class _Transformed(torch.autograd.Function):
+    """The operator under torch.func, whose transforms do not take the formula that is registered for autograd."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
+        return traced_linear(x, weight, bias, out_features)
+
+    setup_context = staticmethod(_save_for_backward)
+    backward = staticmethod(_backward)
+
+
+def transformed_linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
+    """`run_linear` under torch.func.grad, vjp, jacrev and vmap."""
+    return cast(Tensor, _Transformed.apply(x, weight, bias, out_features))
