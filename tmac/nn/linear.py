@@ -48,7 +48,7 @@ class QuantLinear(nn.Module):
         self.out_features = out_features
         self.spec = QuantSpec() if spec is None else spec
         self.register_buffer("weight", torch.empty(0, dtype=torch.uint8), persistent=False)
-        self.bias = nn.Parameter(torch.zeros(out_features), requires_grad=False) if bias else None
+        self.register_parameter("bias", nn.Parameter(torch.zeros(out_features), requires_grad=False) if bias else None)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, spec: QuantSpec) -> QuantLinear:
@@ -215,9 +215,7 @@ def _observed(x: Tensor, bias: Tensor | None) -> bool:
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return True
     return (
-        type(x) not in _PLAIN
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._get_tracing_state() is not None
+        type(x) not in _PLAIN or torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state() is not None
     )
 
 

@@ -80,7 +80,7 @@ def _refusal(x: Tensor, weight: Tensor) -> ValueError:
 
 
 def _linear_shape(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
-    if x.dtype not in _TYPES or x.dim() == 0:
+    if x.dtype not in _TYPES or x.dim() == 0 or x.device != weight.device:
         raise _refusal(x, weight)
     return x.new_empty((*x.shape[:-1], out_features))
 
@@ -165,4 +165,4 @@ class _Transformed(torch.autograd.Function):
 
 def transformed_linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
     """`run_linear` under torch.func.grad, vjp, jacrev and vmap."""
-    return cast(Tensor, _Transformed.apply(x, weight, bias, out_features))
+    return cast(Tensor, _Transformed.apply(x, weight, bias, out_features))  # type: ignore[no-untyped-call]
