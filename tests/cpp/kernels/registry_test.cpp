@@ -42,7 +42,8 @@ TEST_CASE("names are unique and say method, width and ISA", "[registry]") {
         CHECK(find_kernel(name) == &kernel);
         CHECK(name.find(std::string("_") + name_of(kernel.method)) != std::string::npos);
         CHECK(name.find(std::string("_") + name_of(row.isa)) != std::string::npos);
-        const std::string width = kernel.codebook == Codebook::ternary ? "_ternary" : "_w" + std::to_string(kernel.bits);
+        const std::string width =
+            kernel.codebook == Codebook::ternary ? "_ternary" : "_w" + std::to_string(kernel.bits);
         CHECK(name.find(width) != std::string::npos);
         CHECK(kernel.run != nullptr);
         CHECK(kernel.prepare != nullptr);
@@ -86,8 +87,9 @@ TEST_CASE("a forced ISA is what is chosen", "[registry]") {
     for (const RegistryRow& row : registry()) {
         const Selection forced = make_selection(~0U, name_of(row.isa), "");
         CHECK(forced.selectable(row));
-        const QuantSpec spec = spec_of(row.kernel->bits, row.kernel->codebook,
-                                       (row.kernel->activations & 1) != 0 ? Activation::group : Activation::float_exact);
+        const QuantSpec spec =
+            spec_of(row.kernel->bits, row.kernel->codebook,
+                    (row.kernel->activations & 1) != 0 ? Activation::group : Activation::float_exact);
         if (serves(*row.kernel, spec)) {
             CHECK(isa_of(select_kernel(spec, forced)) == row.isa);
         }

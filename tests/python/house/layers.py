@@ -29,7 +29,7 @@ INTRINSICS = ("immintrin.h", "arm_neon.h")
 BARE = ("cstdint", "cstddef", "cstring", "cmath", *INTRINSICS)
 FOREIGN = ("omp.h", "pybind11/*", "Python.h", "torch/*", "ATen/*")
 THREADS = ("thread", "mutex", "atomic", "future", "condition_variable", "core/thread_pool.h")
-PLAIN_CORE = ("core/act_groups.h", "core/cpu_features.h", "core/half.h", "core/portable.h", "core/quant_spec.h")
+PLAIN_CORE = tuple(f"core/{name}.h" for name in ("bits", "cpu_features", "half", "layout", "portable", "quant_spec"))
 
 
 def kernel_layer(isa: str) -> CppLayer:
@@ -79,22 +79,22 @@ class PyLayer:
     never: tuple[str, ...] = ()
 
 
-VALUES = ("_core", "spec", "codes", "errors")
+VALUES = ("_core", "spec", "codes", "threads")
 
 PY_LAYERS = (
     PyLayer("__init__.py", ours=VALUES, lazy=True, never=("torch", "transformers")),
     PyLayer("_*.py", ours=VALUES, lazy=True, never=("torch", "transformers")),
     PyLayer("__main__.py", ours=("cli",)),
-    PyLayer("errors.py", ours=()),
     PyLayer("spec.py", ours=VALUES, others=("numpy",)),
     PyLayer("codes.py", ours=VALUES, others=("numpy",)),
+    PyLayer("threads.py", ours=("_core",)),
     PyLayer("formats/*", ours=(*VALUES, "formats"), others=("numpy", "gguf", "safetensors")),
     PyLayer("nn/*", ours=(*VALUES, "nn"), others=("numpy", "torch")),
     PyLayer("quant/*", ours=(*VALUES, "nn", "quant"), others=("numpy", "torch", "tqdm", "rich")),
     PyLayer(
         "hf/*",
         ours=(*VALUES, "formats", "nn", "quant", "runtime", "hf"),
-        others=("numpy", "torch", "transformers", "safetensors", "huggingface_hub", "tqdm"),
+        others=("numpy", "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "tqdm"),
     ),
     PyLayer(
         "runtime/*",
