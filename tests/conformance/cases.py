@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from tmac import _core
 from tmac.spec import QuantSpec
 
+from . import bounds, reference
 from .reference import F32, Weight
 
 T = TypeVar("T")
-KERNELS = _core.kernels()
+Row = dict[str, Any]  # of _core.kernels()
+Case = tuple[Row, str]  # a kernel and one of its activation modes
+KERNELS: list[Row] = [dict(row) for row in _core.kernels()]
 BUDGET = float(os.environ.get("TMAC_TEST_BUDGET", "1"))
 
 SHAPES = [(1, 1), (1, 4), (2, 3), (3, 5), (15, 7), (16, 8), (17, 31), (31, 32), (32, 33), (33, 64), (47, 100),
@@ -90,11 +94,11 @@ def linear(x: F32, packed: _core.PackedWeight, bias: F32 | None = None, num_thre
     return _core.linear(np.ascontiguousarray(x), packed.buffer(), bias, num_threads)
 
 
-def scalar_twin(row: _core.KernelRow, activation: str) -> str:
+def scalar_twin(row: Row, activation: str) -> str:
     """The scalar kernel of the same numerics class."""
     for other in KERNELS:
         if other["isa"] == "scalar" and activation in other["activations"] and all(
-            other[key] == row[key] for key in ("method", "bits", "codebook")  # type: ignore[literal-required]
+            other[key] == row[key] for key in ("method", "bits", "codebook")
         ):
             return other["name"]
     raise LookupError(f"no scalar kernel for the class of {row['name']}")
@@ -108,7 +112,7 @@ def sample(items: Iterable[T], count: int, seed: int) -> list[T]:
     return [pool[at] for at in sorted(chosen)]
 
 
-def kernel_cases() -> Iterator[tuple[_core.KernelRow, str]]:
+def kernel_cases() -> Iterator[Case]:
     """Every kernel with every activation mode that it declares."""
     for row in KERNELS:
         for activation in row["activations"]:
@@ -118,3 +122,37 @@ def kernel_cases() -> Iterator[tuple[_core.KernelRow, str]]:
 def same_bits(a: NDArray[Any], b: NDArray[Any]) -> bool:
     """Equal bit for bit; any NaN equals any NaN."""
     return a.shape == b.shape and bool(((a.view(np.uint32) == b.view(np.uint32)) | (np.isnan(a) & np.isnan(b))).all())
+
+
+def need(row: Row) -> None:
+    """Skips the test, with the reason, where this CPU or the environment keeps the kernel from running."""
+    if not row["runnable"]:
+        have = _core.cpu_features()
+        missing = [name for name in row["features"] if not have.get(name, False)]
+        pytest.skip(f"{row['name']}: this CPU lacks {', '.join(missing) or row['isa']}")
+    if not row["selectable"]:
+        pytest.skip(f"{row['name']}: excluded by TMAC_ISA or TMAC_KERNEL")
+
+
+def case_id(case: Case) -> str:
+    return f"{case[0]['name']}-{case[1]}"
+
+
+def some_kernels(keep: Callable[[Case], bool]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", [case for case in kernel_cases() if keep(case)], ids=case_id)
+
+
+each_kernel = some_kernels(lambda case: True)
+
+
+def check_kernel(name: str, weight: Weight, x: F32, bias: F32 | None = None) -> None:
+    """The kernel's result has the reference's bits and lies in the bound."""
+    packed = pack(weight, name)
+    assert packed.kernel == name
+    got, want = linear(x, packed, bias), reference.linear(x, weight, bias)
+    about = f"{name} {weight.spec} n={weight.codes.shape[0]} k={x.shape[1]} scales={weight.scales.dtype}"
+    wrong = np.argwhere(~((got.view(np.uint32) == want.view(np.uint32)) | (np.isnan(got) & np.isnan(want))))
+    assert same_bits(got, want), f"{about}: {len(wrong)} of {got.size} differ, first {wrong[0]}: " \
+                                 f"{got[tuple(wrong[0])]!r} for {want[tuple(wrong[0])]!r}"
+    worst = bounds.ratio(got, reference.exact(x, weight, bias), bounds.bound(x, weight, bias)).max(initial=0)
+    assert worst <= 1, f"{about}: {worst} of the bound"
