@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -156,3 +159,12 @@ def check_kernel(name: str, weight: Weight, x: F32, bias: F32 | None = None) -> 
                                  f"{got[tuple(wrong[0])]!r} for {want[tuple(wrong[0])]!r}"
     worst = bounds.ratio(got, reference.exact(x, weight, bias), bounds.bound(x, weight, bias)).max(initial=0)
     assert worst <= 1, f"{about}: {worst} of the bound"
+
+
+def run_child(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs Python code in a process of its own, which finds this package and has only these TMAC_ variables."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("TMAC_")}
+    paths = [str(Path(__file__).resolve().parents[__name__.count(".")]), os.environ.get("PYTHONPATH", "")]
+    inherited["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    return subprocess.run([sys.executable, "-c", code], env={**inherited, **environment}, capture_output=True, text=True,
+                          timeout=600, check=False)

@@ -195,7 +195,7 @@ def centre_of(spec: Spec) -> float:
 
 
 def quantized_product(x: F32, weight: Weight) -> tuple[F32, NDArray[np.bool_]]:
-    """The classes `lut` and `mad` up to the epilogue: (y [m, n], tokens in which a sum overflowed [m])."""
+    """The classes `lut` and `mad` up to the epilogue: (y [m, n], tokens in which an act group's sum overflowed [m])."""
     spec = weight.spec
     y = np.zeros((x.shape[0], weight.codes.shape[0]), np.float32)
     overflowed = np.zeros(x.shape[0], bool)
@@ -217,24 +217,25 @@ def quantized_product(x: F32, weight: Weight) -> tuple[F32, NDArray[np.bool_]]:
         if coefficient is not None:
             y = fma(coefficient[None, :], act_sum[:, None], y)
         overflowed |= ~np.isfinite(act_sum)
-    return y, overflowed | ~np.isfinite(y).all(axis=1)
+    return y, overflowed
 
 
-def float_product(x: F32, weight: Weight) -> tuple[F32, NDArray[np.bool_]]:
-    y = lane_sum(weight.dequantize_f32()[None] * x[:, None, :])
-    return y, ~np.isfinite(y).all(axis=1)
+def float_product(x: F32, weight: Weight) -> F32:
+    return lane_sum(weight.dequantize_f32()[None] * x[:, None, :])
 
 
 def linear(x: F32, weight: Weight, bias: F32 | None = None) -> F32:
     """What every kernel returns, bit for bit: [m, k] -> [m, n]."""
     if x.shape[0] == 0:
         return np.zeros((0, weight.codes.shape[0]), np.float32)
-    product = float_product if method_of(weight.spec) == "float" else quantized_product
     with np.errstate(all="ignore"):
-        y, overflowed = product(x, weight)
-        again = overflowed & np.isfinite(x).all(axis=1)
-        if again.any():
-            y[again] = product(x[again] * np.float32(2.0**-64), weight)[0] * np.float32(2.0**64)
+        if method_of(weight.spec) == "float":
+            y = float_product(x, weight)
+        else:
+            y, overflowed = quantized_product(x, weight)
+            again = overflowed & np.isfinite(x).all(axis=1)
+            if again.any():
+                y[again] = quantized_product(x[again] * np.float32(2.0**-64), weight)[0] * np.float32(2.0**64)
         return y if bias is None else y + bias
 
 
