@@ -26,8 +26,28 @@ Case = tuple[Row, str]  # a kernel and one of its activation modes
 KERNELS: list[Row] = [dict(row) for row in _core.kernels()]
 BUDGET = float(os.environ.get("TMAC_TEST_BUDGET", "1"))
 
-SHAPES = [(1, 1), (1, 4), (2, 3), (3, 5), (15, 7), (16, 8), (17, 31), (31, 32), (32, 33), (33, 64), (47, 100),
-          (5, 127), (64, 128), (65, 129), (20, 130), (19, 200), (9, 257), (48, 384), (130, 300), (70, 520)]
+SHAPES = [
+    (1, 1),
+    (1, 4),
+    (2, 3),
+    (3, 5),
+    (15, 7),
+    (16, 8),
+    (17, 31),
+    (31, 32),
+    (32, 33),
+    (33, 64),
+    (47, 100),
+    (5, 127),
+    (64, 128),
+    (65, 129),
+    (20, 130),
+    (19, 200),
+    (9, 257),
+    (48, 384),
+    (130, 300),
+    (70, 520),
+]
 GROUP_SIZES = [32, 64, 128, -1, 5, 50, 100, 130, 200, 1]
 TOKENS = [0, 1, 2, 3, 5, 8, 9, 17]
 
@@ -60,12 +80,19 @@ def zero_kinds(codebook: str) -> list[ZeroKind]:
 
 def make_spec(bits: int, codebook: str, activation: str, group_size: int, kind: ZeroKind) -> QuantSpec:
     fixed = None if kind.fixed_zero is None else 2.0 ** (bits - 1) + kind.fixed_zero
-    return QuantSpec(bits=bits, group_size=group_size, codebook=codebook, zero_point=kind.zero_point,  # type: ignore[arg-type]
-                     fixed_zero=fixed, activation=activation)  # type: ignore[arg-type]
+    return QuantSpec(
+        bits=bits,
+        group_size=group_size,
+        codebook=codebook,
+        zero_point=kind.zero_point,  # type: ignore[arg-type]
+        fixed_zero=fixed,
+        activation=activation,
+    )  # type: ignore[arg-type]
 
 
-def make_weight(rng: np.random.Generator, spec: QuantSpec, n: int, k: int, *, scale_dtype: Any = np.float16,
-                zero_dtype: Any = None) -> Weight:
+def make_weight(
+    rng: np.random.Generator, spec: QuantSpec, n: int, k: int, *, scale_dtype: Any = np.float16, zero_dtype: Any = None
+) -> Weight:
     """Codes over the whole range, scales of both signs, zeros around the middle."""
     groups = spec.num_groups(k)
     top = 3 if spec.codebook == "ternary" else 2**spec.bits
@@ -89,8 +116,9 @@ def make_activations(rng: np.random.Generator, m: int, k: int) -> F32:
 
 def pack(weight: Weight, kernel: str = "", num_threads: int = 1) -> _core.PackedWeight:
     planes = _core.codes_to_planes(np.ascontiguousarray(weight.codes), weight.spec.bits)
-    return _core.pack(weight.spec, planes, weight.codes.shape[1], weight.scales, weight.zeros, kernel=kernel,
-                      num_threads=num_threads)
+    return _core.pack(
+        weight.spec, planes, weight.codes.shape[1], weight.scales, weight.zeros, kernel=kernel, num_threads=num_threads
+    )
 
 
 def linear(x: F32, packed: _core.PackedWeight, bias: F32 | None = None, num_threads: int = 1) -> F32:
@@ -100,8 +128,10 @@ def linear(x: F32, packed: _core.PackedWeight, bias: F32 | None = None, num_thre
 def scalar_twin(row: Row, activation: str) -> str:
     """The scalar kernel of the same numerics class."""
     for other in KERNELS:
-        if other["isa"] == "scalar" and activation in other["activations"] and all(
-            other[key] == row[key] for key in ("method", "bits", "codebook")
+        if (
+            other["isa"] == "scalar"
+            and activation in other["activations"]
+            and all(other[key] == row[key] for key in ("method", "bits", "codebook"))
         ):
             return other["name"]
     raise LookupError(f"no scalar kernel for the class of {row['name']}")
@@ -155,8 +185,10 @@ def check_kernel(name: str, weight: Weight, x: F32, bias: F32 | None = None) -> 
     got, want = linear(x, packed, bias), reference.linear(x, weight, bias)
     about = f"{name} {weight.spec} n={weight.codes.shape[0]} k={x.shape[1]} scales={weight.scales.dtype}"
     wrong = np.argwhere(~((got.view(np.uint32) == want.view(np.uint32)) | (np.isnan(got) & np.isnan(want))))
-    assert same_bits(got, want), f"{about}: {len(wrong)} of {got.size} differ, first {wrong[0]}: " \
-                                 f"{got[tuple(wrong[0])]!r} for {want[tuple(wrong[0])]!r}"
+    assert same_bits(got, want), (
+        f"{about}: {len(wrong)} of {got.size} differ, first {wrong[0]}: "
+        f"{got[tuple(wrong[0])]!r} for {want[tuple(wrong[0])]!r}"
+    )
     worst = bounds.ratio(got, reference.exact(x, weight, bias), bounds.bound(x, weight, bias)).max(initial=0)
     assert worst <= 1, f"{about}: {worst} of the bound"
 
@@ -166,5 +198,11 @@ def run_child(code: str, **environment: str) -> subprocess.CompletedProcess[str]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TMAC_")}
     paths = [str(Path(__file__).resolve().parents[__name__.count(".")]), os.environ.get("PYTHONPATH", "")]
     inherited["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-    return subprocess.run([sys.executable, "-c", code], env={**inherited, **environment}, capture_output=True, text=True,
-                          timeout=600, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )

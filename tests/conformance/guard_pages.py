@@ -65,8 +65,9 @@ def main() -> None:
             continue
         kinds = cases.zero_kinds(row["codebook"])
         for at, (n, k) in enumerate(cases.SHAPES):
-            spec = cases.make_spec(row["bits"], row["codebook"], activation, cases.GROUP_SIZES[at % 5],
-                                   kinds[(3 * at) % len(kinds)])
+            spec = cases.make_spec(
+                row["bits"], row["codebook"], activation, cases.GROUP_SIZES[at % 5], kinds[(3 * at) % len(kinds)]
+            )
             for at_end in (True, False):
                 print(f"{row['name']} {spec} n={n} k={k} at_end={at_end}", flush=True)
                 multiply(row["name"], spec, n, k, 1 + at % 3, at_end)

@@ -23,8 +23,14 @@ def spec_of(kind: str = "centre", bits: int = 2) -> Any:
 def arguments(kind: str = "centre") -> dict[str, Any]:
     """Arguments of _core.pack that are right: the changes below make one of them wrong."""
     weight = make_weight(np.random.default_rng(0), spec_of(kind), N, K, zero_dtype=KINDS[kind].dtype)
-    return {"spec": weight.spec, "planes": _core.codes_to_planes(weight.codes, 2), "in_features": K,
-            "scales": weight.scales, "zeros": weight.zeros, "perm": None}
+    return {
+        "spec": weight.spec,
+        "planes": _core.codes_to_planes(weight.codes, 2),
+        "in_features": K,
+        "scales": weight.scales,
+        "zeros": weight.zeros,
+        "perm": None,
+    }
 
 
 def set_item(name: str, change: Callable[[Any], Any]) -> Callable[[dict[str, Any]], None]:
@@ -105,8 +111,17 @@ def test_wrong_activations(name: str) -> None:
         _core.linear(WRONG_INPUTS[name](x), packed.buffer())
 
 
-@pytest.mark.parametrize("bias", [np.zeros(N + 1, np.float32), np.zeros(N - 1, np.float32), np.zeros((1, N), np.float32),
-                                  np.zeros(N), np.zeros(2 * N, np.float32)[::2]], ids=repr)
+@pytest.mark.parametrize(
+    "bias",
+    [
+        np.zeros(N + 1, np.float32),
+        np.zeros(N - 1, np.float32),
+        np.zeros((1, N), np.float32),
+        np.zeros(N),
+        np.zeros(2 * N, np.float32)[::2],
+    ],
+    ids=repr,
+)
 def test_wrong_bias(bias: Any) -> None:
     with pytest.raises(ValueError):
         _core.linear(np.ones((1, K), np.float32), _core.pack(**arguments()).buffer(), bias)
@@ -116,15 +131,31 @@ def test_wrong_pointers_shapes() -> None:
     packed = _core.pack(**arguments())
     buffer, x, y = packed.buffer(), np.ones((2, 80), np.float32), np.zeros((2, 80), np.float32)
 
-    def call(x_type: int = 0, y_type: int = 0, k: int = K, n: int = N, tokens: int = 2, size: int = buffer.nbytes,
-             x_stride: int = 80) -> None:
-        _core.linear_pointers(x.ctypes.data, x_type, x_stride, tokens, buffer.ctypes.data, size, 0, y.ctypes.data,
-                              y_type, 80, k, n, 1)
+    def call(
+        x_type: int = 0,
+        y_type: int = 0,
+        k: int = K,
+        n: int = N,
+        tokens: int = 2,
+        size: int = buffer.nbytes,
+        x_stride: int = 80,
+    ) -> None:
+        _core.linear_pointers(
+            x.ctypes.data, x_type, x_stride, tokens, buffer.ctypes.data, size, 0, y.ctypes.data, y_type, 80, k, n, 1
+        )
 
     call()
     assert y[:, :N].any() and not y[:, N:].any()
-    for wrong in ({"x_type": 3}, {"y_type": -1}, {"k": K + 1}, {"n": N - 1}, {"tokens": -1}, {"size": buffer.nbytes - 1},
-                  {"size": 8}, {"x_stride": -80}):
+    for wrong in (
+        {"x_type": 3},
+        {"y_type": -1},
+        {"k": K + 1},
+        {"n": N - 1},
+        {"tokens": -1},
+        {"size": buffer.nbytes - 1},
+        {"size": 8},
+        {"x_stride": -80},
+    ):
         with pytest.raises(ValueError):
             call(**wrong)  # type: ignore[arg-type]
 
@@ -157,10 +188,26 @@ def test_a_spec_that_no_kernel_serves(scale_format: str) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"bits": 0}, {"bits": 9}, {"bits": -1}, {"bits": 2.5}, {"bits": True}, {"bits": "4"}, {"group_size": 0},
-     {"group_size": -2}, {"group_size": 1.5}, {"group_size": "32"}, {"codebook": "nf4"}, {"zero_point": "float"},
-     {"activation": "int4"}, {"scale_format": "bf16"}, {"fixed_zero": float("nan")}, {"fixed_zero": float("inf")},
-     {"codebook": "ternary", "bits": 3}, {"codebook": "ternary", "bits": 2, "zero_point": "integer"}],
+    [
+        {"bits": 0},
+        {"bits": 9},
+        {"bits": -1},
+        {"bits": 2.5},
+        {"bits": True},
+        {"bits": "4"},
+        {"group_size": 0},
+        {"group_size": -2},
+        {"group_size": 1.5},
+        {"group_size": "32"},
+        {"codebook": "nf4"},
+        {"zero_point": "float"},
+        {"activation": "int4"},
+        {"scale_format": "bf16"},
+        {"fixed_zero": float("nan")},
+        {"fixed_zero": float("inf")},
+        {"codebook": "ternary", "bits": 3},
+        {"codebook": "ternary", "bits": 2, "zero_point": "integer"},
+    ],
     ids=str,
 )
 def test_invalid_specs(change: dict[str, Any]) -> None:

@@ -66,8 +66,9 @@ def test_results_that_overflow_are_infinite(case: Case) -> None:
     weight = edge_weight(case)
     weight.scales[...] = 1e4
     codes = np.full_like(weight.codes, 2 if case[0]["codebook"] == "ternary" else 2 ** case[0]["bits"] - 1)
-    got = linear(np.full((1, 200), 1e36, np.float32), pack(Weight(weight.spec, codes, weight.scales, None),
-                                                          case[0]["name"]))
+    got = linear(
+        np.full((1, 200), 1e36, np.float32), pack(Weight(weight.spec, codes, weight.scales, None), case[0]["name"])
+    )
     assert (got == np.inf).all()
 
 
@@ -91,8 +92,11 @@ def test_equal_codes(case: Case) -> None:
     weight = edge_weight(case)
     top = 2 if case[0]["codebook"] == "ternary" else 2 ** case[0]["bits"] - 1
     for code in {0, top // 2, top}:
-        check_kernel(case[0]["name"], Weight(weight.spec, np.full_like(weight.codes, code), weight.scales, None),
-                     edge_activations())
+        check_kernel(
+            case[0]["name"],
+            Weight(weight.spec, np.full_like(weight.codes, code), weight.scales, None),
+            edge_activations(),
+        )
 
 
 @pytest.mark.parametrize("scale", [6e-8, 6.1e-5, 65504.0])

@@ -52,8 +52,11 @@ def random_case(case: Case, seed: int, n: int, k: int, group_size: int, kind: Ze
 
 @pytest.mark.parametrize(
     "case, kind",
-    [pytest.param(case, kind, id=f"{case_id(case)}-{kind.name}")
-     for case in kernel_cases() for kind in zero_kinds(case[0]["codebook"])],
+    [
+        pytest.param(case, kind, id=f"{case_id(case)}-{kind.name}")
+        for case in kernel_cases()
+        for kind in zero_kinds(case[0]["codebook"])
+    ],
 )
 def test_bits_and_bound(case: Case, kind: ZeroKind) -> None:
     need(case[0])

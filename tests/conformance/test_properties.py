@@ -34,8 +34,13 @@ RUNNABLE = [row for row in KERNELS if row["runnable"] and row["selectable"]]
 
 
 def budget(examples: int) -> settings:
-    return settings(max_examples=max(1, int(examples * BUDGET)), deadline=None, derandomize=True, database=None,
-                    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+    return settings(
+        max_examples=max(1, int(examples * BUDGET)),
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
 
 
 @st.composite
@@ -81,8 +86,9 @@ def test_tokens_do_not_see_each_other(data: st.DataObject) -> None:
     x = data.draw(activations(weight.codes.shape[1]))
     packed = pack(weight, row["name"])
     order = data.draw(st.permutations(range(len(x))))
-    poisoned = np.concatenate([x[order], np.full((1, x.shape[1]), data.draw(st.sampled_from([np.nan, np.inf, 3e38])),
-                                                 np.float32)])
+    poisoned = np.concatenate(
+        [x[order], np.full((1, x.shape[1]), data.draw(st.sampled_from([np.nan, np.inf, 3e38])), np.float32)]
+    )
     assert same_bits(linear(poisoned, packed)[:-1], linear(x, packed)[order])
 
 
@@ -94,7 +100,9 @@ def test_rows_do_not_see_each_other(data: st.DataObject) -> None:
     keep = data.draw(st.integers(1, len(weight.codes)))
     zeros = None if weight.zeros is None else weight.zeros[:keep].copy()
     part = Weight(weight.spec, weight.codes[:keep].copy(), weight.scales[:keep].copy(), zeros)
-    assert same_bits(linear(x, pack(part, row["name"])), np.ascontiguousarray(linear(x, pack(weight, row["name"]))[:, :keep]))
+    assert same_bits(
+        linear(x, pack(part, row["name"])), np.ascontiguousarray(linear(x, pack(weight, row["name"]))[:, :keep])
+    )
 
 
 @budget(200)
@@ -147,8 +155,21 @@ def test_pointers_take_any_type_and_stride(data: st.DataObject) -> None:
     room[:, k:] = stored(np.full(1, np.nan, np.float32), x_name)[0]
     y, y_type = stored(np.full((max(m, 1), n + y_gap), 7, np.float32), y_name)
     buffer = pack(weight, row["name"]).buffer()
-    _core.linear_pointers(room.ctypes.data, x_type, k + x_gap, m, buffer.ctypes.data, buffer.nbytes, 0, y.ctypes.data,
-                          y_type, n + y_gap, k, n, data.draw(st.integers(0, 3)))
+    _core.linear_pointers(
+        room.ctypes.data,
+        x_type,
+        k + x_gap,
+        m,
+        buffer.ctypes.data,
+        buffer.nbytes,
+        0,
+        y.ctypes.data,
+        y_type,
+        n + y_gap,
+        k,
+        n,
+        data.draw(st.integers(0, 3)),
+    )
     want = rounded(reference.linear(np.ascontiguousarray(loaded(room[:m, :k], x_name)), weight), y_name)
     np.testing.assert_array_equal(y[:m, :n], want)
     assert (loaded(np.ascontiguousarray(y[:, n:]), y_name) == 7).all()
@@ -161,21 +182,33 @@ def test_torch_layer_is_the_same_product(dtype_name: str) -> None:
     dtype = getattr(torch, dtype_name)
 
     @budget(40)
-    @given(st.integers(1, 40), st.integers(1, 200), st.integers(0, 5), st.sampled_from([2, 3, 4, 8]),
-           st.sampled_from([-1, 32, 50]), st.sampled_from(["contiguous", "transposed", "sliced", "expanded"]))
+    @given(
+        st.integers(1, 40),
+        st.integers(1, 200),
+        st.integers(0, 5),
+        st.sampled_from([2, 3, 4, 8]),
+        st.sampled_from([-1, 32, 50]),
+        st.sampled_from(["contiguous", "transposed", "sliced", "expanded"]),
+    )
     def check(n: int, k: int, m: int, bits: int, group_size: int, memory: str) -> None:
         torch.manual_seed(n * k)
         dense = torch.nn.Linear(k, n)
-        layer = nn.QuantLinear.from_linear(dense, make_spec(bits, "uniform", "group", group_size, zero_kinds("uniform")[0]))
+        layer = nn.QuantLinear.from_linear(
+            dense, make_spec(bits, "uniform", "group", group_size, zero_kinds("uniform")[0])
+        )
         x = torch.randn(m, 2, k).to(dtype)
-        views = {"contiguous": x, "transposed": x.transpose(0, 1), "sliced": torch.cat([x, x], -1)[..., :k],
-                 "expanded": x[:, :1].expand(m, 2, k)}
+        views = {
+            "contiguous": x,
+            "transposed": x.transpose(0, 1),
+            "sliced": torch.cat([x, x], -1)[..., :k],
+            "expanded": x[:, :1].expand(m, 2, k),
+        }
         view = views[memory]
         with torch.no_grad():
             got = layer(view)
         assert got.shape == (*view.shape[:-1], n) and got.dtype == dtype
         flat = np.ascontiguousarray(view.reshape(-1, k).float().numpy())
-        codes = _core.unpack(layer.packed_buffer().numpy() if hasattr(layer, "packed_buffer") else layer.packed.numpy())
+        codes = _core.unpack(layer.weight.numpy())
         weight = Weight(layer.spec, _core.planes_to_codes(codes["planes"], k), codes["scales"], codes["zeros"])
         want = torch.from_numpy(reference.linear(flat, weight, dense.bias.detach().numpy())).to(dtype)
         assert torch.equal(got.reshape(-1, n), want)

@@ -44,8 +44,12 @@ def hard_triples(rng: np.random.Generator, count: int) -> tuple[F32, F32, F32]:
 def test_fma_rounds_once() -> None:
     a, b, c = hard_triples(np.random.default_rng(1), 4000)
     got = reference.fma(a, b, c)
-    want = np.array([nearest_f32(Fraction(float(p)) * Fraction(float(q)) + Fraction(float(r)))
-                     for p, q, r in zip(a, b, c, strict=True)])
+    want = np.array(
+        [
+            nearest_f32(Fraction(float(p)) * Fraction(float(q)) + Fraction(float(r)))
+            for p, q, r in zip(a, b, c, strict=True)
+        ]
+    )
     np.testing.assert_array_equal(got, want)
     twice = (a.astype(np.float64) * b + c).astype(np.float32)
     assert (twice != want).sum() > 10, "the triples do not tell one rounding from two"

@@ -36,8 +36,13 @@ for bits, codebook, activation in {specs!r}:
     report["digests"][key] = hashlib.sha256(y.tobytes()).hexdigest()
 print(json.dumps(report))
 """
-SPECS = [*((bits, "uniform", "group") for bits in range(1, 9)), (2, "ternary", "group"), (2, "ternary", "token"),
-         (4, "uniform", "token"), (4, "uniform", "float")]
+SPECS = [
+    *((bits, "uniform", "group") for bits in range(1, 9)),
+    (2, "ternary", "group"),
+    (2, "ternary", "token"),
+    (4, "uniform", "token"),
+    (4, "uniform", "float"),
+]
 ISAS = sorted({row["isa"] for row in KERNELS})
 FEATURES = sorted({feature for row in KERNELS for feature in row["features"]})
 
@@ -126,10 +131,20 @@ def test_kernel_list_binds_the_specs_that_each_name_serves() -> None:
 
 @pytest.mark.parametrize(
     "variable, value",
-    [("TMAC_ISA", "avx9"), ("TMAC_ISA", "AVX2"), ("TMAC_ISA", "scalar,avx2"), ("TMAC_ISA", "neon"),
-     ("TMAC_KERNEL", "qgemm_lut_w2"), ("TMAC_KERNEL", "qgemm_lut_w2_scalar;qgemm_lut_w3_scalar"),
-     ("TMAC_KERNEL", "qgemm_lut_w2_scalar,nonsense"), ("TMAC_CPU_FEATURES", "avx2"), ("TMAC_CPU_FEATURES", "+avx2"),
-     ("TMAC_CPU_FEATURES", "-avx512"), ("TMAC_CPU_FEATURES", "-avx2;-fma"), ("TMAC_CPU_FEATURES", "-avx2,-nonsense")],
+    [
+        ("TMAC_ISA", "avx9"),
+        ("TMAC_ISA", "AVX2"),
+        ("TMAC_ISA", "scalar,avx2"),
+        ("TMAC_ISA", "neon"),
+        ("TMAC_KERNEL", "qgemm_lut_w2"),
+        ("TMAC_KERNEL", "qgemm_lut_w2_scalar;qgemm_lut_w3_scalar"),
+        ("TMAC_KERNEL", "qgemm_lut_w2_scalar,nonsense"),
+        ("TMAC_CPU_FEATURES", "avx2"),
+        ("TMAC_CPU_FEATURES", "+avx2"),
+        ("TMAC_CPU_FEATURES", "-avx512"),
+        ("TMAC_CPU_FEATURES", "-avx2;-fma"),
+        ("TMAC_CPU_FEATURES", "-avx2,-nonsense"),
+    ],
 )
 def test_unknown_names_are_errors(variable: str, value: str) -> None:
     if variable == "TMAC_ISA" and value in ISAS and runnable(value):
@@ -146,8 +161,9 @@ def test_forcing_a_kernel_that_cannot_run_is_an_error() -> None:
     if not rows:
         pytest.skip("this CPU runs only kernels without features")
     row = rows[0]
-    child = run_child("from tmac import _core; _core.kernels()", TMAC_KERNEL=row["name"],
-                      TMAC_CPU_FEATURES=f"-{row['features'][0]}")
+    child = run_child(
+        "from tmac import _core; _core.kernels()", TMAC_KERNEL=row["name"], TMAC_CPU_FEATURES=f"-{row['features'][0]}"
+    )
     assert child.returncode != 0
     assert "ValueError" in child.stderr and row["name"] in child.stderr
 
