@@ -75,8 +75,19 @@ def linear(
     """x [tokens, in_features] -> [tokens, out_features]."""
 
 def linear_pointers(
-    x: int, x_type: int, x_stride: int, tokens: int, buffer: int, buffer_bytes: int, bias: int, y: int, y_type: int,
-    y_stride: int, in_features: int, out_features: int, num_threads: int,
+    x: int,
+    x_type: int,
+    x_stride: int,
+    tokens: int,
+    buffer: int,
+    buffer_bytes: int,
+    bias: int,
+    y: int,
+    y_type: int,
+    y_stride: int,
+    in_features: int,
+    out_features: int,
+    num_threads: int,
 ) -> None:
     """The same over raw addresses (0 = no bias): types 0 f32, 1 f16, 2 bf16; strides in elements between tokens, the
     last dimension has stride 1; bias is f32 [out_features]. in_features and out_features are what x and y have; they

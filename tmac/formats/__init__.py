@@ -1,5 +1,5 @@
 """Checkpoint formats: one file per format. Uses numpy, never torch or transformers."""
 
-from tmac.formats.errors import FormatError
+from tmac.codes import FormatError
 
 __all__ = ["FormatError"]

@@ -17,7 +17,7 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
-from tmac.formats.errors import FormatError
+from tmac.formats.errors import format_error
 from tmac.formats.gguf_header import TensorInfo, quant_type, read_header
 
 CHUNK_ELEMENTS = 1 << 20
@@ -55,11 +55,11 @@ class GgufFile:
         """
         value = self.metadata.get(key, default)
         if value is None:
-            raise FormatError(self.path, "expected this metadata key, but it is missing", key)
+            raise format_error(self.path, "expected this metadata key, but it is missing", key)
         if kind is float and type(value) is int:
             value = float(value)
         if type(value) is not kind:
-            raise FormatError(self.path, f"expected {kind.__name__}, found {type(value).__name__}", key)
+            raise format_error(self.path, f"expected {kind.__name__}, found {type(value).__name__}", key)
         return value
 
     def info(self, name: str) -> TensorInfo:
@@ -69,7 +69,7 @@ class GgufFile:
             FormatError: there is no such tensor.
         """
         if name not in self.tensors:
-            raise FormatError(self.path, f"expected this tensor, but it is not one of the {len(self.tensors)}", name)
+            raise format_error(self.path, f"expected this tensor, but it is not one of the {len(self.tensors)}", name)
         return self.tensors[name]
 
     def read(self, name: str) -> NDArray[np.float32]:
@@ -81,7 +81,7 @@ class GgufFile:
         info = self.info(name)
         kind = quant_type(info.type_id)
         if kind is None or info.nbytes is None:
-            raise FormatError(self.path, f"expected a type that the gguf package reads, found {info.type_name}", name)
+            raise format_error(self.path, f"expected a type that the gguf package reads, found {info.type_name}", name)
         out: NDArray[np.float32] = np.empty(info.shape, np.float32)
         rows = out.reshape(-1, info.shape[-1])
         for first, block in self._blocks(info, kind):
@@ -100,7 +100,7 @@ class GgufFile:
                 count = min(step, num_rows - first)
                 data = file.read(count * row_bytes)
                 if len(data) != count * row_bytes:
-                    raise FormatError(self.path, "the file became shorter while it was read", info.name)
+                    raise format_error(self.path, "the file became shorter while it was read", info.name)
                 yield first, np.frombuffer(data, np.uint8).reshape(count, row_bytes)
 
     def _dequantize(
@@ -113,7 +113,7 @@ class GgufFile:
                     return block.view(plain).astype(np.float32, copy=False)
                 return gguf.quants.dequantize(block, kind)
         except (NotImplementedError, ValueError, KeyError) as error:
-            raise FormatError(self.path, f"{kind.name} cannot be dequantized ({error})", info.name) from error
+            raise format_error(self.path, f"{kind.name} cannot be dequantized ({error})", info.name) from error
 
 
 def unpermute_rows(weight: NDArray[np.float32], num_heads: int) -> NDArray[np.float32]:
@@ -169,12 +169,12 @@ def llama_tensors(
     for name in file.tensors:
         target = llama_name(name)
         if target is None:
-            raise FormatError(file.path, "expected only the tensors of a plain llama model, found this one", name)
+            raise format_error(file.path, "expected only the tensors of a plain llama model, found this one", name)
         array = file.read(name)
         count = heads if ".q_proj." in target else key_heads if ".k_proj." in target else 0
         if count:
             if array.shape[0] % (2 * count):
-                raise FormatError(
+                raise format_error(
                     file.path, f"expected rows for {count} heads of an even size, found {array.shape}", name
                 )
             array = unpermute_rows(array, count)

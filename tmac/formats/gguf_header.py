@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from tmac.formats.errors import FormatError
+from tmac.codes import FormatError
+from tmac.formats.errors import format_error
 
 MAX_DIMENSIONS = 4
 MAX_NAME_BYTES = 65535
@@ -96,21 +97,21 @@ def read_header(path: str | Path) -> Header:
 
 def _read(cursor: _Cursor) -> Header:
     if cursor.take(4) != b"GGUF":
-        raise FormatError(cursor.path, "expected the magic bytes GGUF: this is not a GGUF file")
+        raise format_error(cursor.path, "expected the magic bytes GGUF: this is not a GGUF file")
     version = cursor.u32()
     if version not in (2, 3):
-        raise FormatError(cursor.path, f"expected GGUF version 2 or 3 in little-endian order, found {version}")
+        raise format_error(cursor.path, f"expected GGUF version 2 or 3 in little-endian order, found {version}")
     num_tensors = cursor.count(SMALLEST_TENSOR_INFO, "tensors")
     metadata = _metadata(cursor, cursor.count(SMALLEST_KEY_VALUE, "metadata keys"))
     raw = [_tensor_info(cursor) for _ in range(num_tensors)]
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
-        raise FormatError(cursor.path, f"expected a power of two, found {alignment!r}", "general.alignment")
+        raise format_error(cursor.path, f"expected a power of two, found {alignment!r}", "general.alignment")
     start = -(-cursor.position // alignment) * alignment
     tensors: dict[str, TensorInfo] = {}
     for name, shape, type_id, offset in raw:
         if name in tensors:
-            raise FormatError(cursor.path, "expected one tensor of this name, found two", name)
+            raise format_error(cursor.path, "expected one tensor of this name, found two", name)
         tensors[name] = _placed(cursor, name, shape, type_id, start + offset)
     return Header(version, metadata, tensors)
 
@@ -120,7 +121,7 @@ def _metadata(cursor: _Cursor, count: int) -> dict[str, Any]:
     for _ in range(count):
         key = cursor.text(MAX_NAME_BYTES)
         if key in metadata:
-            raise FormatError(cursor.path, "expected this key once, found it twice", key)
+            raise format_error(cursor.path, "expected this key once, found it twice", key)
         cursor.what = key
         metadata[key] = cursor.value(cursor.u32())
         cursor.what = None
@@ -148,13 +149,13 @@ def _placed(cursor: _Cursor, name: str, shape: tuple[int, ...], type_id: int, of
     if kind is not None:
         block, block_bytes = GGML_QUANT_SIZES[kind]
         if shape[-1] % block:
-            raise FormatError(
+            raise format_error(
                 cursor.path, f"expected rows of a multiple of {block} for {kind.name}, found {shape}", name
             )
         nbytes = math.prod(shape) // block * block_bytes
     if offset + (nbytes or 0) > cursor.size:
         message = f"expected data in bytes {offset} to {offset + (nbytes or 0)}, but the file has {cursor.size}"
-        raise FormatError(cursor.path, message, name)
+        raise format_error(cursor.path, message, name)
     return TensorInfo(name, shape, type_id, offset, nbytes)
 
 
@@ -168,7 +169,7 @@ class _Cursor:
         self.what: str | None = None
 
     def error(self, message: str) -> FormatError:
-        return FormatError(self.path, f"{message}, at byte {self.position}", self.what)
+        return format_error(self.path, f"{message}, at byte {self.position}", self.what)
 
     def take(self, nbytes: int) -> bytes:
         if nbytes > self.size - self.position:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tmac.formats.errors import FormatError
+from tmac.formats.errors import format_error
 from tmac.formats.gguf import GgufFile
 
 CONTROL, USER_DEFINED = 3, 4
@@ -43,13 +43,13 @@ def read_tokenizer(file: GgufFile) -> GgufTokenizer:
     """
     model = file.get("tokenizer.ggml.model", str)
     if model != "gpt2":
-        raise FormatError(
+        raise format_error(
             file.path, f"expected the byte-level BPE tokenizer gpt2, found {model!r}", "tokenizer.ggml.model"
         )
     pre = file.get("tokenizer.ggml.pre", str)
     if pre not in PRE_TOKENIZERS:
         known = ", ".join(sorted(PRE_TOKENIZERS))
-        raise FormatError(file.path, f"expected one of {known}, found {pre!r}", "tokenizer.ggml.pre")
+        raise format_error(file.path, f"expected one of {known}, found {pre!r}", "tokenizer.ggml.pre")
     tokens = _strings(file, "tokenizer.ggml.tokens")
     special = _special_tokens(file, tokens)
     content = {
@@ -70,7 +70,7 @@ def read_tokenizer(file: GgufFile) -> GgufTokenizer:
 def _strings(file: GgufFile, key: str) -> list[str]:
     values = file.get(key, list)
     if not all(isinstance(value, str) for value in values):
-        raise FormatError(file.path, "expected a list of strings", key)
+        raise format_error(file.path, "expected a list of strings", key)
     return values
 
 
@@ -78,11 +78,11 @@ def _model(file: GgufFile, tokens: list[str]) -> dict[str, Any]:
     key = "tokenizer.ggml.merges"
     vocab = {token: index for index, token in enumerate(tokens)}
     if len(vocab) != len(tokens):
-        raise FormatError(file.path, "expected every token once, found one twice", "tokenizer.ggml.tokens")
+        raise format_error(file.path, "expected every token once, found one twice", "tokenizer.ggml.tokens")
     merges = [merge.split(" ") for merge in _strings(file, key)]
     for merge in merges:
         if len(merge) != 2 or not {merge[0], merge[1], merge[0] + merge[1]} <= vocab.keys():
-            raise FormatError(file.path, f"expected two tokens that make a third one, found {' '.join(merge)!r}", key)
+            raise format_error(file.path, f"expected two tokens that make a third one, found {' '.join(merge)!r}", key)
     return {
         "type": "BPE",
         "dropout": None,
@@ -102,7 +102,7 @@ def _added_tokens(file: GgufFile, tokens: list[str]) -> list[dict[str, Any]]:
     types = file.get("tokenizer.ggml.token_type", list)
     if len(types) != len(tokens):
         message = f"expected a type for each of the {len(tokens)} tokens, found {len(types)}"
-        raise FormatError(file.path, message, "tokenizer.ggml.token_type")
+        raise format_error(file.path, message, "tokenizer.ggml.token_type")
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return [
         {"id": index, "content": token, **flags, "special": kind == CONTROL}
@@ -122,7 +122,7 @@ def special_token_id(file: GgufFile, name: str, num_tokens: int) -> int | None:
         return None
     index = file.get(key, int)
     if not 0 <= index < num_tokens:
-        raise FormatError(file.path, f"expected the index of one of {num_tokens} tokens, found {index}", key)
+        raise format_error(file.path, f"expected the index of one of {num_tokens} tokens, found {index}", key)
     return index
 
 

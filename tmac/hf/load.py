@@ -13,7 +13,7 @@ from torch import nn
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from tmac.formats.errors import FormatError
+from tmac.formats.errors import format_error
 from tmac.formats.gguf import GgufFile, llama_tensors
 from tmac.formats.gguf_tokenizer import read_tokenizer, special_token_id
 
@@ -39,7 +39,7 @@ def load_gguf(
     file = GgufFile(path)
     if file.architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
-        raise FormatError(file.path, f"expected one of {known}, found {file.architecture!r}", "general.architecture")
+        raise format_error(file.path, f"expected one of {known}, found {file.architecture!r}", "general.architecture")
     return _load_model(file, on_tensor), load_tokenizer(file)
 
 
@@ -53,7 +53,9 @@ def load_tokenizer(file: GgufFile) -> PreTrainedTokenizerFast:
     try:
         backend = Tokenizer.from_str(json.dumps(data.json))
     except Exception as error:  # tokenizers raises bare Exceptions
-        raise FormatError(file.path, f"the tokenizers package refuses it ({error})", "tokenizer.ggml.tokens") from error
+        raise format_error(
+            file.path, f"the tokenizers package refuses it ({error})", "tokenizer.ggml.tokens"
+        ) from error
     build: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast  # untyped in transformers
     return build(tokenizer_object=backend, chat_template=data.chat_template, **data.special)
 
@@ -71,7 +73,7 @@ def llama_config(file: GgufFile) -> LlamaConfig:
     head_dim = _positive(file, "attention.key_length", hidden_size // heads or 1)
     layers = _positive(file, "block_count")
     if f"blk.{layers - 1}.attn_q.weight" not in file.tensors:
-        raise FormatError(file.path, f"expected the tensors of {layers} layers", "llama.block_count")
+        raise format_error(file.path, f"expected the tensors of {layers} layers", "llama.block_count")
     intermediate_size = _positive(file, "feed_forward_length")
     _expect(file, "llama.embedding_length", _positive(file, "embedding_length"), hidden_size)
     _expect(file, "llama.rope.dimension_count", _positive(file, "rope.dimension_count", head_dim), head_dim)
@@ -80,7 +82,7 @@ def llama_config(file: GgufFile) -> LlamaConfig:
     _expect(file, "blk.0.ffn_up.weight", _matrix(file, "blk.0.ffn_up.weight"), (intermediate_size, hidden_size))
     if head_dim % 2 or heads % key_heads:
         message = f"expected heads of an even size, in groups, found {heads} and {key_heads} of size {head_dim}"
-        raise FormatError(file.path, message, "llama.attention.head_count_kv")
+        raise format_error(file.path, message, "llama.attention.head_count_kv")
     return LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=hidden_size,
@@ -109,10 +111,10 @@ def _refuse_variants(file: GgufFile) -> None:
     """The `llama` architecture also covers mixtures of experts and scaled rotary frequencies."""
     for key in ("llama.expert_count", "llama.rope.scaling.factor"):
         if file.metadata.get(key, 0) not in (0, 1):
-            raise FormatError(file.path, f"expected a plain llama model, found {file.metadata[key]!r}", key)
+            raise format_error(file.path, f"expected a plain llama model, found {file.metadata[key]!r}", key)
     scaling = file.metadata.get("llama.rope.scaling.type", "none")
     if scaling not in ("none", ""):
-        raise FormatError(
+        raise format_error(
             file.path, f"expected unscaled rotary frequencies, found {scaling!r}", "llama.rope.scaling.type"
         )
 
@@ -121,27 +123,27 @@ def _positive(file: GgufFile, key: str, default: int | None = None) -> int:
     key = f"llama.{key}"
     value = file.get(key, int, default)
     if value <= 0:
-        raise FormatError(file.path, f"expected a positive number, found {value}", key)
+        raise format_error(file.path, f"expected a positive number, found {value}", key)
     return value
 
 
 def _positive_float(file: GgufFile, key: str, default: float | None = None) -> float:
     value = file.get(key, float, default)
     if not 0 < value < float("inf"):
-        raise FormatError(file.path, f"expected a positive number, found {value}", key)
+        raise format_error(file.path, f"expected a positive number, found {value}", key)
     return value
 
 
 def _matrix(file: GgufFile, name: str) -> tuple[int, int]:
     shape = file.info(name).shape
     if len(shape) != 2:
-        raise FormatError(file.path, f"expected a matrix, found shape {shape}", name)
+        raise format_error(file.path, f"expected a matrix, found shape {shape}", name)
     return shape[0], shape[1]
 
 
 def _expect(file: GgufFile, what: str, found: object, expected: object) -> None:
     if found != expected:
-        raise FormatError(file.path, f"expected {expected}, found {found}", what)
+        raise format_error(file.path, f"expected {expected}, found {found}", what)
 
 
 def _load_model(file: GgufFile, on_tensor: Callable[[str], None] | None) -> LlamaForCausalLM:
@@ -152,12 +154,12 @@ def _load_model(file: GgufFile, on_tensor: Callable[[str], None] | None) -> Llam
     missing = dict(model.named_parameters())
     for name, array in llama_tensors(file, on_tensor):
         if name not in missing:
-            raise FormatError(file.path, "expected only tensors of this model's layers", name)
+            raise format_error(file.path, "expected only tensors of this model's layers", name)
         parameter = missing.pop(name)
         _expect(file, name, array.shape, tuple(parameter.shape))
         _assign(model, name, torch.from_numpy(array))
     if missing:
-        raise FormatError(file.path, f"expected {len(missing)} more tensors, the first for {min(missing)}")
+        raise format_error(file.path, f"expected {len(missing)} more tensors, the first for {min(missing)}")
     model.tie_weights()
     model.generation_config = GenerationConfig.from_model_config(config)
     nn.Module.eval(model)
