@@ -21,9 +21,9 @@ struct UnsupportedSpec : std::runtime_error {
 }  // namespace tmac
 
 /// Throws std::invalid_argument (ValueError in Python) with the concatenated message when `condition` is false.
-#define TMAC_CHECK(condition, ...)           \
-    do {                                     \
-        if (!(condition)) [[unlikely]] {     \
-            ::tmac::fail(__VA_ARGS__);       \
-        }                                    \
+#define TMAC_CHECK(condition, ...)       \
+    do {                                 \
+        if (!(condition)) [[unlikely]] { \
+            ::tmac::fail(__VA_ARGS__);   \
+        }                                \
     } while (false)

@@ -1,34 +1,26 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 
-#include "core/act_groups.h"
 #include "core/huge_buffer.h"
+#include "core/layout.h"
 #include "core/quant_spec.h"
 
 namespace tmac {
 
-/// What a kernel needs to know of a memory order; the registry maps Layout to one of these.
-struct LayoutShape {
-    int32_t n_tile;         ///< rows per tile
-    int32_t k_chunk;        ///< columns per chunk; act groups are padded to it
-    int32_t chunk_bytes;    ///< bytes of one region per (tile, chunk); 0: canonical planes
-    int32_t num_regions;    ///< planes or nibble regions
-};
+inline constexpr char kPackedMagic[8] = {'T', 'M', 'A', 'C', 'P', 'K', 'W', '1'};
 
 /// The head of a packed weight: everything that its bytes mean. Written by ops/pack, checked whenever bytes come back
 /// from Python. Offsets are derived from it, never stored.
 struct PackedHeader {
-    char magic[8];          ///< "TMACPKW1"
+    char magic[8];          ///< kPackedMagic
     char kernel[56];        ///< registry name of the kernel it was packed for
     QuantSpec spec;
     int64_t n;
     int64_t k;
-    uint64_t bytes;         ///< of the whole buffer
-    uint8_t layout;
-    uint8_t scale_type;
-    uint8_t zero_type;
+    Layout layout;
+    GroupType scale_type;
+    GroupType zero_type;
     uint8_t has_perm;
     uint32_t checksum;      ///< FNV-1a of the bytes before it
 };
@@ -49,7 +41,8 @@ struct PackedParts {
 inline constexpr int64_t kMaxRows = int64_t{1} << 30;
 inline constexpr int64_t kMaxColumns = int64_t{1} << 24;
 
-PackedParts packed_parts(const PackedHeader& header, const LayoutShape& shape);
+/// Throws std::invalid_argument where a number of the header is out of range.
+PackedParts packed_parts(const PackedHeader& header);
 
 uint32_t header_checksum(const PackedHeader& header);
 

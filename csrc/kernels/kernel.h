@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-#include "core/act_groups.h"
+#include "core/layout.h"
 #include "core/portable.h"
 #include "core/quant_spec.h"
 
@@ -10,16 +10,6 @@ namespace tmac {
 
 enum class Isa : uint8_t { scalar, avx2, avx512, neon };
 enum class Method : uint8_t { lut, mad, float_exact };
-
-/// Memory order of a packed weight. Regions are planes (most significant first) unless said otherwise.
-enum class Layout : uint8_t {
-    planes,      ///< the file format: [bits][n][ceil(k/8)], bit i of a byte is column 8j+i
-    lut_rows,    ///< 32 rows x 8 columns in 32 bytes: one byte per row, two 4-column nibbles (AVX2)
-    lut_quads,   ///< 16 rows x 32 columns in 64 bytes: four bytes per row, eight 4-column nibbles (AVX-512)
-    nibbles,     ///< 16 rows x 8 columns in 64 bytes, two regions: the top 4 and the low 4 bits of an 8-bit code
-};
-
-enum class GroupType : uint8_t { none, u8, f16, f32 };  ///< element type of the scales, zeros or offsets
 
 inline constexpr int32_t kLutGroup = 4;      ///< columns per table look-up (T-MAC's g)
 inline constexpr int32_t kLutEntries = 16;   ///< entries of a table: one per sign pattern of its columns
@@ -39,7 +29,7 @@ struct QgemmArgs {
     int32_t num_groups;
     int64_t k;
     int64_t padded_k;            ///< columns after padding every act group to the layout's k_chunk
-    const void* act;             ///< lut: int8 [m][padded_k / 4][16]; mad: int8 [m][padded_k]; float: float [m][k]
+    const void* act;             ///< lut: int8 [m][padded_k / 4][16]; mad: int8 [m][padded_k]; float: float [m][padded_k]
     const float* act_scale;      ///< [m][num_act_groups]
     const float* act_sum;        ///< [m][num_act_groups]
     const int32_t* act_isum;     ///< mad: [m][num_act_groups], sum of the int8 activations
@@ -80,6 +70,7 @@ struct Kernel {
     PrepareFn prepare;
 };
 
+/// The kernels of one file, best first.
 struct KernelTable {
     const Kernel* kernels;
     int32_t count;

@@ -1,0 +1,156 @@
+#include "bindings/bindings.h"
+#include "core/cpu_features.h"
+#include "core/thread_pool.h"
+#include "kernels/registry.h"
+
+namespace tmac {
+namespace {
+
+template <class Enum>
+Enum parse(const py::handle& object, const char* field, std::initializer_list<const char*> names) {
+    const py::object value = object.attr(field);
+    int index = 0;
+    for (const char* name : names) {
+        if (py::isinstance<py::str>(value) && value.cast<std::string>() == name) {
+            return static_cast<Enum>(index);
+        }
+        ++index;
+    }
+    std::string known;
+    for (const char* name : names) {
+        known += known.empty() ? name : std::string(", ") + name;
+    }
+    fail("[QuantSpec] ", field, "=", py::repr(value).cast<std::string>(), " is not one of ", known);
+}
+
+/// A Python int (not a bool, not a float) in [low, high].
+int64_t parse_int(const py::handle& object, const char* field, int64_t low, int64_t high) {
+    const py::object value = object.attr(field);
+    TMAC_CHECK(py::isinstance<py::int_>(value) && !py::isinstance<py::bool_>(value), "[QuantSpec] ", field,
+               " must be an integer, got ", py::repr(value).cast<std::string>());
+    int overflow = 0;
+    const long long number = PyLong_AsLongLongAndOverflow(value.ptr(), &overflow);
+    TMAC_CHECK(overflow == 0 && number >= low && number <= high, "[QuantSpec] ", field, " must be in ", low, "..", high,
+               ", got ", py::repr(value).cast<std::string>());
+    return number;
+}
+
+float parse_float(const py::handle& object, const char* field) {
+    const py::object value = object.attr(field);
+    TMAC_CHECK(py::isinstance<py::float_>(value) || py::isinstance<py::int_>(value), "[QuantSpec] ", field,
+               " must be a number, got ", py::repr(value).cast<std::string>());
+    return value.cast<float>();
+}
+
+py::list activations_of(const Kernel& kernel) {
+    py::list names;
+    for (const Activation activation : {Activation::group, Activation::token, Activation::float_exact}) {
+        if (((kernel.activations >> static_cast<int>(activation)) & 1) != 0) {
+            names.append(name_of(activation));
+        }
+    }
+    return names;
+}
+
+py::list features_of(const Kernel& kernel) {
+    py::list names;
+    for (const FeatureName& feature : feature_names()) {
+        if ((kernel.features & feature.bit) != 0) {
+            names.append(feature.name);
+        }
+    }
+    return names;
+}
+
+py::list kernels() {
+    const Selection& chosen = selection();
+    py::list rows;
+    for (const RegistryRow& row : registry()) {
+        py::dict fields;
+        fields["name"] = row.kernel->name;
+        fields["isa"] = name_of(row.isa);
+        fields["method"] = name_of(row.kernel->method);
+        fields["bits"] = int{row.kernel->bits};
+        fields["codebook"] = row.kernel->codebook == Codebook::ternary ? "ternary" : "uniform";
+        fields["activations"] = activations_of(*row.kernel);
+        fields["layout"] = name_of(row.kernel->layout);
+        fields["features"] = features_of(*row.kernel);
+        fields["runnable"] = chosen.runnable(row);
+        fields["selectable"] = chosen.selectable(row);
+        rows.append(fields);
+    }
+    return rows;
+}
+
+py::dict features() {
+    const uint32_t visible = cpu_features();
+    py::dict result;
+    for (const FeatureName& feature : feature_names()) {
+        result[feature.name] = (visible & feature.bit) != 0;
+    }
+    return result;
+}
+
+}  // namespace
+
+QuantSpec spec_from_python(const py::handle& object) {
+    QuantSpec spec;
+    spec.bits = static_cast<uint8_t>(parse_int(object, "bits", 1, 8));
+    spec.group_size = static_cast<int32_t>(parse_int(object, "group_size", -1, INT32_MAX));
+    spec.codebook = parse<Codebook>(object, "codebook", {"uniform", "ternary"});
+    spec.zero_point = parse<ZeroPoint>(object, "zero_point", {"fixed", "integer", "real", "offset"});
+    spec.activation = parse<Activation>(object, "activation", {"group", "token", "float"});
+    spec.scale_format = parse<ScaleFormat>(object, "scale_format", {"f16", "f32", "two_level"});
+    spec.fixed_zero = parse_float(object, "fixed_zero");
+    validate(spec);
+    return spec;
+}
+
+py::dict spec_to_python(const QuantSpec& spec) {
+    static constexpr const char* kZeroPoints[] = {"fixed", "integer", "real", "offset"};
+    static constexpr const char* kScaleFormats[] = {"f16", "f32", "two_level"};
+    py::dict fields;
+    fields["bits"] = int{spec.bits};
+    fields["group_size"] = spec.group_size;
+    fields["codebook"] = spec.codebook == Codebook::ternary ? "ternary" : "uniform";
+    fields["zero_point"] = kZeroPoints[static_cast<int>(spec.zero_point)];
+    fields["fixed_zero"] = spec.fixed_zero;
+    fields["activation"] = name_of(spec.activation);
+    fields["scale_format"] = kScaleFormats[static_cast<int>(spec.scale_format)];
+    return fields;
+}
+
+py::array adopt(std::vector<uint8_t>&& values, const py::dtype& dtype, std::vector<py::ssize_t> shape) {
+    auto owner = std::make_unique<std::vector<uint8_t>>(std::move(values));
+    const uint8_t* data = owner->data();
+    const py::capsule free_owner(owner.get(), [](void* p) { delete static_cast<std::vector<uint8_t>*>(p); });
+    owner.release();
+    return py::array(dtype, std::move(shape), data, free_owner);
+}
+
+py::dtype dtype_of(GroupType type) {
+    switch (type) {
+        case GroupType::u8:
+            return py::dtype("u1");
+        case GroupType::f16:
+            return py::dtype("f2");
+        default:
+            return py::dtype("f4");
+    }
+}
+
+void bind_core(py::module_& module) {
+    py::register_exception<UnsupportedSpec>(module, "UnsupportedSpecError", PyExc_RuntimeError);
+    module.def("check_spec", [](const py::object& spec) { spec_from_python(spec); }, py::arg("spec"));
+    module.def(
+        "select_kernel",
+        [](const py::object& spec) { return select_kernel(spec_from_python(spec), selection()).name; },
+        py::arg("spec"));
+    module.def("kernels", &kernels);
+    module.def("cpu_features", &features);
+    module.def("cpu_model", &cpu_model);
+    module.def("set_num_threads", &set_num_threads, py::arg("num_threads"));
+    module.def("get_num_threads", &get_num_threads);
+}
+
+}  // namespace tmac

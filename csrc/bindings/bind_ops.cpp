@@ -1,0 +1,62 @@
+#include "bindings/bindings.h"
+#include "ops/linear.h"
+#include "ops/read_pass.h"
+
+namespace tmac {
+namespace {
+
+py::array_t<float> linear_array(const py::array& x, const py::array& buffer, const std::optional<py::array>& bias,
+                                int num_threads) {
+    const auto* input = require_array<float>(x, "x", 2);
+    const WeightView weight = view_weight(require_array<uint8_t>(buffer, "buffer", 1), buffer.shape(0));
+    const float* bias_data = nullptr;
+    if (bias) {
+        bias_data = require_array<float>(*bias, "bias", 1);
+        TMAC_CHECK(bias->shape(0) == weight.header.n, "[linear] bias has ", bias->shape(0), " values, the weight ",
+                   weight.header.n, " rows");
+    }
+    py::array_t<float> y({static_cast<int64_t>(x.shape(0)), weight.header.n});
+    const Tensor in{const_cast<float*>(input), DType::f32, x.shape(0), x.shape(1), x.shape(1)};
+    const Tensor out{y.mutable_data(), DType::f32, x.shape(0), weight.header.n, weight.header.n};
+    const py::gil_scoped_release release;
+    linear(in, weight, bias_data, out, num_threads);
+    return y;
+}
+
+void* address(uintptr_t value) { return reinterpret_cast<void*>(value); }
+
+DType dtype_of_index(int index) {
+    TMAC_CHECK(index >= 0 && index < kNumDTypes, "[linear] unknown dtype index ", index);
+    return static_cast<DType>(index);
+}
+
+void linear_pointers(uintptr_t x, int x_type, int64_t x_stride, int64_t tokens, uintptr_t buffer, int64_t buffer_bytes,
+                     uintptr_t bias, uintptr_t y, int y_type, int64_t y_stride, int64_t in_features,
+                     int64_t out_features, int num_threads) {
+    const py::gil_scoped_release release;
+    const WeightView weight = view_weight(static_cast<const uint8_t*>(address(buffer)), buffer_bytes);
+    const Tensor in{address(x), dtype_of_index(x_type), tokens, in_features, x_stride};
+    const Tensor out{address(y), dtype_of_index(y_type), tokens, out_features, y_stride};
+    linear(in, weight, static_cast<const float*>(address(bias)), out, num_threads);
+}
+
+uint64_t read_pass_array(const py::array& buffer, int num_threads) {
+    const auto* data = require_array<uint8_t>(buffer, "buffer", 1);
+    const int64_t bytes = buffer.shape(0);
+    const py::gil_scoped_release release;
+    return read_pass(data, bytes, num_threads);
+}
+
+}  // namespace
+
+void bind_ops(py::module_& module) {
+    module.def("linear", &linear_array, py::arg("x"), py::arg("buffer"), py::arg("bias") = py::none(),
+               py::arg("num_threads") = 0);
+    module.def("linear_pointers", &linear_pointers, py::arg("x"), py::arg("x_type"), py::arg("x_stride"),
+               py::arg("tokens"), py::arg("buffer"), py::arg("buffer_bytes"), py::arg("bias"), py::arg("y"),
+               py::arg("y_type"), py::arg("y_stride"), py::arg("in_features"), py::arg("out_features"),
+               py::arg("num_threads"));
+    module.def("read_pass", &read_pass_array, py::arg("buffer"), py::arg("num_threads") = 0);
+}
+
+}  // namespace tmac

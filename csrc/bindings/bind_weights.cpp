@@ -1,0 +1,229 @@
+#include <memory>
+
+#include "bindings/bindings.h"
+#include "kernels/registry.h"
+#include "layout/bitplane.h"
+#include "layout/trit.h"
+#include "ops/pack.h"
+#include "ops/round_to_nearest.h"
+
+namespace tmac {
+namespace {
+
+struct Dimensions {
+    int64_t n;
+    int64_t groups;
+};
+
+GroupType group_type_of(const py::array& array, const char* name) {
+    for (const GroupType type : {GroupType::u8, GroupType::f16, GroupType::f32}) {
+        if (dtype_of(type).equal(array.dtype())) {
+            return type;
+        }
+    }
+    fail("[", name, "] expected float16, float32 or (integer zeros) uint8, got ",
+         py::str(array.dtype()).cast<std::string>());
+}
+
+const void* require_groups(const py::array& array, const char* name, const Dimensions& want) {
+    TMAC_CHECK(array.ndim() == 2 && array.shape(0) == want.n && array.shape(1) == want.groups, "[", name,
+               "] expected shape [", want.n, ", ", want.groups, "]");
+    TMAC_CHECK((array.flags() & py::array::c_style) != 0, "[", name, "] must be C-contiguous");
+    return array.data();
+}
+
+PackedWeight pack_arrays(const py::object& spec_object, const py::array& planes, int64_t in_features,
+                         const py::array& scales, const std::optional<py::array>& zeros,
+                         const std::optional<py::array>& perm, const std::string& kernel_name, int num_threads) {
+    CanonicalWeight weight{};
+    weight.spec = spec_from_python(spec_object);
+    const auto* plane_bytes = require_array<uint8_t>(planes, "planes", 3);
+    TMAC_CHECK(in_features >= 1 && in_features <= kMaxColumns, "[pack] in_features must be 1 to ", kMaxColumns, ", got ",
+               in_features);
+    TMAC_CHECK(planes.shape(1) >= 1 && planes.shape(1) <= kMaxRows, "[pack] out_features must be 1 to ", kMaxRows,
+               ", got ", planes.shape(1));
+    weight.planes = {plane_bytes, static_cast<int32_t>(planes.shape(0)), planes.shape(1), in_features};
+    TMAC_CHECK(planes.shape(0) == weight.spec.bits && planes.shape(2) == weight.planes.row_bytes(),
+               "[planes] expected shape [", int{weight.spec.bits}, ", n, ", weight.planes.row_bytes(), "], got [",
+               planes.shape(0), ", ", planes.shape(1), ", ", planes.shape(2), "]");
+    const Dimensions groups{planes.shape(1), num_groups(weight.spec, in_features)};
+    weight.scale_type = group_type_of(scales, "scales");
+    weight.scales = require_groups(scales, "scales", groups);
+    if (zeros) {
+        weight.zero_type = group_type_of(*zeros, "zeros");
+        weight.zeros = require_groups(*zeros, "zeros", groups);
+    }
+    if (perm) {
+        weight.perm = require_array<int32_t>(*perm, "perm", 1);
+        TMAC_CHECK(perm->shape(0) == in_features, "[perm] expected ", in_features, " columns, got ", perm->shape(0));
+        check_permutation(weight.perm, in_features);
+    }
+    const Kernel* kernel = nullptr;
+    if (kernel_name.empty()) {
+        kernel = &select_kernel(weight.spec, selection());
+    } else {
+        kernel = find_kernel(kernel_name);
+        TMAC_CHECK(kernel != nullptr, "[pack] unknown kernel '", kernel_name, "'");
+    }
+    const py::gil_scoped_release release;
+    return pack(weight, *kernel, num_threads);
+}
+
+WeightView view_of(const py::array& buffer) {
+    const auto* data = require_array<uint8_t>(buffer, "buffer", 1);
+    return view_weight(data, buffer.shape(0));
+}
+
+py::dict describe(const WeightView& view) {
+    py::dict fields;
+    fields["spec"] = spec_to_python(view.header.spec);
+    fields["in_features"] = view.header.k;
+    fields["out_features"] = view.header.n;
+    fields["kernel"] = view.kernel->name;
+    fields["layout"] = name_of(view.header.layout);
+    fields["nbytes"] = view.parts.bytes;
+    return fields;
+}
+
+py::dict unpack_arrays(const py::array& buffer, int num_threads) {
+    const WeightView view = view_of(buffer);
+    const auto n = static_cast<size_t>(view.header.n);
+    const auto values = n * static_cast<size_t>(view.parts.num_groups);
+    const PlanesView shape{nullptr, view.header.spec.bits, view.header.n, view.header.k};
+    std::vector<uint8_t> planes(view.header.spec.bits * n * static_cast<size_t>(shape.row_bytes()));
+    std::vector<uint8_t> scales(values * static_cast<size_t>(element_bytes(view.header.scale_type)));
+    std::vector<uint8_t> zeros(values * static_cast<size_t>(element_bytes(view.header.zero_type)));
+    std::vector<uint8_t> perm(view.perm() == nullptr ? 0 : static_cast<size_t>(view.header.k) * sizeof(int32_t));
+    {
+        const py::gil_scoped_release release;
+        unpack(view, planes.data(), scales.data(), zeros.data(), reinterpret_cast<int32_t*>(perm.data()), num_threads);
+    }
+    const std::vector<py::ssize_t> group_shape = {view.header.n, view.parts.num_groups};
+    py::dict fields = describe(view);
+    fields["planes"] = adopt(std::move(planes), py::dtype("u1"), {shape.bits, view.header.n, shape.row_bytes()});
+    fields["scales"] = adopt(std::move(scales), dtype_of(view.header.scale_type), group_shape);
+    fields["zeros"] = py::none();
+    fields["perm"] = py::none();
+    if (!zeros.empty()) {
+        fields["zeros"] = adopt(std::move(zeros), dtype_of(view.header.zero_type), group_shape);
+    }
+    if (!perm.empty()) {
+        fields["perm"] = adopt(std::move(perm), py::dtype("i4"), {view.header.k});
+    }
+    return fields;
+}
+
+py::array_t<float> dequantize_array(const py::array& buffer, int num_threads) {
+    const WeightView view = view_of(buffer);
+    py::array_t<float> out({view.header.n, view.header.k});
+    float* data = out.mutable_data();
+    const py::gil_scoped_release release;
+    dequantize(view, data, num_threads);
+    return out;
+}
+
+py::array_t<uint8_t> codes_to_planes_array(const py::array& codes, int bits) {
+    const auto* data = require_array<uint8_t>(codes, "codes", 2);
+    TMAC_CHECK(bits >= 1 && bits <= 8, "[codes_to_planes] bits must be 1 to 8, got ", bits);
+    const int64_t n = codes.shape(0);
+    const int64_t k = codes.shape(1);
+    const int64_t row_bytes = (k + 7) / 8;
+    py::array_t<uint8_t> planes({static_cast<int64_t>(bits), n, row_bytes});
+    uint8_t* out = planes.mutable_data();
+    for (int64_t row = 0; row < n; ++row) {
+        codes_to_planes(data + row * k, k, bits, out + row * row_bytes, n * row_bytes);
+    }
+    return planes;
+}
+
+py::array_t<uint8_t> planes_to_codes_array(const py::array& planes, int64_t in_features) {
+    const auto* data = require_array<uint8_t>(planes, "planes", 3);
+    const auto bits = static_cast<int32_t>(planes.shape(0));
+    const int64_t n = planes.shape(1);
+    const int64_t row_bytes = planes.shape(2);
+    TMAC_CHECK(bits >= 1 && bits <= 8 && in_features >= 1 && row_bytes == (in_features + 7) / 8, "[planes] shape [", bits,
+               ", ", n, ", ", row_bytes, "] does not fit in_features=", in_features);
+    py::array_t<uint8_t> codes({n, in_features});
+    uint8_t* out = codes.mutable_data();
+    for (int64_t row = 0; row < n; ++row) {
+        planes_to_codes(data + row * row_bytes, n * row_bytes, in_features, bits, out + row * in_features);
+    }
+    return codes;
+}
+
+py::array_t<uint8_t> codes_to_trits_array(const py::array& codes) {
+    const auto* data = require_array<uint8_t>(codes, "codes", 2);
+    const int64_t n = codes.shape(0);
+    const int64_t k = codes.shape(1);
+    const int64_t row_bytes = (k + 4) / 5;
+    py::array_t<uint8_t> trits({n, row_bytes});
+    uint8_t* out = trits.mutable_data();
+    for (int64_t row = 0; row < n; ++row) {
+        codes_to_trits(data + row * k, k, out + row * row_bytes);
+    }
+    return trits;
+}
+
+py::array_t<uint8_t> trits_to_codes_array(const py::array& trits, int64_t in_features) {
+    const auto* data = require_array<uint8_t>(trits, "trits", 2);
+    const int64_t n = trits.shape(0);
+    const int64_t row_bytes = trits.shape(1);
+    TMAC_CHECK(in_features >= 1 && row_bytes == (in_features + 4) / 5, "[trits] shape [", n, ", ", row_bytes,
+               "] does not fit in_features=", in_features);
+    py::array_t<uint8_t> codes({n, in_features});
+    uint8_t* out = codes.mutable_data();
+    for (int64_t row = 0; row < n; ++row) {
+        TMAC_CHECK(trits_to_codes(data + row * row_bytes, in_features, out + row * in_features), "[trits] row ", row,
+                   " holds a byte above 242");
+    }
+    return codes;
+}
+
+py::tuple quantize_array(const py::array& weight, const py::object& spec_object, int num_threads) {
+    const QuantSpec spec = spec_from_python(spec_object);
+    const auto* data = require_array<float>(weight, "weight", 2);
+    const int64_t n = weight.shape(0);
+    const int64_t k = weight.shape(1);
+    TMAC_CHECK(n >= 1 && k >= 1 && k <= kMaxColumns, "[round_to_nearest] a weight of shape [", n, ", ", k,
+               "] cannot be quantized");
+    QuantizedRows rows = [&] {
+        const py::gil_scoped_release release;
+        return round_to_nearest(data, n, k, spec, num_threads);
+    }();
+    const std::vector<py::ssize_t> group_shape = {n, num_groups(spec, k)};
+    py::object zeros = py::none();
+    if (rows.zero_type != GroupType::none) {
+        zeros = adopt(std::move(rows.zeros), dtype_of(rows.zero_type), group_shape);
+    }
+    return py::make_tuple(adopt(std::move(rows.codes), py::dtype("u1"), {n, k}),
+                          adopt(std::move(rows.scales), dtype_of(rows.scale_type), group_shape), zeros);
+}
+
+}  // namespace
+
+void bind_weights(py::module_& module) {
+    py::class_<PackedWeight>(module, "PackedWeight")
+        .def_property_readonly("in_features", [](const PackedWeight& w) { return w.header().k; })
+        .def_property_readonly("out_features", [](const PackedWeight& w) { return w.header().n; })
+        .def_property_readonly("kernel", [](const PackedWeight& w) { return std::string(w.header().kernel); })
+        .def_property_readonly("layout", [](const PackedWeight& w) { return name_of(w.header().layout); })
+        .def_property_readonly("nbytes", &PackedWeight::size)
+        .def_property_readonly("spec", [](const PackedWeight& w) { return spec_to_python(w.header().spec); })
+        .def("buffer", [](const py::object& self) {
+            auto& weight = self.cast<PackedWeight&>();
+            return py::array_t<uint8_t>({weight.size()}, {1}, weight.data(), self);
+        });
+    module.def("pack", &pack_arrays, py::arg("spec"), py::arg("planes"), py::arg("in_features"), py::arg("scales"),
+               py::arg("zeros") = py::none(), py::arg("perm") = py::none(), py::arg("kernel") = "",
+               py::arg("num_threads") = 0);
+    module.def("unpack", &unpack_arrays, py::arg("buffer"), py::arg("num_threads") = 0);
+    module.def("describe", [](const py::array& buffer) { return describe(view_of(buffer)); }, py::arg("buffer"));
+    module.def("dequantize", &dequantize_array, py::arg("buffer"), py::arg("num_threads") = 0);
+    module.def("codes_to_planes", &codes_to_planes_array, py::arg("codes"), py::arg("bits"));
+    module.def("planes_to_codes", &planes_to_codes_array, py::arg("planes"), py::arg("in_features"));
+    module.def("codes_to_trits", &codes_to_trits_array, py::arg("codes"));
+    module.def("trits_to_codes", &trits_to_codes_array, py::arg("trits"), py::arg("in_features"));
+    module.def("round_to_nearest", &quantize_array, py::arg("weight"), py::arg("spec"), py::arg("num_threads") = 0);
+}
+
+}  // namespace tmac

@@ -1,0 +1,59 @@
+#pragma once
+
+#include <cstdint>
+
+namespace tmac {
+
+/// Memory order of the codes of a packed weight. Regions are planes, most significant first, unless said otherwise, so
+/// that the leading regions alone are a weight of fewer bits.
+enum class Layout : uint8_t {
+    planes,     ///< the file format: [bits][n][ceil(k/8)], bit i of a byte is column 8j+i
+    lut_rows,   ///< tiles of 32 rows; 8 columns of a tile in 32 bytes, one per row, two 4-column nibbles each (AVX2)
+    lut_quads,  ///< tiles of 32 rows; 32 columns of 16 rows in 64 bytes, four per row, eight 4-column nibbles (AVX-512)
+    nibbles,    ///< tiles of 16 rows; 8 columns in 64 bytes, four per row; regions: top 4 and low 4 bits of 8-bit codes
+};
+inline constexpr int kNumLayouts = 4;
+
+/// What sizes and loops need to know of a layout.
+struct LayoutShape {
+    int32_t n_tile;       ///< rows per tile; the last tile is filled up with zero codes and zero scales
+    int32_t k_chunk;      ///< act groups are padded to a multiple of it
+    int32_t chunk_bytes;  ///< bytes of one region per tile and k_chunk columns; 0 for canonical planes
+    int32_t num_regions;  ///< per weight
+};
+
+constexpr LayoutShape layout_shape(Layout layout, int32_t bits) {
+    switch (layout) {
+        case Layout::lut_rows:
+        case Layout::lut_quads:
+            return {32, 32, 128, bits};
+        case Layout::nibbles:
+            return {16, 8, 64, 2};
+        case Layout::planes:
+            break;
+    }
+    return {1, 8, 0, bits};
+}
+
+/// Element type of scales, zeros and offsets.
+enum class GroupType : uint8_t { none, u8, f16, f32 };
+inline constexpr int kNumGroupTypes = 4;
+
+constexpr int64_t element_bytes(GroupType type) {
+    constexpr int64_t kBytes[kNumGroupTypes] = {0, 1, 2, 4};
+    return kBytes[static_cast<int>(type)];
+}
+
+/// A run of columns whose activations share one scale. It lies inside one weight group.
+///
+/// In memory (tables, int8 activations, kernel layouts) every act group starts at `padded_begin`, a multiple of the
+/// layout's k_chunk; the columns that fill it up have zero activations, so whatever codes stand there count nothing.
+struct ActGroup {
+    int32_t k_begin;
+    int32_t k_count;
+    int32_t padded_begin;
+    int32_t padded_count;
+    int32_t weight_group;
+};
+
+}  // namespace tmac

@@ -1,0 +1,137 @@
+#include "core/thread_pool.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <atomic>
+#include <exception>
+#include <fstream>
+#include <mutex>
+#include <string>
+#include <thread>
+
+#include "core/check.h"
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
+
+namespace tmac {
+namespace {
+
+std::atomic<int> requested_threads{0};
+std::atomic<bool> used_threads{false};
+std::atomic<bool> forked_after_use{false};
+
+/// libgomp's workers do not survive a fork: the child would wait for them for ever.
+void watch_forks() {
+#if defined(__unix__) || defined(__APPLE__)
+    static std::once_flag once;
+    std::call_once(once, [] {
+        pthread_atfork(nullptr, nullptr, [] {
+            if (used_threads.load()) {
+                forked_after_use.store(true);
+            }
+        });
+    });
+#endif
+}
+
+int affinity_cpus() {
+#if defined(__linux__)
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof(set), &set) == 0) {
+        return CPU_COUNT(&set);
+    }
+#endif
+    return static_cast<int>(std::thread::hardware_concurrency());
+}
+
+/// CPUs of the cgroup's quota, rounded up; 0 where there is none.
+int quota_cpus() {
+    double quota = 0;
+    double period = 0;
+    std::string word;
+    if (std::ifstream v2("/sys/fs/cgroup/cpu.max"); v2 >> word >> period && word != "max") {
+        quota = std::strtod(word.c_str(), nullptr);
+    } else if (std::ifstream v1("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"); v1 >> quota) {
+        std::ifstream("/sys/fs/cgroup/cpu/cpu.cfs_period_us") >> period;
+    }
+    return quota > 0 && period > 0 ? static_cast<int>((quota + period - 1) / period) : 0;
+}
+
+int threads_to_use(int num_threads, int64_t pieces) {
+    if (forked_after_use.load()) {
+        return 1;
+    }
+    const int wanted = num_threads > 0 ? num_threads : get_num_threads();
+    return static_cast<int>(std::clamp<int64_t>(pieces, 1, wanted));
+}
+
+}  // namespace
+
+int default_num_threads() {
+    static const int threads = [] {
+        const int quota = quota_cpus();
+        const int cpus = std::max(1, affinity_cpus());
+        return quota > 0 ? std::min(cpus, quota) : cpus;
+    }();
+    return threads;
+}
+
+void set_num_threads(int num_threads) {
+    TMAC_CHECK(num_threads >= 0, "[set_num_threads] num_threads must not be negative, got ", num_threads);
+    TMAC_CHECK(num_threads <= 1 || !forked_after_use.load(),
+               "[set_num_threads] this process was forked from one that had used threads and has one thread; start it "
+               "with the 'spawn' or 'forkserver' method for more");
+    requested_threads.store(num_threads);
+}
+
+int get_num_threads() {
+    if (forked_after_use.load()) {
+        return 1;
+    }
+    const int requested = requested_threads.load();
+    return requested > 0 ? requested : default_num_threads();
+}
+
+void parallel_for(int64_t count, int64_t grain, int num_threads, const std::function<void(Range)>& body) {
+    if (count <= 0) {
+        return;
+    }
+    const int64_t pieces = (count + grain - 1) / grain;
+    const int threads = threads_to_use(num_threads, pieces);
+    if (threads == 1) {
+        body({0, count});
+        return;
+    }
+    watch_forks();
+    used_threads.store(true);
+    std::exception_ptr error;
+    std::mutex error_mutex;
+#pragma omp parallel num_threads(threads)
+    {
+        const int64_t team = omp_get_num_threads();  // fewer than asked for when the system is short of threads
+        const int64_t index = omp_get_thread_num();
+        const int64_t begin = pieces * index / team * grain;
+        const int64_t end = std::min(count, pieces * (index + 1) / team * grain);
+        if (begin < end) {
+            try {
+                body({begin, end});
+            } catch (...) {
+                const std::lock_guard<std::mutex> lock(error_mutex);
+                if (!error) {
+                    error = std::current_exception();
+                }
+            }
+        }
+    }
+    if (error) {
+        std::rethrow_exception(error);
+    }
+}
+
+}  // namespace tmac

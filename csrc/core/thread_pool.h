@@ -1,0 +1,27 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+namespace tmac {
+
+/// Half-open range of work items for one thread.
+struct Range {
+    int64_t begin;
+    int64_t end;
+};
+
+/// CPUs that this process may use: affinity, less a cgroup quota. At least 1.
+int default_num_threads();
+
+/// Threads for regions that do not say otherwise; 0 goes back to default_num_threads(). Throws on a negative number,
+/// and, in a child forked from a process that had used threads, on more than one.
+void set_num_threads(int num_threads);
+int get_num_threads();
+
+/// Runs `body` over [0, count) in contiguous ranges, one per thread, and returns when all are done. `num_threads` = 0
+/// is get_num_threads(). A range starts at a multiple of `grain`. The first exception of any thread is rethrown.
+/// May be called from several threads at once.
+void parallel_for(int64_t count, int64_t grain, int num_threads, const std::function<void(Range)>& body);
+
+}  // namespace tmac

@@ -1,0 +1,14 @@
+#pragma once
+
+#include "kernels/kernel.h"
+
+namespace tmac::avx512 {
+
+// Encoders of one token's activations, bit for bit those of the scalar reference.
+void lut_ctor(const PrepareArgs& args);
+void act_quant(const PrepareArgs& args);
+
+extern const KernelTable qgemm_lut;
+extern const KernelTable qgemm_mad;
+
+}  // namespace tmac::avx512

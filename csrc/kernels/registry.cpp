@@ -1,0 +1,152 @@
+#include "kernels/registry.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <sstream>
+
+#include "core/check.h"
+#include "core/cpu_features.h"
+#include "kernels/scalar/kernels.h"
+#ifdef TMAC_HAS_X86_KERNELS
+#include "kernels/avx2/kernels.h"
+#include "kernels/avx512/kernels.h"
+#endif
+
+namespace tmac {
+namespace {
+
+struct IsaTable {
+    Isa isa;
+    const KernelTable* table;
+};
+
+/// In order of preference.
+std::vector<RegistryRow> collect() {
+    const IsaTable tables[] = {
+#ifdef TMAC_HAS_X86_KERNELS
+        {Isa::avx512, &avx512::qgemm_lut}, {Isa::avx512, &avx512::qgemm_mad}, {Isa::avx2, &avx2::qgemm_lut},
+        {Isa::avx2, &avx2::qgemm_mad},
+#endif
+        {Isa::scalar, &scalar::qgemm_lut}, {Isa::scalar, &scalar::qgemm_mad}, {Isa::scalar, &scalar::qgemm_float},
+    };
+    std::vector<RegistryRow> rows;
+    for (const IsaTable& entry : tables) {
+        for (int32_t i = 0; i < entry.table->count; ++i) {
+            rows.push_back({entry.isa, &entry.table->kernels[i]});
+        }
+    }
+    return rows;
+}
+
+std::string environment(const char* name) {
+    const char* value = std::getenv(name);
+    return value == nullptr ? "" : value;
+}
+
+constexpr Isa kIsas[] = {Isa::scalar, Isa::avx2, Isa::avx512, Isa::neon};
+
+bool has_name(const std::string& name, Isa isa) { return name == name_of(isa); }
+
+void check_isa(const Selection& chosen) {
+    const bool known = std::any_of(std::begin(kIsas), std::end(kIsas), [&](Isa isa) { return has_name(chosen.isa, isa); });
+    TMAC_CHECK(known, "[TMAC_ISA] unknown '", chosen.isa, "'; known are scalar, avx2, avx512, neon");
+    const bool usable = std::any_of(registry().begin(), registry().end(), [&](const RegistryRow& row) {
+        return has_name(chosen.isa, row.isa) && chosen.runnable(row);
+    });
+    TMAC_CHECK(usable, "[TMAC_ISA] this CPU or build cannot run any kernel of '", chosen.isa, "'");
+}
+
+const Kernel* require_kernel(const std::string& name, const Selection& chosen) {
+    for (const RegistryRow& row : registry()) {
+        if (name == row.kernel->name) {
+            TMAC_CHECK(chosen.runnable(row), "[TMAC_KERNEL] this CPU cannot run '", name, "'");
+            return row.kernel;
+        }
+    }
+    fail("[TMAC_KERNEL] unknown kernel '", name, "'; `tmac info` lists them");
+}
+
+}  // namespace
+
+const std::vector<RegistryRow>& registry() {
+    static const std::vector<RegistryRow> rows = collect();
+    return rows;
+}
+
+const char* name_of(Isa isa) {
+    static constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "neon"};
+    return kNames[static_cast<int>(isa)];
+}
+
+const char* name_of(Method method) {
+    static constexpr const char* kNames[] = {"lut", "mad", "float"};
+    return kNames[static_cast<int>(method)];
+}
+
+const char* name_of(Layout layout) {
+    static constexpr const char* kNames[] = {"planes", "lut_rows", "lut_quads", "nibbles"};
+    return kNames[static_cast<int>(layout)];
+}
+
+const char* name_of(Activation activation) {
+    static constexpr const char* kNames[] = {"group", "token", "float"};
+    return kNames[static_cast<int>(activation)];
+}
+
+const Kernel* find_kernel(const std::string& name) {
+    for (const RegistryRow& row : registry()) {
+        if (name == row.kernel->name) {
+            return row.kernel;
+        }
+    }
+    return nullptr;
+}
+
+bool serves(const Kernel& kernel, const QuantSpec& spec) {
+    return kernel.bits == spec.bits && kernel.codebook == spec.codebook &&
+           ((kernel.activations >> static_cast<int>(spec.activation)) & 1) != 0 &&
+           spec.scale_format != ScaleFormat::two_level;
+}
+
+bool Selection::runnable(const RegistryRow& row) const { return (row.kernel->features & ~features) == 0; }
+
+bool Selection::selectable(const RegistryRow& row) const {
+    return runnable(row) && (isa.empty() || has_name(isa, row.isa));
+}
+
+Selection make_selection(uint32_t features, const std::string& isa, const std::string& kernel_names) {
+    Selection chosen{features, isa, {}};
+    if (!isa.empty()) {
+        check_isa(chosen);
+    }
+    std::istringstream names(kernel_names);
+    for (std::string name; std::getline(names, name, ',');) {
+        if (!name.empty()) {
+            chosen.kernels.push_back(require_kernel(name, chosen));
+        }
+    }
+    return chosen;
+}
+
+const Selection& selection() {
+    static const Selection chosen =
+        make_selection(cpu_features(), environment("TMAC_ISA"), environment("TMAC_KERNEL"));
+    return chosen;
+}
+
+const Kernel& select_kernel(const QuantSpec& spec, const Selection& selection) {
+    for (const Kernel* kernel : selection.kernels) {
+        if (serves(*kernel, spec)) {
+            return *kernel;
+        }
+    }
+    for (const RegistryRow& row : registry()) {
+        if (serves(*row.kernel, spec) && selection.selectable(row)) {
+            return *row.kernel;
+        }
+    }
+    throw UnsupportedSpec("no kernel serves " + to_string(spec) +
+                          (selection.isa.empty() ? "" : " with TMAC_ISA=" + selection.isa));
+}
+
+}  // namespace tmac

@@ -1,0 +1,50 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "core/quant_spec.h"
+#include "kernels/kernel.h"
+
+namespace tmac {
+
+struct RegistryRow {
+    Isa isa;
+    const Kernel* kernel;
+};
+
+/// Every kernel of this build in order of preference: the first that serves a spec and may be selected is taken.
+const std::vector<RegistryRow>& registry();
+
+const char* name_of(Isa isa);
+const char* name_of(Method method);
+const char* name_of(Layout layout);
+const char* name_of(Activation activation);
+
+/// The kernel called `name`, or null.
+const Kernel* find_kernel(const std::string& name);
+
+/// Whether the kernel can compute what `spec` means.
+bool serves(const Kernel& kernel, const QuantSpec& spec);
+
+/// Which kernels may be chosen: read from the environment once, passed explicitly in tests.
+struct Selection {
+    uint32_t features;                   ///< of this CPU, less the hidden ones
+    std::string isa;                     ///< TMAC_ISA, or empty
+    std::vector<const Kernel*> kernels;  ///< TMAC_KERNEL, each bound to the specs it serves
+
+    bool runnable(const RegistryRow& row) const;
+    bool selectable(const RegistryRow& row) const;
+};
+
+/// Throws std::invalid_argument on a name that is unknown or that this CPU cannot run.
+Selection make_selection(uint32_t features, const std::string& isa, const std::string& kernel_names);
+
+/// TMAC_CPU_FEATURES, TMAC_ISA and TMAC_KERNEL of this process.
+const Selection& selection();
+
+/// The kernel for `spec`. Throws UnsupportedSpec when the selection has none.
+const Kernel& select_kernel(const QuantSpec& spec, const Selection& selection);
+
+}  // namespace tmac

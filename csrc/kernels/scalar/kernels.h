@@ -1,0 +1,16 @@
+#pragma once
+
+#include "kernels/kernel.h"
+
+namespace tmac::scalar {
+
+// Encoders of one token's activations, shared by the kernels of a class.
+void lut_ctor(const PrepareArgs& args);
+void act_quant(const PrepareArgs& args);
+void act_copy(const PrepareArgs& args);
+
+extern const KernelTable qgemm_lut;
+extern const KernelTable qgemm_mad;
+extern const KernelTable qgemm_float;
+
+}  // namespace tmac::scalar

@@ -1,0 +1,191 @@
+#include "layout/tiles.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/bits.h"
+
+// Every layout here stores, for one row, one region and 32 (lut) or 8 (nibbles) columns, an independent little word. A
+// layout is therefore two functions: where that word lies, and how 32 plane bits (or 8 codes) turn into it and back.
+
+namespace tmac {
+namespace {
+
+// ---- 32 columns of a plane as one word, bit i = column i, zero past the end ----
+
+uint32_t load_bits(const uint8_t* row, int64_t column, int64_t count) {
+    const int64_t first = column / 8;
+    const int64_t last = (column + count + 7) / 8;
+    uint64_t word = 0;
+    std::memcpy(&word, row + first, static_cast<size_t>(std::min<int64_t>(last - first, 8)));
+    word >>= column % 8;
+    return static_cast<uint32_t>(word & ((uint64_t{1} << count) - 1));
+}
+
+void or_bits(uint8_t* row, int64_t column, int64_t count, uint32_t bits) {
+    const int64_t first = column / 8;
+    const auto bytes = static_cast<size_t>((column + count + 7) / 8 - first);
+    uint64_t word = 0;
+    std::memcpy(&word, row + first, bytes);
+    word |= (bits & ((uint64_t{1} << count) - 1)) << (column % 8);
+    std::memcpy(row + first, &word, bytes);
+}
+
+// ---- lut_quads: byte j of a row's four = nibble j | nibble j+4 << 4 ----
+
+constexpr uint32_t spread_nibbles(uint32_t four) {  // nibble j -> byte j
+    const uint32_t pairs = (four | (four << 8)) & 0x00ff00ffU;
+    return (pairs | (pairs << 4)) & 0x0f0f0f0fU;
+}
+
+constexpr uint32_t gather_nibbles(uint32_t bytes) {
+    const uint32_t pairs = (bytes | (bytes >> 4)) & 0x00ff00ffU;
+    return (pairs | (pairs >> 8)) & 0xffffU;
+}
+
+void put_quad(uint8_t* tile, int64_t row, int64_t chunk, uint32_t bits) {
+    const uint32_t word = spread_nibbles(bits & 0xffffU) | (spread_nibbles(bits >> 16) << 4);
+    std::memcpy(tile + chunk * 128 + row * 4, &word, 4);  // rows 16..31 follow in the second 64 bytes
+}
+
+uint32_t get_quad(const uint8_t* tile, int64_t row, int64_t chunk) {
+    uint32_t word = 0;
+    std::memcpy(&word, tile + chunk * 128 + row * 4, 4);
+    return gather_nibbles(word & 0x0f0f0f0fU) | (gather_nibbles((word >> 4) & 0x0f0f0f0fU) << 16);
+}
+
+// ---- lut_rows: one byte per row and 8 columns, which is the plane's own byte ----
+
+/// `unpacklo` and `unpackhi` take the low and high eight bytes of both 16-byte lanes: with rows 8..15 in the upper lane's
+/// low half, their results hold rows 0..15 and 16..31 in order.
+constexpr int64_t byte_of_row(int64_t row) { return (row & 7) | ((row & 8) << 1) | ((row & 16) >> 1); }
+
+void put_row(uint8_t* tile, int64_t row, int64_t chunk, uint32_t bits) {
+    for (int64_t i = 0; i < 4; ++i) {
+        tile[chunk * 128 + i * 32 + byte_of_row(row)] = static_cast<uint8_t>(bits >> (8 * i));
+    }
+}
+
+uint32_t get_row(const uint8_t* tile, int64_t row, int64_t chunk) {
+    uint32_t bits = 0;
+    for (int64_t i = 0; i < 4; ++i) {
+        bits |= uint32_t{tile[chunk * 128 + i * 32 + byte_of_row(row)]} << (8 * i);
+    }
+    return bits;
+}
+
+// ---- nibbles: byte j of a row's four = half of code j | half of code j+4 << 4 ----
+
+constexpr uint64_t kLowNibbles = 0x0f0f0f0f0f0f0f0fULL;
+
+uint32_t fold_halves(uint64_t eight) { return static_cast<uint32_t>(eight) | (static_cast<uint32_t>(eight >> 32) << 4); }
+
+uint64_t unfold_halves(uint32_t word) {
+    return (word & 0x0f0f0f0fU) | (uint64_t{(word >> 4) & 0x0f0f0f0fU} << 32);
+}
+
+void put_codes(uint8_t* top, int64_t region_stride, uint64_t eight) {
+    const uint32_t high = fold_halves((eight >> 4) & kLowNibbles);
+    const uint32_t low = fold_halves(eight & kLowNibbles);
+    std::memcpy(top, &high, 4);
+    std::memcpy(top + region_stride, &low, 4);
+}
+
+uint64_t get_codes(const uint8_t* top, int64_t region_stride) {
+    uint32_t high = 0;
+    uint32_t low = 0;
+    std::memcpy(&high, top, 4);
+    std::memcpy(&low, top + region_stride, 4);
+    return (unfold_halves(high) << 4) | unfold_halves(low);
+}
+
+/// Calls visit(column, count, chunk) for every 32 (or 8) columns of a row, `chunk` counting in padded columns.
+template <class Visit>
+void for_each_chunk(const std::vector<ActGroup>& act_groups, int64_t k_chunk, const Visit& visit) {
+    for (const ActGroup& group : act_groups) {
+        for (int64_t at = 0; at < group.k_count; at += k_chunk) {
+            visit(group.k_begin + at, std::min<int64_t>(k_chunk, group.k_count - at), (group.padded_begin + at) / k_chunk);
+        }
+    }
+}
+
+/// First byte of a row's tile in the first region.
+uint8_t* tile_of(const TiledCodes& codes, const LayoutShape& shape, int64_t row) {
+    return codes.data + row / shape.n_tile * (codes.padded_k / shape.k_chunk) * shape.chunk_bytes;
+}
+
+/// Eight codes of a row as bytes, shifted up so that the top bit of the code is bit 7.
+uint64_t load_codes(const PlanesView& planes, int64_t row, int64_t column, int64_t count) {
+    uint64_t eight = 0;
+    for (int32_t plane = 0; plane < planes.bits; ++plane) {
+        const auto bits = static_cast<uint8_t>(load_bits(planes.row(plane, row), column, count));
+        eight |= spread_bits(bits) << (7 - plane);
+    }
+    return eight;
+}
+
+}  // namespace
+
+void planes_to_layout(const PlanesView& planes, const std::vector<ActGroup>& act_groups, const TiledCodes& out,
+                      int64_t row_begin, int64_t row_end) {
+    const LayoutShape shape = layout_shape(out.layout, planes.bits);
+    for (int64_t row = row_begin; row < row_end; ++row) {
+        uint8_t* tile = out.layout == Layout::planes ? nullptr : tile_of(out, shape, row);
+        const int64_t in_tile = row % shape.n_tile;
+        if (out.layout == Layout::nibbles) {
+            for_each_chunk(act_groups, shape.k_chunk, [&](int64_t column, int64_t count, int64_t chunk) {
+                put_codes(tile + chunk * shape.chunk_bytes + in_tile * 4, out.region_stride,
+                          load_codes(planes, row, column, count));
+            });
+            continue;
+        }
+        for (int32_t plane = 0; plane < planes.bits; ++plane) {
+            const uint8_t* source = planes.row(plane, row);
+            if (out.layout == Layout::planes) {
+                std::memcpy(out.data + plane * out.region_stride + row * planes.row_bytes(), source,
+                            static_cast<size_t>(planes.row_bytes()));
+                continue;
+            }
+            uint8_t* target = tile + plane * out.region_stride;
+            const auto put = out.layout == Layout::lut_quads ? put_quad : put_row;
+            for_each_chunk(act_groups, shape.k_chunk, [&](int64_t column, int64_t count, int64_t chunk) {
+                put(target, in_tile, chunk, load_bits(source, column, count));
+            });
+        }
+    }
+}
+
+void layout_to_planes(const TiledCodes& in, const std::vector<ActGroup>& act_groups, const PlanesView& view,
+                      uint8_t* planes, int64_t row_begin, int64_t row_end) {
+    const LayoutShape shape = layout_shape(in.layout, view.bits);
+    const int64_t row_bytes = view.row_bytes();
+    for (int64_t row = row_begin; row < row_end; ++row) {
+        const auto plane_row = [&](int32_t plane) { return planes + (plane * view.n + row) * row_bytes; };
+        const uint8_t* tile = in.layout == Layout::planes ? nullptr : tile_of(in, shape, row);
+        const int64_t in_tile = row % shape.n_tile;
+        if (in.layout == Layout::nibbles) {
+            for_each_chunk(act_groups, shape.k_chunk, [&](int64_t column, int64_t count, int64_t chunk) {
+                const uint64_t eight = get_codes(tile + chunk * shape.chunk_bytes + in_tile * 4, in.region_stride);
+                for (int32_t plane = 0; plane < view.bits; ++plane) {
+                    or_bits(plane_row(plane), column, count,
+                            gather_bits((eight >> (7 - plane)) & kLowBits));
+                }
+            });
+            continue;
+        }
+        for (int32_t plane = 0; plane < view.bits; ++plane) {
+            if (in.layout == Layout::planes) {
+                std::memcpy(plane_row(plane), in.data + plane * in.region_stride + row * row_bytes,
+                            static_cast<size_t>(row_bytes));
+                continue;
+            }
+            const uint8_t* source = tile + plane * in.region_stride;
+            const auto get = in.layout == Layout::lut_quads ? get_quad : get_row;
+            for_each_chunk(act_groups, shape.k_chunk, [&](int64_t column, int64_t count, int64_t chunk) {
+                or_bits(plane_row(plane), column, count, get(source, in_tile, chunk));
+            });
+        }
+    }
+}
+
+}  // namespace tmac

@@ -1,0 +1,191 @@
+#include "ops/pack.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "core/act_groups.h"
+#include "core/check.h"
+#include "core/half.h"
+#include "core/thread_pool.h"
+#include "kernels/registry.h"
+#include "layout/tiles.h"
+
+namespace tmac {
+namespace {
+
+constexpr int64_t kRowsPerThread = 32;  ///< a multiple of every n_tile, so that no two threads share a tile
+
+void check_parts(const CanonicalWeight& weight, const Kernel& kernel) {
+    validate(weight.spec);
+    if (!serves(kernel, weight.spec)) {
+        throw UnsupportedSpec(std::string(kernel.name) + " does not serve " + to_string(weight.spec));
+    }
+    TMAC_CHECK(weight.planes.bits == weight.spec.bits, "[pack] ", weight.planes.bits, " planes for bits=",
+               int{weight.spec.bits});
+    const GroupType declared = weight.spec.scale_format == ScaleFormat::f32 ? GroupType::f32 : GroupType::f16;
+    TMAC_CHECK(weight.scale_type == declared, "[pack] the scales' dtype is not the spec's scale_format");
+    TMAC_CHECK((weight.zero_type == GroupType::none) == (weight.spec.zero_point == ZeroPoint::fixed),
+               "[pack] zeros are wanted exactly where zero_point is not 'fixed'");
+}
+
+PackedHeader make_header(const CanonicalWeight& weight, const Kernel& kernel) {
+    PackedHeader header{};
+    std::memcpy(header.magic, kPackedMagic, sizeof(kPackedMagic));
+    std::strncpy(header.kernel, kernel.name, sizeof(header.kernel) - 1);
+    header.spec = weight.spec;
+    header.n = weight.planes.n;
+    header.k = weight.planes.k;
+    header.layout = kernel.layout;
+    header.scale_type = weight.scale_type;
+    header.zero_type = weight.zero_type;
+    header.has_perm = weight.perm != nullptr ? 1 : 0;
+    header.checksum = header_checksum(header);
+    return header;
+}
+
+/// Byte offset of a row's value in [tiles][groups][n_tile].
+struct GroupOrder {
+    int64_t n_tile;
+    int64_t groups;
+    int64_t bytes;
+
+    int64_t at(int64_t row, int64_t group) const {
+        return ((row / n_tile * groups + group) * n_tile + row % n_tile) * bytes;
+    }
+};
+
+enum class Direction { to_tiles, to_rows };
+
+/// Rows [begin, end) of group values between [n][groups] and the tiles' order.
+void move_group_values(Direction direction, uint8_t* rows, uint8_t* tiles, const GroupOrder& order, Range range) {
+    const auto bytes = static_cast<size_t>(order.bytes);
+    for (int64_t row = range.begin; row < range.end; ++row) {
+        for (int64_t group = 0; group < order.groups; ++group) {
+            uint8_t* in_row = rows + (row * order.groups + group) * order.bytes;
+            uint8_t* in_tile = tiles + order.at(row, group);
+            direction == Direction::to_tiles ? std::memcpy(in_tile, in_row, bytes) : std::memcpy(in_row, in_tile, bytes);
+        }
+    }
+}
+
+uint8_t* writable(const void* data) { return static_cast<uint8_t*>(const_cast<void*>(data)); }
+
+/// Moves scales, and zeros where there are any. Never writes to the side that `direction` reads.
+void move_groups(Direction direction, const WeightView& view, const void* scales, const void* zeros, Range range) {
+    const int64_t n_tile = layout_shape(view.header.layout, view.header.spec.bits).n_tile;
+    const GroupOrder scale_order{n_tile, view.parts.num_groups, element_bytes(view.header.scale_type)};
+    move_group_values(direction, writable(scales), writable(view.data + view.parts.scales), scale_order, range);
+    if (view.header.zero_type != GroupType::none) {
+        const GroupOrder zero_order{n_tile, view.parts.num_groups, element_bytes(view.header.zero_type)};
+        move_group_values(direction, writable(zeros), writable(view.data + view.parts.zeros), zero_order, range);
+    }
+}
+
+TiledCodes tiled_codes(const WeightView& view) {
+    return {view.header.layout, writable(view.data + view.parts.codes), view.parts.region_stride, view.parts.padded_k};
+}
+
+std::vector<ActGroup> act_groups_of(const WeightView& view) {
+    const LayoutShape shape = layout_shape(view.header.layout, view.header.spec.bits);
+    return make_act_groups(view.header.spec, view.header.k, shape.k_chunk);
+}
+
+float group_value(const void* values, GroupType type, int64_t index) {
+    switch (type) {
+        case GroupType::u8:
+            return static_cast<float>(static_cast<const uint8_t*>(values)[index]);
+        case GroupType::f16:
+            return f16_to_f32(static_cast<const uint16_t*>(values)[index]);
+        default:
+            return static_cast<const float*>(values)[index];
+    }
+}
+
+/// Weights of one row from its codes and its group values (row order).
+void dequantize_row(const WeightView& view, const uint8_t* codes, const void* scales, const void* zeros, float* out) {
+    const QuantSpec& spec = view.header.spec;
+    const int64_t size = spec.group_size == -1 ? view.header.k : spec.group_size;
+    for (int64_t group = 0; group < view.parts.num_groups; ++group) {
+        const float scale = group_value(scales, view.header.scale_type, group);
+        const float zero = spec.zero_point == ZeroPoint::fixed ? spec.fixed_zero
+                                                               : group_value(zeros, view.header.zero_type, group);
+        const int64_t end = std::min(view.header.k, (group + 1) * size);
+        for (int64_t column = group * size; column < end; ++column) {
+            const auto code = static_cast<float>(codes[column]);
+            out[column] = spec.zero_point == ZeroPoint::offset ? code * scale + zero : (code - zero) * scale;
+        }
+    }
+}
+
+}  // namespace
+
+void check_permutation(const int32_t* perm, int64_t k) {
+    std::vector<bool> seen(static_cast<size_t>(k));
+    for (int64_t i = 0; i < k; ++i) {
+        TMAC_CHECK(perm[i] >= 0 && perm[i] < k && !seen[static_cast<size_t>(perm[i])], "[perm] entry ", i, " = ", perm[i],
+                   " is out of range or stands twice");
+        seen[static_cast<size_t>(perm[i])] = true;
+    }
+}
+
+PackedWeight pack(const CanonicalWeight& weight, const Kernel& kernel, int num_threads) {
+    check_parts(weight, kernel);
+    const PackedHeader header = make_header(weight, kernel);
+    const PackedParts parts = packed_parts(header);
+    PackedWeight packed(header, parts);
+    const WeightView view{header, parts, &kernel, packed.data()};
+    if (weight.perm != nullptr) {
+        std::memcpy(packed.data() + parts.perm, weight.perm, static_cast<size_t>(header.k) * sizeof(int32_t));
+    }
+    const std::vector<ActGroup> act_groups = act_groups_of(view);
+    parallel_for(header.n, kRowsPerThread, num_threads, [&](Range range) {
+        move_groups(Direction::to_tiles, view, weight.scales, weight.zeros, range);
+        planes_to_layout(weight.planes, act_groups, tiled_codes(view), range.begin, range.end);
+    });
+    return packed;
+}
+
+void unpack(const WeightView& weight, uint8_t* planes, void* scales, void* zeros, int32_t* perm, int num_threads) {
+    if (perm != nullptr && weight.perm() != nullptr) {
+        std::memcpy(perm, weight.perm(), static_cast<size_t>(weight.header.k) * sizeof(int32_t));
+    }
+    const std::vector<ActGroup> act_groups = act_groups_of(weight);
+    const PlanesView shape{planes, weight.header.spec.bits, weight.header.n, weight.header.k};
+    parallel_for(weight.header.n, kRowsPerThread, num_threads, [&](Range range) {
+        move_groups(Direction::to_rows, weight, scales, zeros, range);
+        layout_to_planes(tiled_codes(weight), act_groups, shape, planes, range.begin, range.end);
+    });
+}
+
+void dequantize(const WeightView& weight, float* out, int num_threads) {
+    const PackedHeader& header = weight.header;
+    const auto n = static_cast<size_t>(header.n);
+    const auto groups = static_cast<size_t>(weight.parts.num_groups);
+    const PlanesView shape{nullptr, header.spec.bits, header.n, header.k};
+    std::vector<uint8_t> planes(static_cast<size_t>(header.spec.bits) * n * static_cast<size_t>(shape.row_bytes()));
+    const int64_t scale_row = static_cast<int64_t>(groups) * element_bytes(header.scale_type);
+    const int64_t zero_row = static_cast<int64_t>(groups) * element_bytes(header.zero_type);
+    std::vector<uint8_t> scales(n * static_cast<size_t>(scale_row));
+    std::vector<uint8_t> zeros(n * static_cast<size_t>(zero_row));
+    unpack(weight, planes.data(), scales.data(), zeros.data(), nullptr, num_threads);
+    parallel_for(header.n, kRowsPerThread, num_threads, [&](Range range) {
+        std::vector<uint8_t> codes(static_cast<size_t>(header.k));
+        std::vector<float> row(static_cast<size_t>(header.k));
+        for (int64_t i = range.begin; i < range.end; ++i) {
+            planes_to_codes(planes.data() + i * shape.row_bytes(), header.n * shape.row_bytes(), header.k,
+                            header.spec.bits, codes.data());
+            dequantize_row(weight, codes.data(), scales.data() + i * scale_row, zeros.data() + i * zero_row, row.data());
+            float* target = out + i * header.k;
+            if (const int32_t* perm = weight.perm()) {
+                for (int64_t column = 0; column < header.k; ++column) {
+                    target[perm[column]] = row[static_cast<size_t>(column)];
+                }
+            } else {
+                std::copy(row.begin(), row.end(), target);
+            }
+        }
+    });
+}
+
+}  // namespace tmac

@@ -1,0 +1,105 @@
+#include "ops/prepare.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/act_groups.h"
+#include "core/half.h"
+#include "core/thread_pool.h"
+#include "ops/convert.h"
+
+namespace tmac {
+namespace {
+
+int64_t bytes_per_token(Method method, int64_t padded_k) {
+    switch (method) {
+        case Method::lut:
+            return padded_k * (kLutEntries / kLutGroup);
+        case Method::mad:
+            return padded_k;
+        case Method::float_exact:
+            break;
+    }
+    return padded_k * static_cast<int64_t>(sizeof(float));
+}
+
+void reserve(const WeightView& weight, int32_t tokens, PreparedInput& out) {
+    const LayoutShape shape = layout_shape(weight.header.layout, weight.header.spec.bits);
+    out.act_groups = make_act_groups(weight.header.spec, weight.header.k, shape.k_chunk);
+    out.padded_k = weight.parts.padded_k;
+    out.act_bytes = bytes_per_token(weight.kernel->method, out.padded_k);
+    const auto groups = static_cast<size_t>(tokens) * out.act_groups.size();
+    out.act.resize(static_cast<size_t>(tokens * out.act_bytes));
+    out.act_scale.resize(groups);
+    out.act_sum.resize(groups);
+    out.act_isum.resize(groups);
+    out.scaled_down.assign(static_cast<size_t>(tokens), 0);
+}
+
+/// A token as f32 in the weight's column order: the input itself where it already is.
+const float* gather_row(const Tensor& x, int64_t row, const int32_t* perm, std::vector<float>& scratch) {
+    if (x.type == DType::f32 && perm == nullptr) {
+        return static_cast<const float*>(x.data) + row * x.stride;
+    }
+    const auto k = static_cast<size_t>(x.columns);
+    scratch.resize(2 * k);
+    float* plain = scratch.data();
+    load_row(x, row, plain);
+    if (perm == nullptr) {
+        return plain;
+    }
+    float* permuted = plain + k;
+    for (size_t i = 0; i < k; ++i) {
+        permuted[i] = plain[perm[i]];
+    }
+    return permuted;
+}
+
+bool any_nan(const float* values, size_t count) {
+    return std::any_of(values, values + count, [](float value) { return std::isnan(value); });
+}
+
+bool all_finite(const float* values, int64_t count) {
+    return std::all_of(values, values + count, [](float value) { return std::isfinite(value); });
+}
+
+void prepare_token(const WeightView& weight, const float* x, int32_t token, PreparedInput& out) {
+    const size_t groups = out.act_groups.size();
+    const size_t first = static_cast<size_t>(token) * groups;
+    PrepareArgs args{&weight.header.spec,
+                     x,
+                     weight.header.k,
+                     out.act_groups.data(),
+                     static_cast<int32_t>(groups),
+                     out.act.data() + token * out.act_bytes,
+                     out.act_scale.data() + first,
+                     out.act_sum.data() + first,
+                     out.act_isum.data() + first};
+    weight.kernel->prepare(args);
+    const bool overflow = weight.kernel->method != Method::float_exact && any_nan(args.act_scale, groups) &&
+                          all_finite(x, weight.header.k);
+    if (!overflow) {
+        return;
+    }
+    std::vector<float> smaller(x, x + weight.header.k);
+    std::for_each(smaller.begin(), smaller.end(), [](float& value) { value *= kScaleDown; });
+    args.x = smaller.data();
+    weight.kernel->prepare(args);
+    out.scaled_down[static_cast<size_t>(token)] = 1;
+}
+
+}  // namespace
+
+void prepare(const WeightView& weight, const Tensor& x, int64_t first, int32_t tokens, int num_threads,
+             PreparedInput& out) {
+    reserve(weight, tokens, out);
+    parallel_for(tokens, 1, tokens * x.columns < 4096 ? 1 : num_threads, [&](Range range) {
+        std::vector<float> scratch;
+        for (int64_t token = range.begin; token < range.end; ++token) {
+            const float* row = gather_row(x, first + token, weight.perm(), scratch);
+            prepare_token(weight, row, static_cast<int32_t>(token), out);
+        }
+    });
+}
+
+}  // namespace tmac

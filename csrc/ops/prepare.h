@@ -1,0 +1,32 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/layout.h"
+#include "ops/tensor.h"
+#include "ops/weight_view.h"
+
+namespace tmac {
+
+/// Some tokens' activations, encoded for the kernel of one weight and for every other weight that reads the same
+/// input with the same act groups. Buffers grow and are used again.
+struct PreparedInput {
+    std::vector<ActGroup> act_groups;
+    int64_t padded_k = 0;
+    int64_t act_bytes = 0;            ///< per token
+    std::vector<uint8_t> act;         ///< [tokens][act_bytes]
+    std::vector<float> act_scale;     ///< [tokens][act_groups]
+    std::vector<float> act_sum;       ///< [tokens][act_groups]
+    std::vector<int32_t> act_isum;    ///< [tokens][act_groups]
+    std::vector<uint8_t> scaled_down; ///< [tokens]: computed from x * 2^-64, because a sum of finite values overflowed
+};
+
+inline constexpr float kScaleDown = 0x1p-64F;
+inline constexpr float kScaleUp = 0x1p64F;
+
+/// Encodes rows [first, first + tokens) of `x`, whose columns are in the checkpoint's order.
+void prepare(const WeightView& weight, const Tensor& x, int64_t first, int32_t tokens, int num_threads,
+             PreparedInput& out);
+
+}  // namespace tmac

@@ -1,0 +1,57 @@
+#include "ops/weight_view.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/check.h"
+#include "kernels/registry.h"
+
+namespace tmac {
+namespace {
+
+/// The header's kernel, which must be the one that its layout and spec were made for.
+const Kernel* kernel_of(const PackedHeader& header) {
+    for (const RegistryRow& row : registry()) {
+        if (std::strncmp(header.kernel, row.kernel->name, sizeof(header.kernel)) == 0) {
+            TMAC_CHECK(selection().runnable(row), "[linear] the weight was packed for ", row.kernel->name,
+                       ", which this CPU cannot run: load it from its planes again");
+            TMAC_CHECK(row.kernel->layout == header.layout && serves(*row.kernel, header.spec),
+                       "[linear] the weight's layout or spec is not that of ", row.kernel->name);
+            return row.kernel;
+        }
+    }
+    fail("[linear] the weight was packed for a kernel that this build does not have: load it from its planes again");
+}
+
+void check_group_types(const PackedHeader& header) {
+    TMAC_CHECK(header.scale_type == GroupType::f16 || header.scale_type == GroupType::f32,
+               "[packed weight] scales must be f16 or f32");
+    TMAC_CHECK((header.zero_type == GroupType::none) == (header.spec.zero_point == ZeroPoint::fixed),
+               "[packed weight] zeros do not fit the spec");
+}
+
+}  // namespace
+
+WeightView view_weight(const uint8_t* data, int64_t size) {
+    WeightView view{};
+    TMAC_CHECK(size >= static_cast<int64_t>(sizeof(PackedHeader)), "[packed weight] ", size, " bytes are no header");
+    std::memcpy(&view.header, data, sizeof(PackedHeader));
+    TMAC_CHECK(std::memcmp(view.header.magic, kPackedMagic, sizeof(kPackedMagic)) == 0 &&
+                   view.header.checksum == header_checksum(view.header),
+               "[packed weight] these bytes are not a weight packed by this version");
+    validate(view.header.spec);
+    check_group_types(view.header);
+    view.kernel = kernel_of(view.header);
+    view.parts = packed_parts(view.header);
+    TMAC_CHECK(view.parts.bytes == size, "[packed weight] the header speaks of ", view.parts.bytes,
+               " bytes, but there are ", size);
+    view.data = data;
+    if (const int32_t* perm = view.perm()) {
+        const auto k = static_cast<uint32_t>(view.header.k);
+        TMAC_CHECK(std::all_of(perm, perm + k, [k](int32_t column) { return static_cast<uint32_t>(column) < k; }),
+                   "[packed weight] perm names a column outside 0..", k - 1);
+    }
+    return view;
+}
+
+}  // namespace tmac

@@ -1,0 +1,105 @@
+#include "core/packed_weight.h"
+
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+#include <vector>
+
+#include "catch.h"
+
+using namespace tmac;
+
+namespace {
+
+PackedHeader make_header(Layout layout, int64_t n, int64_t k) {
+    PackedHeader header{};
+    std::memcpy(header.magic, kPackedMagic, sizeof(kPackedMagic));
+    std::strcpy(header.kernel, "qgemm_lut_w4_scalar");
+    header.n = n;
+    header.k = k;
+    header.layout = layout;
+    header.scale_type = GroupType::f16;
+    header.zero_type = GroupType::none;
+    return header;
+}
+
+}  // namespace
+
+TEST_CASE("the parts follow one another, aligned, with room for every value", "[packed_weight]") {
+    for (const Layout layout : {Layout::planes, Layout::lut_rows, Layout::lut_quads, Layout::nibbles}) {
+        for (const int64_t n : {1, 16, 33}) {
+            for (const int64_t k : {1, 100, 576}) {
+                PackedHeader header = make_header(layout, n, k);
+                header.has_perm = 1;
+                header.zero_type = GroupType::f32;
+                header.spec.zero_point = ZeroPoint::offset;
+                const PackedParts parts = packed_parts(header);
+                CAPTURE(static_cast<int>(layout), n, k);
+                CHECK(parts.num_groups == num_groups(header.spec, k));
+                CHECK(parts.perm >= static_cast<int64_t>(sizeof(PackedHeader)));
+                CHECK(parts.scales - parts.perm >= k * 4);
+                CHECK(parts.zeros - parts.scales >= n * parts.num_groups * 2);
+                CHECK(parts.codes - parts.zeros >= n * parts.num_groups * 4);
+                const int64_t regions = layout_shape(layout, header.spec.bits).num_regions;
+                CHECK(parts.bytes - parts.codes >= parts.region_stride * regions);
+                CHECK(parts.region_stride * regions >= n * k * header.spec.bits / 8);
+                for (const int64_t offset : {parts.perm, parts.scales, parts.zeros, parts.codes, parts.bytes}) {
+                    CHECK(offset % 64 == 0);
+                }
+            }
+        }
+    }
+}
+
+TEST_CASE("sizes out of range are refused before anything is allocated", "[packed_weight]") {
+    for (const int64_t bad : {int64_t{0}, int64_t{-1}, std::numeric_limits<int64_t>::max()}) {
+        CHECK_THROWS_AS(packed_parts(make_header(Layout::planes, bad, 8)), std::invalid_argument);
+        CHECK_THROWS_AS(packed_parts(make_header(Layout::planes, 8, bad)), std::invalid_argument);
+    }
+    CHECK_THROWS_AS(packed_parts(make_header(static_cast<Layout>(200), 8, 8)), std::invalid_argument);
+    PackedHeader header = make_header(Layout::planes, 8, 8);
+    header.scale_type = static_cast<GroupType>(77);
+    CHECK_THROWS_AS(packed_parts(header), std::invalid_argument);
+}
+
+TEST_CASE("the largest sizes do not overflow", "[packed_weight]") {
+    PackedHeader header = make_header(Layout::lut_quads, kMaxRows, kMaxColumns);
+    header.spec.group_size = 1;
+    header.spec.bits = 8;
+    header.scale_type = GroupType::f32;
+    CHECK(packed_parts(header).bytes > kMaxRows * kMaxColumns);
+}
+
+TEST_CASE("the checksum sees every field", "[packed_weight]") {
+    const PackedHeader header = make_header(Layout::planes, 8, 16);
+    const auto differs = [&](auto change) {
+        PackedHeader other = header;
+        change(other);
+        return header_checksum(other) != header_checksum(header);
+    };
+    CHECK_FALSE(differs([](PackedHeader&) {}));
+    CHECK(differs([](PackedHeader& h) { h.magic[0] = 'X'; }));
+    CHECK(differs([](PackedHeader& h) { h.kernel[0] = 'X'; }));
+    CHECK(differs([](PackedHeader& h) { h.spec.bits = 3; }));
+    CHECK(differs([](PackedHeader& h) { h.spec.codebook = Codebook::ternary; }));
+    CHECK(differs([](PackedHeader& h) { h.spec.zero_point = ZeroPoint::real; }));
+    CHECK(differs([](PackedHeader& h) { h.spec.activation = Activation::token; }));
+    CHECK(differs([](PackedHeader& h) { h.spec.scale_format = ScaleFormat::f32; }));
+    CHECK(differs([](PackedHeader& h) { h.spec.group_size = 64; }));
+    CHECK(differs([](PackedHeader& h) { h.spec.fixed_zero = 7.5F; }));
+    CHECK(differs([](PackedHeader& h) { h.n = 9; }));
+    CHECK(differs([](PackedHeader& h) { h.k = 17; }));
+    CHECK(differs([](PackedHeader& h) { h.layout = Layout::nibbles; }));
+    CHECK(differs([](PackedHeader& h) { h.scale_type = GroupType::f32; }));
+    CHECK(differs([](PackedHeader& h) { h.zero_type = GroupType::u8; }));
+    CHECK(differs([](PackedHeader& h) { h.has_perm = 1; }));
+}
+
+TEST_CASE("a packed weight starts with its header", "[packed_weight]") {
+    const PackedHeader header = make_header(Layout::planes, 8, 16);
+    const PackedParts parts = packed_parts(header);
+    const PackedWeight weight(header, parts);
+    CHECK(weight.size() == parts.bytes);
+    CHECK(weight.header().n == 8);
+    CHECK(header_checksum(weight.header()) == header_checksum(header));
+}

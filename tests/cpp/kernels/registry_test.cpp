@@ -1,0 +1,113 @@
+#include "kernels/registry.h"
+
+#include <set>
+#include <stdexcept>
+#include <string>
+
+#include "catch.h"
+#include "core/check.h"
+#include "core/cpu_features.h"
+
+using namespace tmac;
+
+namespace {
+
+QuantSpec spec_of(int bits, Codebook codebook = Codebook::uniform, Activation activation = Activation::group) {
+    QuantSpec spec;
+    spec.bits = static_cast<uint8_t>(bits);
+    spec.codebook = codebook;
+    spec.activation = activation;
+    return spec;
+}
+
+Isa isa_of(const Kernel& kernel) {
+    for (const RegistryRow& row : registry()) {
+        if (row.kernel == &kernel) {
+            return row.isa;
+        }
+    }
+    throw std::logic_error("not in the registry");
+}
+
+}  // namespace
+
+TEST_CASE("names are unique and say method, width and ISA", "[registry]") {
+    std::set<std::string> names;
+    for (const RegistryRow& row : registry()) {
+        const Kernel& kernel = *row.kernel;
+        const std::string name = kernel.name;
+        CAPTURE(name);
+        CHECK(names.insert(name).second);
+        CHECK(name.size() < 56);
+        CHECK(find_kernel(name) == &kernel);
+        CHECK(name.find(std::string("_") + name_of(kernel.method)) != std::string::npos);
+        CHECK(name.find(std::string("_") + name_of(row.isa)) != std::string::npos);
+        const std::string width =
+            kernel.codebook == Codebook::ternary ? "_ternary" : "_w" + std::to_string(kernel.bits);
+        CHECK(name.find(width) != std::string::npos);
+        CHECK(kernel.run != nullptr);
+        CHECK(kernel.prepare != nullptr);
+        CHECK((row.isa == Isa::scalar) == (kernel.features == 0));
+    }
+    CHECK(find_kernel("qgemm_lut_w9_scalar") == nullptr);
+}
+
+TEST_CASE("every spec has a scalar kernel, whatever the CPU", "[registry]") {
+    const Selection bare = make_selection(0, "", "");
+    for (const Activation activation : {Activation::group, Activation::token, Activation::float_exact}) {
+        for (int bits = 1; bits <= 8; ++bits) {
+            CHECK(isa_of(select_kernel(spec_of(bits, Codebook::uniform, activation), bare)) == Isa::scalar);
+        }
+        CHECK(isa_of(select_kernel(spec_of(2, Codebook::ternary, activation), bare)) == Isa::scalar);
+    }
+}
+
+TEST_CASE("a spec that nothing serves is a different error from a wrong name", "[registry]") {
+    QuantSpec spec = spec_of(4);
+    spec.scale_format = ScaleFormat::two_level;
+    CHECK_THROWS_AS(select_kernel(spec, make_selection(0, "", "")), UnsupportedSpec);
+    CHECK_THROWS_WITH(make_selection(0, "sse9", ""), TMAC_CONTAINS("sse9"));
+    CHECK_THROWS_WITH(make_selection(0, "", "qgemm_magic"), TMAC_CONTAINS("qgemm_magic"));
+}
+
+TEST_CASE("an ISA that the CPU lacks cannot be forced", "[registry]") {
+    CHECK_THROWS_AS(make_selection(0, "avx2", ""), std::invalid_argument);
+    CHECK_THROWS_AS(make_selection(0, "neon", ""), std::invalid_argument);
+    CHECK_NOTHROW(make_selection(0, "scalar", ""));
+    for (const RegistryRow& row : registry()) {
+        if (row.kernel->features != 0) {
+            CHECK_THROWS_WITH(make_selection(0, "", row.kernel->name), TMAC_CONTAINS(row.kernel->name));
+        }
+    }
+}
+
+TEST_CASE("a forced ISA is what is chosen", "[registry]") {
+    const Selection scalar = make_selection(~0U, "scalar", "");
+    CHECK(isa_of(select_kernel(spec_of(4), scalar)) == Isa::scalar);
+    for (const RegistryRow& row : registry()) {
+        const Selection forced = make_selection(~0U, name_of(row.isa), "");
+        CHECK(forced.selectable(row));
+        const QuantSpec spec =
+            spec_of(row.kernel->bits, row.kernel->codebook,
+                    (row.kernel->activations & 1) != 0 ? Activation::group : Activation::float_exact);
+        if (serves(*row.kernel, spec)) {
+            CHECK(isa_of(select_kernel(spec, forced)) == row.isa);
+        }
+    }
+}
+
+TEST_CASE("forced kernels take the specs they serve, and leave the others alone", "[registry]") {
+    const Selection forced = make_selection(~0U, "", "qgemm_lut_w2_scalar,qgemm_lut_w3_scalar");
+    CHECK(std::string(select_kernel(spec_of(2), forced).name) == "qgemm_lut_w2_scalar");
+    CHECK(std::string(select_kernel(spec_of(3), forced).name) == "qgemm_lut_w3_scalar");
+    CHECK(&select_kernel(spec_of(4), forced) == &select_kernel(spec_of(4), make_selection(~0U, "", "")));
+}
+
+TEST_CASE("a hidden feature makes its kernels not runnable", "[registry]") {
+    for (const RegistryRow& row : registry()) {
+        for (const FeatureName& feature : feature_names()) {
+            const Selection without = make_selection(~0U & ~static_cast<uint32_t>(feature.bit), "", "");
+            CHECK(without.runnable(row) == ((row.kernel->features & feature.bit) == 0));
+        }
+    }
+}

@@ -1,0 +1,127 @@
+#include "layout/tiles.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "catch.h"
+#include "core/act_groups.h"
+#include "random.h"
+
+using namespace tmac;
+
+namespace {
+
+struct Packed {
+    std::vector<ActGroup> act_groups;
+    int64_t padded_k;
+    int64_t region_stride;
+    std::vector<uint8_t> bytes;
+
+    TiledCodes codes(Layout layout) { return {layout, bytes.data(), region_stride, padded_k}; }
+};
+
+Packed make_packed(Layout layout, int32_t bits, int64_t n, int64_t k, int32_t group_size) {
+    QuantSpec spec;
+    spec.bits = static_cast<uint8_t>(bits);
+    spec.group_size = group_size;
+    const LayoutShape shape = layout_shape(layout, bits);
+    const int64_t padded_k = padded_columns(spec, k, shape.k_chunk);
+    const int64_t tiles = (n + shape.n_tile - 1) / shape.n_tile;
+    const int64_t stride =
+        layout == Layout::planes ? n * ((k + 7) / 8) : tiles * (padded_k / shape.k_chunk) * shape.chunk_bytes;
+    return {make_act_groups(spec, k, shape.k_chunk), padded_k, stride,
+            std::vector<uint8_t>(static_cast<size_t>(stride * shape.num_regions))};
+}
+
+std::vector<uint8_t> random_planes(Random& random, int32_t bits, int64_t n, int64_t k) {
+    const int64_t row_bytes = (k + 7) / 8;
+    std::vector<uint8_t> planes = random.codes(bits * n * row_bytes, 256);
+    for (size_t row = 0; k % 8 != 0 && row < static_cast<size_t>(bits * n); ++row) {
+        uint8_t& last = planes[(row + 1) * static_cast<size_t>(row_bytes) - 1];
+        last = static_cast<uint8_t>(last & ((1 << (k % 8)) - 1));
+    }
+    return planes;
+}
+
+/// The byte offset and the bit of the only bit set in a packed weight of one code.
+std::pair<int64_t, int> where(Layout layout, int32_t bits, int32_t plane, int64_t n, int64_t k) {
+    Packed packed = make_packed(layout, bits, 64, 128, 128);
+    std::vector<uint8_t> planes(static_cast<size_t>(bits * 64 * 16));
+    planes[static_cast<size_t>((plane * 64 + n) * 16 + k / 8)] = static_cast<uint8_t>(1 << (k % 8));
+    planes_to_layout({planes.data(), bits, 64, 128}, packed.act_groups, packed.codes(layout), 0, 64);
+    for (size_t i = 0; i < packed.bytes.size(); ++i) {
+        for (int bit = 0; bit < 8; ++bit) {
+            if (packed.bytes[i] == 1 << bit) {
+                return {static_cast<int64_t>(i), bit};
+            }
+        }
+    }
+    return {-1, -1};
+}
+
+}  // namespace
+
+TEST_CASE("unpacking inverts packing for every layout, width and size", "[tiles]") {
+    Random random(3);
+    for (const Layout layout : {Layout::planes, Layout::lut_rows, Layout::lut_quads, Layout::nibbles}) {
+        for (int32_t bits = layout == Layout::nibbles ? 5 : 1; bits <= 8; ++bits) {
+            for (const int64_t n : {1, 16, 31, 32, 65}) {
+                for (const int64_t k : {1, 8, 31, 33, 100, 128, 300}) {
+                    for (const int32_t group_size : {-1, 5, 32, 100, 128}) {
+                        Packed packed = make_packed(layout, bits, n, k, group_size);
+                        const std::vector<uint8_t> planes = random_planes(random, bits, n, k);
+                        const PlanesView view{planes.data(), bits, n, k};
+                        planes_to_layout(view, packed.act_groups, packed.codes(layout), 0, n);
+                        std::vector<uint8_t> back(planes.size());
+                        layout_to_planes(packed.codes(layout), packed.act_groups, view, back.data(), 0, n);
+                        if (back != planes) {
+                            CAPTURE(static_cast<int>(layout), bits, n, k, group_size);
+                            FAIL("the planes changed");
+                        }
+                    }
+                }
+            }
+        }
+    }
+    SUCCEED();
+}
+
+TEST_CASE("rows may be packed in ranges of any length", "[tiles]") {
+    Random random(4);
+    const std::vector<uint8_t> planes = random_planes(random, 8, 70, 100);
+    const PlanesView view{planes.data(), 8, 70, 100};
+    for (const Layout layout : {Layout::planes, Layout::lut_rows, Layout::lut_quads, Layout::nibbles}) {
+        Packed whole = make_packed(layout, 8, 70, 100, 64);
+        Packed pieces = whole;
+        planes_to_layout(view, whole.act_groups, whole.codes(layout), 0, 70);
+        for (const auto& [begin, end] : {std::pair{40, 70}, std::pair{0, 1}, std::pair{1, 40}}) {
+            planes_to_layout(view, pieces.act_groups, pieces.codes(layout), begin, end);
+        }
+        CHECK(pieces.bytes == whole.bytes);
+    }
+}
+
+TEST_CASE("lut_quads: four bytes per row, nibble j and nibble j + 4 in byte j", "[tiles]") {
+    // 128 columns are 4 chunks of 128 bytes per tile of 32 rows; a plane has 2 tiles.
+    CHECK(where(Layout::lut_quads, 2, 0, 0, 0) == std::pair<int64_t, int>{0, 0});
+    CHECK(where(Layout::lut_quads, 2, 0, 0, 6) == std::pair<int64_t, int>{1, 2});
+    CHECK(where(Layout::lut_quads, 2, 0, 3, 17) == std::pair<int64_t, int>{3 * 4 + 0, 5});
+    CHECK(where(Layout::lut_quads, 2, 0, 16, 64) == std::pair<int64_t, int>{2 * 128 + 64, 0});
+    CHECK(where(Layout::lut_quads, 2, 1, 33, 0) == std::pair<int64_t, int>{2 * 4 * 128 + 4 * 128 + 4, 0});
+}
+
+TEST_CASE("lut_rows: one byte per row for eight columns, rows 8..15 in the upper lane", "[tiles]") {
+    CHECK(where(Layout::lut_rows, 1, 0, 0, 0) == std::pair<int64_t, int>{0, 0});
+    CHECK(where(Layout::lut_rows, 1, 0, 7, 9) == std::pair<int64_t, int>{32 + 7, 1});
+    CHECK(where(Layout::lut_rows, 1, 0, 8, 0) == std::pair<int64_t, int>{16, 0});
+    CHECK(where(Layout::lut_rows, 1, 0, 16, 0) == std::pair<int64_t, int>{8, 0});
+    CHECK(where(Layout::lut_rows, 1, 0, 31, 7) == std::pair<int64_t, int>{31, 7});
+}
+
+TEST_CASE("nibbles: the top and the low four bits lie in regions of their own", "[tiles]") {
+    const int64_t region = 64 / 16 * (128 / 8) * 64;
+    CHECK(where(Layout::nibbles, 8, 0, 0, 0) == std::pair<int64_t, int>{0, 3});
+    CHECK(where(Layout::nibbles, 8, 3, 1, 5) == std::pair<int64_t, int>{4 + 1, 4});
+    CHECK(where(Layout::nibbles, 8, 7, 0, 0) == std::pair<int64_t, int>{region, 0});
+    CHECK(where(Layout::nibbles, 8, 4, 17, 8) == std::pair<int64_t, int>{region + 16 * 64 + 64 + 4, 3});
+}

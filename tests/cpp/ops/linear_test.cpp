@@ -1,0 +1,168 @@
+// Every kernel that this CPU can run, through pack, view_weight and linear. Run under sanitizers, this is where a
+// kernel that reads or writes past its buffers is caught.
+
+#include "ops/linear.h"
+
+#include <cstddef>
+#include <stdexcept>
+#include <vector>
+
+#include "catch.h"
+#include "core/half.h"
+#include "kernels/registry.h"
+#include "ops/pack.h"
+#include "random.h"
+
+using namespace tmac;
+
+namespace {
+
+struct Weight {
+    QuantSpec spec;
+    int64_t n, k;
+    std::vector<uint8_t> planes;
+    std::vector<uint16_t> scales;
+    std::vector<uint16_t> zeros;
+
+    CanonicalWeight canonical() const {
+        const bool fixed = spec.zero_point == ZeroPoint::fixed;
+        return {spec,           {planes.data(), spec.bits, n, k}, scales.data(),
+                GroupType::f16, fixed ? nullptr : zeros.data(),   fixed ? GroupType::none : GroupType::f16,
+                nullptr};
+    }
+};
+
+Weight make_weight(Random& random, const QuantSpec& spec, int64_t n, int64_t k) {
+    Weight weight{spec, n, k, {}, {}, {}};
+    const int64_t row_bytes = (k + 7) / 8;
+    weight.planes.resize(static_cast<size_t>(spec.bits * n * row_bytes));
+    for (int64_t row = 0; row < n; ++row) {
+        const std::vector<uint8_t> codes = random.codes(k, spec.codebook == Codebook::ternary ? 3U : 1U << spec.bits);
+        codes_to_planes(codes.data(), k, spec.bits, weight.planes.data() + row * row_bytes, n * row_bytes);
+    }
+    for (int64_t i = 0; i < n * num_groups(spec, k); ++i) {
+        weight.scales.push_back(f32_to_f16(random.signed_unit()));
+        weight.zeros.push_back(f32_to_f16(random.signed_unit() * 4.0F));
+    }
+    return weight;
+}
+
+/// y [m, n] in a buffer of its exact size.
+std::vector<float> run_linear(const PackedWeight& packed, const std::vector<float>& x, int64_t m, int num_threads) {
+    const WeightView view = view_weight(packed.data(), packed.size());
+    std::vector<float> input = x;
+    std::vector<float> y(static_cast<size_t>(m * view.header.n), -1.0F);
+    linear({input.data(), DType::f32, m, view.header.k, view.header.k}, view, nullptr,
+           {y.data(), DType::f32, m, view.header.n, view.header.n}, num_threads);
+    return y;
+}
+
+std::vector<QuantSpec> specs_of(const Kernel& kernel) {
+    std::vector<QuantSpec> result;
+    for (const Activation activation : {Activation::group, Activation::token, Activation::float_exact}) {
+        for (const ZeroPoint zero_point : {ZeroPoint::fixed, ZeroPoint::offset}) {
+            for (const int32_t group_size : {32, 50, 128, -1}) {
+                QuantSpec spec;
+                spec.bits = kernel.bits;
+                spec.codebook = kernel.codebook;
+                spec.activation = activation;
+                spec.zero_point = zero_point;
+                spec.group_size = group_size;
+                spec.fixed_zero = kernel.codebook == Codebook::ternary ? 1.0F : 1.5F;
+                if (serves(kernel, spec) && (kernel.codebook == Codebook::uniform || zero_point == ZeroPoint::fixed)) {
+                    result.push_back(spec);
+                }
+            }
+        }
+    }
+    return result;
+}
+
+template <class Check>
+void for_each_runnable(const Check& check) {
+    for (const RegistryRow& row : registry()) {
+        if (selection().runnable(row)) {
+            for (const QuantSpec& spec : specs_of(*row.kernel)) {
+                INFO(row.kernel->name << " " << to_string(spec));
+                check(*row.kernel, spec);
+            }
+        }
+    }
+}
+
+}  // namespace
+
+TEST_CASE("every kernel gives the scalar kernel's bits", "[linear]") {
+    const Selection bare = make_selection(0, "", "");
+    for_each_runnable([&](const Kernel& kernel, const QuantSpec& spec) {
+        const Kernel& reference = select_kernel(spec, bare);
+        if (reference.method != kernel.method) {
+            return;
+        }
+        Random random(9);
+        for (const auto& [n, k] : {std::pair{1, 1}, std::pair{33, 31}, std::pair{70, 300}}) {
+            const Weight weight = make_weight(random, spec, n, k);
+            const std::vector<float> x = random.floats(9 * k);
+            const PackedWeight packed = pack(weight.canonical(), kernel, 2);
+            const PackedWeight plain = pack(weight.canonical(), reference, 1);
+            for (const int64_t m : {1, 2, 9}) {
+                const std::vector<float> part(x.begin(), x.begin() + m * k);
+                CAPTURE(n, k, m);
+                CHECK(run_linear(packed, part, m, 2) == run_linear(plain, part, m, 1));
+            }
+        }
+    });
+}
+
+TEST_CASE("unpacking gives back what was packed, for every kernel", "[pack]") {
+    for_each_runnable([](const Kernel& kernel, const QuantSpec& spec) {
+        Random random(10);
+        const Weight weight = make_weight(random, spec, 37, 100);
+        const PackedWeight packed = pack(weight.canonical(), kernel, 2);
+        const WeightView view = view_weight(packed.data(), packed.size());
+        std::vector<uint8_t> planes(weight.planes.size());
+        std::vector<uint16_t> scales(weight.scales.size());
+        std::vector<uint16_t> zeros(weight.zeros.size());
+        const bool fixed = spec.zero_point == ZeroPoint::fixed;
+        unpack(view, planes.data(), scales.data(), fixed ? nullptr : zeros.data(), nullptr, 2);
+        CHECK(planes == weight.planes);
+        CHECK(scales == weight.scales);
+        CHECK((fixed || zeros == weight.zeros));
+    });
+}
+
+TEST_CASE("bytes that are no packed weight are refused", "[weight_view]") {
+    Random random(11);
+    const Weight weight = make_weight(random, QuantSpec{}, 8, 64);
+    const Kernel& kernel = select_kernel(weight.spec, make_selection(0, "", ""));
+    const PackedWeight packed = pack(weight.canonical(), kernel, 1);
+    std::vector<uint8_t> bytes(packed.data(), packed.data() + packed.size());
+    const auto size = static_cast<int64_t>(bytes.size());
+    CHECK_NOTHROW(view_weight(bytes.data(), size));
+    CHECK_THROWS_AS(view_weight(bytes.data(), 0), std::invalid_argument);
+    CHECK_THROWS_AS(view_weight(bytes.data(), 10), std::invalid_argument);
+    CHECK_THROWS_AS(view_weight(bytes.data(), size - 64), std::invalid_argument);
+    for (size_t i = 0; i < offsetof(PackedHeader, spec); ++i) {
+        bytes[i] ^= 1;
+        CHECK_THROWS_AS(view_weight(bytes.data(), size), std::invalid_argument);
+        bytes[i] ^= 1;
+    }
+}
+
+TEST_CASE("shapes that do not fit the weight are refused", "[linear]") {
+    Random random(12);
+    const Weight weight = make_weight(random, QuantSpec{}, 8, 64);
+    const PackedWeight packed = pack(weight.canonical(), select_kernel(weight.spec, make_selection(0, "", "")), 1);
+    const WeightView view = view_weight(packed.data(), packed.size());
+    std::vector<float> x(200);
+    std::vector<float> y(200);
+    const auto call = [&](int64_t rows, int64_t in_features, int64_t out_features, int64_t out_rows) {
+        linear({x.data(), DType::f32, rows, in_features, in_features}, view, nullptr,
+               {y.data(), DType::f32, out_rows, out_features, out_features}, 1);
+    };
+    CHECK_NOTHROW(call(1, 64, 8, 1));
+    CHECK_NOTHROW(call(0, 64, 8, 0));
+    CHECK_THROWS_WITH(call(1, 63, 8, 1), TMAC_CONTAINS("in_features=63"));
+    CHECK_THROWS_WITH(call(1, 64, 9, 1), TMAC_CONTAINS("out_features=9"));
+    CHECK_THROWS_AS(call(2, 64, 8, 1), std::invalid_argument);
+}
