@@ -18,7 +18,7 @@ namespace {
 
 struct Grid {
     float scale;
-    float zero;    ///< ZeroPoint::offset: the offset; else the zero
+    float zero;  ///< ZeroPoint::offset: the offset; else the zero
 };
 
 /// What a grid's codes c (counted from the zero where that is fixed) and the weights w add up to.
@@ -84,10 +84,7 @@ void round_block(const Rounding& r, const float* w, const float* counts, float* 
 class GroupSearch {
 public:
     GroupSearch(const QuantSpec& spec, int64_t largest_group)
-        : spec_(spec),
-          w_(padded(largest_group)),
-          counts_(padded(largest_group)),
-          trial_(padded(largest_group)) {
+        : spec_(spec), w_(padded(largest_group)), counts_(padded(largest_group)), trial_(padded(largest_group)) {
         top_code_ = spec.codebook == Codebook::ternary ? 2.0F : static_cast<float>((1 << spec.bits) - 1);
     }
 
@@ -219,9 +216,8 @@ private:
     void search_affine(float low, float high) {
         const double middle = (double{low} + double{high}) / 2;
         const double half = (double{high} - double{low}) / 2;
-        for_each_share([&](double share) {
-            return consider(2 * half * share / double{top_code_}, middle - half * share);
-        });
+        for_each_share(
+            [&](double share) { return consider(2 * half * share / double{top_code_}, middle - half * share); });
     }
 
     /// Either end of the code range may hold the weight of the largest magnitude; a negative scale is as good.
@@ -275,7 +271,8 @@ QuantizedRows allocate(int64_t n, int64_t k, const QuantSpec& spec) {
 
 QuantizedRows round_to_nearest(const float* weight, int64_t n, int64_t k, const QuantSpec& spec, int num_threads) {
     validate(spec);
-    TMAC_CHECK(spec.scale_format != ScaleFormat::two_level, "[round_to_nearest] writes f16 or f32 scales, not two_level");
+    TMAC_CHECK(spec.scale_format != ScaleFormat::two_level,
+               "[round_to_nearest] writes f16 or f32 scales, not two_level");
     QuantizedRows out = allocate(n, k, spec);
     const int64_t groups = num_groups(spec, k);
     const int64_t size = spec.group_size == -1 ? k : std::min<int64_t>(spec.group_size, k);
