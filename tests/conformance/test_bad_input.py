@@ -22,7 +22,7 @@ def spec_of(kind: str = "centre", bits: int = 2) -> Any:
 
 def arguments(kind: str = "centre") -> dict[str, Any]:
     """Arguments of _core.pack that are right: the changes below make one of them wrong."""
-    weight = make_weight(np.random.default_rng(0), spec_of(kind), N, K, zero_dtype=KINDS[kind].dtype)
+    weight = make_weight(np.random.default_rng(0), spec_of(kind), N, K, KINDS[kind].dtype)
     return {
         "spec": weight.spec,
         "planes": _core.codes_to_planes(weight.codes, 2),

@@ -23,8 +23,8 @@ from .reference import F32, Weight
 
 
 def edge_weight(case: Case, n: int = 19, k: int = 200, group_size: int = 64, kind: int = 0) -> Weight:
-    spec = make_spec(case[0]["bits"], case[0]["codebook"], case[1], group_size, ZERO_KINDS[kind])
-    return make_weight(np.random.default_rng(n), spec, n, k, scale_dtype=np.float32)
+    spec = make_spec(case[0]["bits"], case[0]["codebook"], case[1], group_size, ZERO_KINDS[kind], "f32")
+    return make_weight(np.random.default_rng(n), spec, n, k)
 
 
 def edge_activations(m: int = 3, k: int = 200) -> F32:
@@ -107,7 +107,8 @@ def test_edges_of_f16_scales(case: Case, scale: float) -> None:
     weight = edge_weight(case)
     scales = (np.where(weight.scales > 0, scale, -scale)).astype(np.float16)
     assert scales.any()
-    check_kernel(case[0]["name"], Weight(weight.spec, weight.codes, scales, None), edge_activations())
+    spec = weight.spec.replace(scale_format="f16")
+    check_kernel(case[0]["name"], Weight(spec, weight.codes, scales, None), edge_activations())
 
 
 @each_kernel

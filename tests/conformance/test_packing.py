@@ -43,9 +43,8 @@ def test_unpack_is_the_inverse_of_pack(case: Case) -> None:
     for at, kind in enumerate(zero_kinds(row["codebook"])):
         for n, k in sample(SHAPES, 4, at):
             rng = np.random.default_rng(at)
-            spec = make_spec(row["bits"], row["codebook"], activation, GROUP_SIZES[at], kind)
-            scale_dtype = (np.float16, np.float32)[at % 2]
-            weight = make_weight(rng, spec, n, k, scale_dtype=scale_dtype, zero_dtype=kind.dtype)
+            spec = make_spec(row["bits"], row["codebook"], activation, GROUP_SIZES[at], kind, ("f16", "f32")[at % 2])
+            weight = make_weight(rng, spec, n, k, kind.dtype)
             perm = rng.permutation(k).astype(np.int32) if at % 3 == 1 else None
             planes = _core.codes_to_planes(weight.codes, spec.bits)
             packed = _core.pack(spec, planes, k, weight.scales, weight.zeros, perm, row["name"], num_threads=2)

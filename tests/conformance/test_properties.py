@@ -50,10 +50,10 @@ def weights(draw: st.DrawFn, rows: list[Row] = RUNNABLE) -> tuple[Row, Weight]:
     n, k = draw(st.integers(1, 70)), draw(st.integers(1, 300))
     group_size = draw(st.one_of(st.sampled_from([-1, 32, 64, 128]), st.integers(1, 310)))
     kind: ZeroKind = draw(st.sampled_from(zero_kinds(row["codebook"])))
-    spec = make_spec(row["bits"], row["codebook"], activation, group_size, kind)
+    scale_format = draw(st.sampled_from(["f16", "f32"]))
+    spec = make_spec(row["bits"], row["codebook"], activation, group_size, kind, scale_format)
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    scale_dtype = draw(st.sampled_from([np.float16, np.float32]))
-    return row, make_weight(rng, spec, n, k, scale_dtype=scale_dtype, zero_dtype=kind.dtype)
+    return row, make_weight(rng, spec, n, k, kind.dtype)
 
 
 @st.composite

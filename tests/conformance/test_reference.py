@@ -89,8 +89,8 @@ def test_act_groups_stay_inside_weight_groups(group_size: int) -> None:
 @pytest.mark.parametrize("bits, activation", [*((bits, "group") for bits in range(1, 9)), (2, "token"), (3, "float")])
 def test_reference_is_within_its_bound(bits: int, activation: str, kind: cases.ZeroKind) -> None:
     rng = np.random.default_rng(bits)
-    spec = make_spec(bits, "uniform", activation, 100, kind)
-    weight = make_weight(rng, spec, 24, 330, scale_dtype=np.float32, zero_dtype=kind.dtype)
+    spec = make_spec(bits, "uniform", activation, 100, kind, "f32")
+    weight = make_weight(rng, spec, 24, 330, kind.dtype)
     x, bias = make_activations(rng, 6, 330), rng.normal(0, 1, 24).astype(np.float32)
     got, want = reference.linear(x, weight, bias), reference.exact(x, weight, bias)
     ratio = bounds.ratio(got, want, bounds.bound(x, weight, bias)).max()
