@@ -1,0 +1,69 @@
+"""QuantSpec: what is valid, and how it travels."""
+
+import json
+import math
+
+import pytest
+
+from tmac import QuantSpec
+
+
+def test_the_usual_zero_follows_the_bits_and_the_codebook():
+    assert [QuantSpec(bits=bits).fixed_zero for bits in range(1, 9)] == [0.5, 2, 4, 8, 16, 32, 64, 128]
+    assert QuantSpec(bits=2, codebook="ternary").fixed_zero == 1
+    assert QuantSpec(bits=4, fixed_zero=7.5).fixed_zero == 7.5
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"bits": 0},
+        {"bits": 9},
+        {"bits": -1},
+        {"bits": 2.5},
+        {"bits": "4"},
+        {"group_size": 0},
+        {"group_size": -2},
+        {"group_size": 32.5},
+        {"group_size": "all"},
+        {"codebook": "nf4"},
+        {"codebook": "ternary", "bits": 4},
+        {"codebook": "ternary", "bits": 2, "zero_point": "offset"},
+        {"zero_point": "asymmetric"},
+        {"fixed_zero": math.nan},
+        {"fixed_zero": math.inf},
+        {"activation": "channel"},
+        {"scale_format": "bf16"},
+    ],
+    ids=str,
+)
+def test_values_without_meaning_are_value_errors(values):
+    with pytest.raises(ValueError, match="QuantSpec"):
+        QuantSpec(**values)
+
+
+def test_specs_are_frozen_values():
+    assert QuantSpec(bits=3) == QuantSpec(bits=3, fixed_zero=4.0)
+    assert len({QuantSpec(bits=3), QuantSpec(bits=3), QuantSpec(bits=2)}) == 2
+    with pytest.raises(AttributeError):
+        QuantSpec().bits = 3
+
+
+def test_dictionaries_go_through_json():
+    spec = QuantSpec(3, -1, "uniform", "real", activation="token", scale_format="f32")
+    assert QuantSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    with pytest.raises(ValueError, match="groupsize"):
+        QuantSpec.from_dict({"bits": 4, "groupsize": 128})
+
+
+@pytest.mark.parametrize(
+    ("k", "group_size", "groups"), [(1, 32, 1), (32, 32, 1), (33, 32, 2), (576, 128, 5), (576, -1, 1)]
+)
+def test_the_last_group_may_be_partial(k, group_size, groups):
+    assert QuantSpec(group_size=group_size).num_groups(k) == groups
+
+
+def test_replace_moves_the_zero_with_the_bits():
+    assert QuantSpec(bits=4).replace(bits=2).fixed_zero == 2
+    assert QuantSpec(bits=4).replace(group_size=64) == QuantSpec(bits=4, group_size=64)
+    assert QuantSpec(bits=4, fixed_zero=7.5).replace(group_size=64).fixed_zero == 7.5

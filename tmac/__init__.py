@@ -1,0 +1,74 @@
+"""Low-bit language models on ordinary CPUs.
+
+`import tmac` loads the compiled core and NumPy only. Names that need torch are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+try:
+    from tmac import _core
+except ImportError as error:
+    raise ImportError(
+        f"tmac._core, the compiled part of tmac, cannot be imported: {error}. Did you forget to build it? Run "
+        "`pip install .` (or `pip install -e .`) in a checkout, and start Python from another folder than the checkout "
+        "if you installed without -e."
+    ) from error
+
+from tmac._core import UnsupportedSpecError, cpu_features, kernels
+from tmac.codes import Codes, FormatError, round_to_nearest
+from tmac.spec import QuantSpec
+from tmac.threads import get_num_threads, set_num_threads
+
+if TYPE_CHECKING:
+    from tmac import nn, quant
+    from tmac.quant.config import QuantConfig
+    from tmac.quant.quantize import quantize_
+
+__version__: str = _core.__version__
+
+# name -> the module that defines it; None: the name is itself a module
+_LAZY: dict[str, str | None] = {
+    "nn": None,
+    "quant": None,
+    "QuantConfig": "tmac.quant.config",
+    "quantize_": "tmac.quant.quantize",
+}
+
+__all__ = [
+    "Codes",
+    "FormatError",
+    "QuantConfig",
+    "QuantSpec",
+    "UnsupportedSpecError",
+    "__version__",
+    "cpu_features",
+    "get_num_threads",
+    "kernels",
+    "nn",
+    "quant",
+    "quantize_",
+    "round_to_nearest",
+    "set_num_threads",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'tmac' has no attribute {name!r}")
+    source = _LAZY[name]
+    try:
+        module = importlib.import_module(source or f"tmac.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ImportError(f"tmac.{name} needs torch: pip install 'tmac-cpu[torch]'") from error
+    value = getattr(module, name) if source else module
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(globals().keys() | _LAZY.keys())

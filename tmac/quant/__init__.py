@@ -1,0 +1,7 @@
+"""Turning a float model into a low-bit one, and measuring what that costs."""
+
+from tmac.quant.config import QuantConfig
+from tmac.quant.evaluate import next_token_agreement, next_tokens, perplexity
+from tmac.quant.quantize import quantize_
+
+__all__ = ["QuantConfig", "next_token_agreement", "next_tokens", "perplexity", "quantize_"]
