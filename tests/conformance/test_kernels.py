@@ -50,7 +50,7 @@ def random_case(case: Case, seed: int, n: int, k: int, group_size: int, kind: Ze
 
 
 @pytest.mark.parametrize(
-    "case, kind",
+    ("case", "kind"),
     [
         pytest.param(case, kind, id=f"{case_id(case)}-{kind.name}")
         for case in kernel_cases()

@@ -109,7 +109,7 @@ def test_rows_do_not_see_each_other(data: st.DataObject) -> None:
 @given(st.data())
 def test_pack_loses_nothing(data: st.DataObject) -> None:
     row, weight = data.draw(weights())
-    n, k = weight.codes.shape
+    _n, k = weight.codes.shape
     perm = np.array(data.draw(st.permutations(range(k))), np.int32) if data.draw(st.booleans()) and k < 40 else None
     planes = _core.codes_to_planes(weight.codes, weight.spec.bits)
     packed = _core.pack(weight.spec, planes, k, weight.scales, weight.zeros, perm, row["name"])
@@ -206,7 +206,8 @@ def test_torch_layer_is_the_same_product(dtype_name: str) -> None:
         view = views[memory]
         with torch.no_grad():
             got = layer(view)
-        assert got.shape == (*view.shape[:-1], n) and got.dtype == dtype
+        assert got.shape == (*view.shape[:-1], n)
+        assert got.dtype == dtype
         flat = np.ascontiguousarray(view.reshape(-1, k).float().numpy())
         codes = _core.unpack(layer.weight.numpy())
         weight = Weight(layer.spec, _core.planes_to_codes(codes["planes"], k), codes["scales"], codes["zeros"])
