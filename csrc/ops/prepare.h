@@ -22,6 +22,7 @@ struct PreparedInput {
     std::vector<uint8_t> scaled_down;  ///< [tokens]: computed from x * 2^-64, because a sum of finite values overflowed
 };
 
+inline constexpr float kHugeActScale = 0x1p56F;  ///< a token with such an act_scale is multiplied as x * kScaleDown
 inline constexpr float kScaleDown = 0x1p-64F;
 inline constexpr float kScaleUp = 0x1p64F;
 

@@ -1,4 +1,4 @@
-"""Writes tiny_llama.gguf: `python make_tiny_llama.py tiny_llama.gguf`. Random weights, the keys and types of a real file."""
+"""Writes tiny_llama.gguf: `python make_tiny_llama.py tiny_llama.gguf`. Random weights, real keys."""
 
 import sys
 

@@ -28,16 +28,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, `head` for instance, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (CommandError, OSError, *_package_errors()) as error:
+    except Exception as error:
+        if not isinstance(error, _user_errors()):
+            raise
         print(f"tmac: error: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_ERROR
     return status
 
 
-def _package_errors() -> tuple[type[Exception], ...]:
+def _user_errors() -> tuple[type[Exception], ...]:
     from tmac import FormatError, UnsupportedSpecError
 
-    return FormatError, UnsupportedSpecError
+    return CommandError, FormatError, UnsupportedSpecError, OSError
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,8 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in (info, demo):
         name = module.__name__.rpartition(".")[2]
-        summary = (module.__doc__ or "").splitlines()[0].partition(": ")[2]
-        command = commands.add_parser(name, help=summary, description=summary[:1].upper() + summary[1:])
+        summary = (module.__doc__ or "").splitlines()[0].partition(": ")[2].rstrip(".")
+        command = commands.add_parser(name, help=summary, description=f"{summary[:1].upper()}{summary[1:]}.")
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     return parser

@@ -212,6 +212,6 @@ def _show(report: dict[str, Any], args: argparse.Namespace, console: Console) ->
         return
     console.print(demo_report.table(report))
     for line in demo_report.notes(report):
-        console.print(line, markup=False)
+        console.print(line, markup=False, soft_wrap=True)
     if args.plot:
-        console.print(f"plot: {args.plot}", markup=False)
+        console.print(f"plot: {args.plot}", markup=False, soft_wrap=True)

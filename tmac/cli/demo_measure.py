@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def stream_answer(
     import torch
     from transformers import TextStreamer
 
-    class Stream(TextStreamer):  # type: ignore[misc]
+    class Stream(TextStreamer):
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             print(text, end="\n" if stream_end else "", file=out, flush=True)
 
@@ -50,8 +51,9 @@ def stream_answer(
     else:
         inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     streamer = Stream(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    generate: Callable[..., Tensor] = cast(Any, model).generate
     with torch.no_grad():
-        ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, streamer=streamer)
+        ids = generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, streamer=streamer)
     answer = tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return cast(str, answer)
 
@@ -60,15 +62,17 @@ def as_bfloat16(model: LlamaForCausalLM) -> LlamaForCausalLM:
     """A copy in bfloat16; the rotary frequencies stay in float32, as transformers keeps them."""
     import torch
 
-    half = copy.deepcopy(model).to(torch.bfloat16)
+    half = copy.deepcopy(model)
+    torch.nn.Module.to(half, torch.bfloat16)
     half.model.rotary_emb = copy.deepcopy(model.model.rotary_emb)
     return half
 
 
 def text_ids(tokenizer: PreTrainedTokenizerFast, tokens: int) -> Tensor:
     """The first tokens of the standard library's help topics, English prose about Python, in sorted order."""
-    import torch
     from pydoc_data.topics import topics
+
+    import torch
 
     text = "\n".join(topics[name] for name in sorted(topics))
     ids = tokenizer(text[: 16 * tokens], verbose=False)["input_ids"][:tokens]  # no word here is longer than 16 letters
@@ -121,7 +125,7 @@ class _Decoder:
     def __init__(self, model: LlamaForCausalLM, context: Tensor) -> None:
         import torch
 
-        self.model, self.length = model, context.shape[1]
+        self.model = model
         with torch.no_grad():
             output = model(context, use_cache=True, logits_to_keep=1)
         self.cache, self.first = output.past_key_values, output.logits[:, -1:].argmax(-1)
@@ -133,7 +137,7 @@ class _Decoder:
         with torch.no_grad():
             for _ in range(DECODE_TOKENS):
                 token = self.model(token, past_key_values=self.cache, use_cache=True).logits[:, -1:].argmax(-1)
-        self.cache.crop(self.length)
+        self.cache.crop(-DECODE_TOKENS)
         return DECODE_TOKENS
 
 
@@ -188,8 +192,8 @@ def resident_bytes() -> int | None:
         return None
     import os
 
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def machine(model: nn.Module) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def notes(report: dict[str, Any]) -> Iterator[str]:
     ours, half, full = models["tmac"], models["bfloat16"], models["float32"]
     change = 100 * (ours["perplexity"] / full["perplexity"] - 1)
     yield f"decoding: {ours['decode'] / half['decode']:.2f} times bfloat16; perplexity: {change:+.2f} % of float32"
-    yield "kernels: " + ", ".join(f"{name} ({count} layers)" for name, count in report["kernels"].items())
+    yield "kernels: " + ", ".join(f"{name} (x{count})" for name, count in report["kernels"].items())
     yield f"output head: {config['head_bits']} bits; the input embedding stays float32"
     yield f"text: the first {report['tokens']} tokens of the {report['text']}, in windows of 512"
     if report["resident_bytes"]:

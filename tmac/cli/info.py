@@ -80,26 +80,27 @@ def _selected() -> dict[str, str | None]:
 
     specs = {"ternary": QuantSpec(bits=2, group_size=32, codebook="ternary")}
     specs |= {str(bits): QuantSpec(bits=bits, group_size=32, zero_point="offset") for bits in range(1, 9)}
-    selected: dict[str, str | None] = {}
-    for name, spec in specs.items():
+
+    def select(spec: QuantSpec) -> str | None:
         try:
-            selected[name] = _core.select_kernel(spec)
+            return _core.select_kernel(spec)
         except UnsupportedSpecError:
-            selected[name] = None
-    return selected
+            return None
+
+    return {name: select(spec) for name, spec in specs.items()}
 
 
 def _versions() -> dict[str, str | None]:
     """Versions of what is installed, without importing it."""
     from importlib import metadata
 
-    versions: dict[str, str | None] = {}
-    for name in PACKAGES:
+    def version(name: str) -> str | None:
         try:
-            versions[name] = metadata.version(name)
+            return metadata.version(name)
         except metadata.PackageNotFoundError:
-            versions[name] = None
-    return versions
+            return None
+
+    return {name: version(name) for name in PACKAGES}
 
 
 def _lines(facts: Mapping[str, Any]) -> Iterable[str]:

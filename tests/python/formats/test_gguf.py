@@ -74,7 +74,8 @@ def test_metadata_of_every_kind(tmp_path):
     metadata = GgufFile(path).metadata
     assert metadata["nested"] == [[7], ["x"]]
     for kind, _, value in values:
-        assert metadata[f"k{kind}"] == value and type(metadata[f"k{kind}"]) is type(value)
+        assert metadata[f"k{kind}"] == value
+        assert type(metadata[f"k{kind}"]) is type(value)
 
 
 def test_every_truncation_is_a_format_error(tiny_gguf, tmp_path):
@@ -163,7 +164,9 @@ def test_infinite_scales_are_passed_on(tmp_path):
     block = struct.pack("<e", np.inf) + bytes([0, 1, 255] + [1] * 29)
     path = make_file(tmp_path / "inf.gguf", tensors=tensor_info("t", [32], 8), num_tensors=1, data=block)
     values = GgufFile(path).read("t")
-    assert np.isnan(values[0]) and values[1] == np.inf and values[2] == -np.inf
+    assert np.isnan(values[0])
+    assert values[1] == np.inf
+    assert values[2] == -np.inf
 
 
 def test_unpermute_is_the_inverse_of_the_converter():

@@ -40,7 +40,7 @@ def test_optional_keys(tiny_gguf):
 
 
 @pytest.mark.parametrize(
-    "changes, message",
+    ("changes", "message"),
     [
         ({"ggml__model": "llama"}, "byte-level BPE tokenizer gpt2, found 'llama'"),
         ({"ggml__model": None}, "expected this metadata key"),

@@ -25,7 +25,8 @@ class Edited(GgufFile):
 
 
 def replace_once(data, old, new):
-    assert data.count(old) == 1 and len(old) == len(new)
+    assert data.count(old) == 1
+    assert len(old) == len(new)
     return data.replace(old, new)
 
 
@@ -52,7 +53,8 @@ def test_model_is_ready_to_use(loaded):
     chat = [{"role": "user", "content": "then"}]
     inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     answer = model.generate(**inputs, max_new_tokens=5, do_sample=False)
-    assert inputs["input_ids"][0, 0] == 1 and answer.shape[1] > inputs["input_ids"].shape[1]
+    assert inputs["input_ids"][0, 0] == 1
+    assert answer.shape[1] > inputs["input_ids"].shape[1]
 
 
 def test_tokenizer(loaded):
@@ -61,7 +63,8 @@ def test_tokenizer(loaded):
     assert tokens == ["t", "he", "Ġ", "Ġthe", "n", "Ġ", "1", "2"]
     text = "<|im_start|>user\nhéllo 你好 🙂 ½ 2024\t x<|im_end|>\n"
     ids = tokenizer(text)["input_ids"]
-    assert ids[0] == 1 and tokenizer.decode(ids) == text
+    assert ids[0] == 1
+    assert tokenizer.decode(ids) == text
     assert tokenizer.decode(ids, skip_special_tokens=True) == "user\nhéllo 你好 🙂 ½ 2024\t x\n"
     assert (tokenizer.eos_token, tokenizer.pad_token, len(tokenizer)) == ("<|im_end|>", "<|im_end|>", 270)
 
@@ -73,7 +76,7 @@ def test_every_tensor_is_announced(tiny_gguf):
 
 
 @pytest.mark.parametrize(
-    "key, value, message",
+    ("key", "value", "message"),
     [
         ("block_count", None, "expected this metadata key"),
         ("block_count", 3, "expected the tensors of 3 layers"),
@@ -106,7 +109,7 @@ def test_bad_configuration(tiny_gguf, key, value, message):
 
 
 @pytest.mark.parametrize(
-    "old, new, message",
+    ("old", "new", "message"),
     [
         (b"blk.1.attn_v.weight", b"blk.1.attn_v.weirdo", r"blk\.1\.attn_v\.weirdo: expected only the tensors"),
         (b"blk.1.attn_v.weight", b"blk.9.attn_v.weight", r"expected only tensors of this model's layers"),
@@ -146,10 +149,13 @@ def test_flipped_bytes_load_or_raise_format_errors(tiny_gguf, tmp_path, test_bud
         for _ in range(rng.choice([1, 1, 1, 4])):
             damaged[rng.randrange(start if rng.random() < 0.9 else len(data))] = rng.randrange(256)
         path.write_bytes(damaged)
-        try:
-            load_gguf(path)
-            outcomes[True] += 1
-        except FormatError as error:
-            assert str(path) in str(error)
-            outcomes[False] += 1
+        outcomes[loads(path)] += 1
     assert min(outcomes.values()) > 0
+
+
+def loads(path):
+    try:
+        load_gguf(path)
+    except FormatError as error:
+        return str(path) not in str(error) and pytest.fail(f"the message does not name the file: {error}")
+    return True
