@@ -73,10 +73,11 @@ class Row:
     share_of_read_pass: float
 
     def __str__(self) -> str:
+        name = self.kernel + ("/token" if self.activation == "token" else "")
         spread = f"{self.time.min_us:.1f}..{self.time.max_us:.1f}"
         return (
-            f"{self.kernel + ('/token' if self.activation == 'token' else ''):34} {f'{self.n}x{self.k}':>11} {self.m:3} "
-            f"{self.threads:3} {self.relative_l2_error:9.2e} {self.time.median_us:9.1f} {spread:>19} {self.gb_per_s:6.1f} "
+            f"{name:34} {f'{self.n}x{self.k}':>11} {self.m:3} {self.threads:3} {self.relative_l2_error:9.2e} "
+            f"{self.time.median_us:9.1f} {spread:>19} {self.gb_per_s:6.1f} "
             f"{self.read_time.median_us:9.1f} {self.read_gb_per_s:6.1f} {self.share_of_read_pass:6.2f}"
         )
 

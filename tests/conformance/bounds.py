@@ -25,6 +25,8 @@ Class `float`: |w_k a_k| is rounded three times (w twice, the product) and added
 Where inverse is 0 (L is denormal, or nearly), the products of the group are lost whole. An operation that underflows
 loses at most 2^-149, times what it is multiplied by afterwards.
 
+A huge token is computed from x * 2^-64: the bound of that, and 2^-149 per activation, times 2^64.
+
 The bounds are worst cases: errors of Q entries add up in the bound and average out in random data, where the observed
 error is about 1 / sqrt(Q G) of the bound. Activations made for it come within 10 % (`test_bound_is_reached`).
 """
@@ -59,7 +61,12 @@ def bound(x: F32, weight: Weight, bias: F32 | None = None) -> F64:
     """|kernel - float64 product| <= this, [m, n]. Activations are finite."""
     size = np.abs(x.astype(np.float64))
     dense = np.abs(weight.dequantize())
-    total = {"lut": _lut, "mad": _mad, "float": _float}[method_of(weight.spec)](size, weight, dense)
+    per_method = {"lut": _lut, "mad": _mad, "float": _float}[method_of(weight.spec)]
+    total = per_method(size, weight, dense)
+    # A token that may have been scaled down: what is lost there comes back 2^64 times larger.
+    down = (size.max(axis=1, initial=0) >= 2.0**56)[:, None] * (method_of(weight.spec) != "float")
+    scaled = (per_method(size * 2.0**-64, weight, dense) + TINY * dense.sum(axis=1)) * 2.0**64
+    total = np.where(down, scaled, total)
     if bias is not None:
         total = total + UNIT * (size @ dense.T + total + np.abs(bias))
     return total * SLACK
@@ -71,7 +78,7 @@ def _lut(size: F64, weight: Weight, dense: F64) -> F64:
     total = np.zeros((size.shape[0], dense.shape[0]))
     for group in groups:
         a = size[:, group.begin : group.end]
-        quads = quads_of(a.astype(np.float32)).astype(np.float64).sum(axis=-1)
+        quads = quads_of(a).sum(axis=-1)
         largest, act_sum, count = quads.max(axis=1)[:, None], a.sum(axis=1)[:, None], quads.shape[1]
         scale = np.abs(weight.scales[:, group.weight_group].astype(np.float64))[None]
         coefficient = coefficients(weight, group.weight_group, centre_of(spec))[None]

@@ -78,26 +78,31 @@ def zero_kinds(codebook: str) -> list[ZeroKind]:
     return [kind for kind in ZERO_KINDS if codebook == "uniform" or kind.zero_point == "fixed"]
 
 
-def make_spec(bits: int, codebook: str, activation: str, group_size: int, kind: ZeroKind) -> QuantSpec:
+SCALE_FORMATS = {"f16": np.float16, "f32": np.float32}
+
+
+def make_spec(
+    bits: int, codebook: str, activation: str, group_size: int, kind: ZeroKind, scale_format: str = "f16"
+) -> QuantSpec:
     fixed = None if kind.fixed_zero is None else 2.0 ** (bits - 1) + kind.fixed_zero
     return QuantSpec(
         bits=bits,
         group_size=group_size,
-        codebook=codebook,
+        codebook=codebook,  # type: ignore[arg-type]
         zero_point=kind.zero_point,  # type: ignore[arg-type]
         fixed_zero=fixed,
-        activation=activation,
-    )  # type: ignore[arg-type]
+        activation=activation,  # type: ignore[arg-type]
+        scale_format=scale_format,  # type: ignore[arg-type]
+    )
 
 
-def make_weight(
-    rng: np.random.Generator, spec: QuantSpec, n: int, k: int, *, scale_dtype: Any = np.float16, zero_dtype: Any = None
-) -> Weight:
+def make_weight(rng: np.random.Generator, spec: QuantSpec, n: int, k: int, zero_dtype: Any = None) -> Weight:
     """Codes over the whole range, scales of both signs, zeros around the middle."""
     groups = spec.num_groups(k)
     top = 3 if spec.codebook == "ternary" else 2**spec.bits
     codes = rng.integers(0, top, (n, k), dtype=np.uint8)
-    scales = (rng.uniform(0.01, 0.1, (n, groups)) * rng.choice([-1, 1], (n, groups))).astype(scale_dtype)
+    scales = rng.uniform(0.01, 0.1, (n, groups)) * rng.choice([-1, 1], (n, groups))
+    scales = scales.astype(SCALE_FORMATS[spec.scale_format])
     if spec.zero_point == "fixed":
         return Weight(spec, codes, scales, None)
     if spec.zero_point == "offset":

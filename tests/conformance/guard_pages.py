@@ -48,7 +48,7 @@ def multiply(name: str, spec: Any, n: int, k: int, m: int, at_end: bool) -> None
     """One product with every array against a guard page, compared with the same one in ordinary memory."""
     rng = np.random.default_rng(n * k)
     kind = next(kind for kind in cases.ZERO_KINDS if kind.zero_point == spec.zero_point)
-    weight = cases.make_weight(rng, spec, n, k, zero_dtype=kind.dtype)
+    weight = cases.make_weight(rng, spec, n, k, kind.dtype)
     packed = cases.pack(weight, name)
     x, bias = cases.make_activations(rng, m, k), rng.normal(0, 1, n).astype(np.float32)
     want = cases.linear(x, packed, bias)

@@ -18,6 +18,7 @@ F64 = NDArray[np.float64]
 Method = Literal["lut", "mad", "float"]
 
 ONE, HALF, LIMIT = np.float32(1), np.float32(0.5), np.float32(127)
+HUGE_ACT_SCALE = np.float32(2.0**56)
 ACT_GROUP_SIZE = {"group": 128, "token": 65536, "float": 65536}
 UNIT = 2.0**-24  # half an ulp of float32, relative
 TINY = 2.0**-149  # the smallest float32: what an underflowing operation can lose
@@ -130,11 +131,11 @@ def inverse_of(largest: F32) -> F32:
     return np.where((largest == 0) | ~np.isfinite(inverse), np.float32(0), inverse)
 
 
-def quads_of(a: F32) -> F32:
+def quads_of(a: NDArray[Any]) -> NDArray[Any]:
     """[m, count] -> [m, ceil(count / 4), 4], filled up with zeros."""
-    padded = np.zeros((a.shape[0], -(-a.shape[1] // 4) * 4), np.float32)
+    padded = np.zeros((a.shape[0], -(-a.shape[1] // 4) * 4), a.dtype)
     padded[:, : a.shape[1]] = a
-    return padded.reshape(a.shape[0], -1, 4)
+    return padded.reshape(a.shape[0], padded.shape[1] // 4, 4)
 
 
 def lut_tables(a: F32) -> tuple[NDArray[np.int64], F32, F32]:
@@ -195,10 +196,10 @@ def centre_of(spec: Spec) -> float:
 
 
 def quantized_product(x: F32, weight: Weight) -> tuple[F32, NDArray[np.bool_]]:
-    """The classes `lut` and `mad` up to the epilogue: (y [m, n], tokens in which an act group's sum overflowed [m])."""
+    """The classes `lut` and `mad` up to the epilogue: (y [m, n], tokens too large for it [m])."""
     spec = weight.spec
     y = np.zeros((x.shape[0], weight.codes.shape[0]), np.float32)
-    overflowed = np.zeros(x.shape[0], bool)
+    huge = np.zeros(x.shape[0], bool)
     row_largest = np.maximum(np.abs(x).max(axis=1), np.float32(1e-5))  # NaN where the token has one
     for group in act_groups(spec, x.shape[1]):
         a, codes = x[:, group.begin : group.end], weight.codes[:, group.begin : group.end]
@@ -206,7 +207,7 @@ def quantized_product(x: F32, weight: Weight) -> tuple[F32, NDArray[np.bool_]]:
             tables, act_scale, act_sum = lut_tables(a)
             isum = lut_isum(tables, codes, spec.bits)
             size = np.abs(quads_of(a))
-            overflowed |= ~np.isfinite((size[..., 0] + size[..., 1]) + (size[..., 2] + size[..., 3])).all(axis=1)
+            huge |= ~np.isfinite((size[..., 0] + size[..., 1]) + (size[..., 2] + size[..., 3])).all(axis=1)
         else:
             q, act_scale, act_sum = mad_codes(a, row_largest if spec.activation == "token" else np.abs(a).max(axis=1))
             isum = q @ (codes.astype(np.int64) - 2 ** (spec.bits - 1)).T
@@ -216,8 +217,10 @@ def quantized_product(x: F32, weight: Weight) -> tuple[F32, NDArray[np.bool_]]:
         coefficient = coefficient_of(weight, group.weight_group, centre_of(spec))
         if coefficient is not None:
             y = fma(coefficient[None, :], act_sum[:, None], y)
-        overflowed |= ~np.isfinite(act_sum)
-    return y, overflowed
+        huge |= ~(act_scale < HUGE_ACT_SCALE)
+        if method_of(spec) == "lut":
+            huge |= ~np.isfinite(act_sum)
+    return y, huge
 
 
 def float_product(x: F32, weight: Weight) -> F32:
@@ -232,8 +235,8 @@ def linear(x: F32, weight: Weight, bias: F32 | None = None) -> F32:
         if method_of(weight.spec) == "float":
             y = float_product(x, weight)
         else:
-            y, overflowed = quantized_product(x, weight)
-            again = overflowed & np.isfinite(x).all(axis=1)
+            y, huge = quantized_product(x, weight)
+            again = huge & np.isfinite(x).all(axis=1)
             if again.any():
                 y[again] = quantized_product(x[again] * np.float32(2.0**-64), weight)[0] * np.float32(2.0**64)
         return y if bias is None else y + bias

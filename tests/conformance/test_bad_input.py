@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,7 @@ def spec_of(kind: str = "centre", bits: int = 2) -> Any:
 
 def arguments(kind: str = "centre") -> dict[str, Any]:
     """Arguments of _core.pack that are right: the changes below make one of them wrong."""
-    weight = make_weight(np.random.default_rng(0), spec_of(kind), N, K, zero_dtype=KINDS[kind].dtype)
+    weight = make_weight(np.random.default_rng(0), spec_of(kind), N, K, KINDS[kind].dtype)
     return {
         "spec": weight.spec,
         "planes": _core.codes_to_planes(weight.codes, 2),
@@ -56,7 +57,7 @@ WRONG_PACKS = {
     "scales one group short": ("centre", set_item("scales", lambda a: a[:, :-1].copy())),
     "scales one row short": ("centre", set_item("scales", lambda a: a[:-1].copy())),
     "scales 1-D": ("centre", set_item("scales", lambda a: a.ravel())),
-    "scales transposed": ("centre", set_item("scales", lambda a: np.asfortranarray(a))),
+    "scales transposed": ("centre", set_item("scales", np.asfortranarray)),
     "scales missing": ("centre", set_item("scales", lambda a: None)),
     "zeros missing": ("integer", set_item("zeros", lambda a: None)),
     "offsets missing": ("offset_f16", set_item("zeros", lambda a: None)),
@@ -64,7 +65,7 @@ WRONG_PACKS = {
     "zeros i32": ("integer", set_item("zeros", lambda a: a.astype(np.int32))),
     "zeros f64": ("real_f32", set_item("zeros", lambda a: a.astype(np.float64))),
     "zeros one row short": ("integer", set_item("zeros", lambda a: a[:-1].copy())),
-    "zeros transposed": ("real_f16", set_item("zeros", lambda a: np.asfortranarray(a))),
+    "zeros transposed": ("real_f16", set_item("zeros", np.asfortranarray)),
     "perm i64": ("centre", set_item("perm", lambda a: np.arange(K))),
     "perm short": ("centre", set_item("perm", lambda a: np.arange(K - 1, dtype=np.int32))),
     "perm out of range": ("centre", set_item("perm", lambda a: np.arange(1, K + 1, dtype=np.int32))),
@@ -96,7 +97,7 @@ WRONG_INPUTS: dict[str, Callable[[np.ndarray[Any, Any]], Any]] = {
     "1-D": lambda x: x[0],
     "3-D": lambda x: x[None],
     "0-D": lambda x: np.float32(1),
-    "fortran": lambda x: np.asfortranarray(x),
+    "fortran": np.asfortranarray,
     "strided": lambda x: np.repeat(x, 2, axis=0)[::2],
     "big-endian": lambda x: x.astype(">f4"),
     "list": lambda x: x.tolist(),
@@ -123,7 +124,7 @@ def test_wrong_activations(name: str) -> None:
     ids=repr,
 )
 def test_wrong_bias(bias: Any) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"\[\w+"):
         _core.linear(np.ones((1, K), np.float32), _core.pack(**arguments()).buffer(), bias)
 
 
@@ -145,7 +146,8 @@ def test_wrong_pointers_shapes() -> None:
         )
 
     call()
-    assert y[:, :N].any() and not y[:, N:].any()
+    assert y[:, :N].any()
+    assert not y[:, N:].any()
     for wrong in (
         {"x_type": 3},
         {"y_type": -1},
@@ -154,15 +156,15 @@ def test_wrong_pointers_shapes() -> None:
         {"tokens": -1},
         {"size": buffer.nbytes - 1},
         {"size": 8},
-        {"x_stride": -80},
     ):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=r"\[\w+"):
             call(**wrong)  # type: ignore[arg-type]
 
 
 def test_empty_batch_is_an_empty_result() -> None:
     got = _core.linear(np.zeros((0, K), np.float32), _core.pack(**arguments()).buffer(), np.zeros(N, np.float32))
-    assert got.shape == (0, N) and got.dtype == np.float32
+    assert got.shape == (0, N)
+    assert got.dtype == np.float32
 
 
 def test_misaligned_activations() -> None:
@@ -173,10 +175,8 @@ def test_misaligned_activations() -> None:
     shifted = np.ndarray(x.shape, np.float32, raw, offset=1)
     shifted[...] = x
     assert not shifted.flags.aligned
-    try:
+    with contextlib.suppress(ValueError):
         assert same_bits(_core.linear(shifted, packed.buffer()), linear(x, packed))
-    except ValueError:
-        pass
 
 
 @pytest.mark.parametrize("scale_format", ["two_level"])

@@ -44,14 +44,13 @@ LARGE = [(257, 1000), (96, 2085), (1030, 576), (40, 4096)]
 def random_case(case: Case, seed: int, n: int, k: int, group_size: int, kind: ZeroKind, m: int) -> tuple[Weight, F32]:
     row, activation = case
     rng = np.random.default_rng(seed)
-    spec = make_spec(row["bits"], row["codebook"], activation, group_size, kind)
-    scale_dtype = (np.float16, np.float32)[seed % 2]
-    weight = make_weight(rng, spec, n, k, scale_dtype=scale_dtype, zero_dtype=kind.dtype)
+    spec = make_spec(row["bits"], row["codebook"], activation, group_size, kind, ("f16", "f32")[seed % 2])
+    weight = make_weight(rng, spec, n, k, kind.dtype)
     return weight, make_activations(rng, m, k)
 
 
 @pytest.mark.parametrize(
-    "case, kind",
+    ("case", "kind"),
     [
         pytest.param(case, kind, id=f"{case_id(case)}-{kind.name}")
         for case in kernel_cases()

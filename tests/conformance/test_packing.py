@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -29,6 +32,7 @@ from .cases import (
 
 NAME = "qgemm_lut_w2_scalar"
 Bytes = NDArray[np.uint8]
+REFUSED = r"\[(packed weight|linear|QuantSpec)\]"
 
 
 def small_weight(n: int = 20, k: int = 70, group_size: int = 32) -> _core.PackedWeight:
@@ -43,9 +47,8 @@ def test_unpack_is_the_inverse_of_pack(case: Case) -> None:
     for at, kind in enumerate(zero_kinds(row["codebook"])):
         for n, k in sample(SHAPES, 4, at):
             rng = np.random.default_rng(at)
-            spec = make_spec(row["bits"], row["codebook"], activation, GROUP_SIZES[at], kind)
-            scale_dtype = (np.float16, np.float32)[at % 2]
-            weight = make_weight(rng, spec, n, k, scale_dtype=scale_dtype, zero_dtype=kind.dtype)
+            spec = make_spec(row["bits"], row["codebook"], activation, GROUP_SIZES[at], kind, ("f16", "f32")[at % 2])
+            weight = make_weight(rng, spec, n, k, kind.dtype)
             perm = rng.permutation(k).astype(np.int32) if at % 3 == 1 else None
             planes = _core.codes_to_planes(weight.codes, spec.bits)
             packed = _core.pack(spec, planes, k, weight.scales, weight.zeros, perm, row["name"], num_threads=2)
@@ -100,14 +103,14 @@ def test_trits_are_base_three() -> None:
 def test_truncated_buffers_are_refused(length: int) -> None:
     short = small_weight().buffer()[:length].copy()
     for function in (_core.describe, _core.unpack, _core.dequantize):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=REFUSED):
             function(short)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=REFUSED):
         _core.linear(np.ones((1, 70), np.float32), short)
 
 
 def test_a_longer_buffer_is_refused() -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=REFUSED):
         _core.describe(np.concatenate([small_weight().buffer(), np.zeros(64, np.uint8)]))
 
 
@@ -134,9 +137,9 @@ def test_every_flipped_bit_of_the_header_is_seen() -> None:
         for bit in range(8):
             bad = good.copy()
             bad[place] ^= 1 << bit
-            with pytest.raises(ValueError):
+            with pytest.raises(ValueError, match=REFUSED):
                 _core.describe(bad)
-            with pytest.raises(ValueError):
+            with pytest.raises(ValueError, match=REFUSED):
                 _core.linear(np.ones((1, 70), np.float32), bad)
 
 
@@ -165,11 +168,16 @@ def try_forged(seed: int, count: int) -> int:
     refused = 0
     for bad in forged_buffers(seed, count):
         for function in (_core.describe, _core.unpack, _core.dequantize, use):
-            try:
-                function(bad)
-            except (ValueError, _core.UnsupportedSpecError):
-                refused += 1
+            refused += is_refused(function, bad)
     return refused
+
+
+def is_refused(function: Callable[[Bytes], Any], buffer: Bytes) -> bool:
+    try:
+        function(buffer)
+    except (ValueError, _core.UnsupportedSpecError):
+        return True
+    return False
 
 
 def use(buffer: Bytes) -> None:
@@ -197,7 +205,6 @@ def test_buffers_of_any_alignment(case: Case) -> None:
     for shift in (0, 1, 2, 4, 8, 16, 32):
         copy = room[(-room.ctypes.data) % 64 + shift :][: packed.nbytes]
         copy[:] = packed.buffer()
-        try:
-            assert same_bits(_core.linear(x, copy), want)
-        except ValueError as error:
-            assert shift % 64 != 0, error
+        if shift != 0 and is_refused(_core.describe, copy):
+            continue
+        assert same_bits(_core.linear(x, copy), want)

@@ -11,7 +11,7 @@ from . import bounds, cases, reference
 from .cases import ZERO_KINDS, make_activations, make_spec, make_weight
 from .reference import F32
 
-FLOAT_MAX = Fraction(float(np.finfo(np.float32).max))
+SPECS = [*((bits, "group") for bits in range(1, 9)), (2, "token"), (3, "float")]
 
 
 def nearest_f32(value: Fraction) -> np.float32:
@@ -86,11 +86,11 @@ def test_act_groups_stay_inside_weight_groups(group_size: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ZERO_KINDS, ids=lambda kind: kind.name)
-@pytest.mark.parametrize("bits, activation", [*((bits, "group") for bits in range(1, 9)), (2, "token"), (3, "float")])
+@pytest.mark.parametrize(("bits", "activation"), SPECS)
 def test_reference_is_within_its_bound(bits: int, activation: str, kind: cases.ZeroKind) -> None:
     rng = np.random.default_rng(bits)
-    spec = make_spec(bits, "uniform", activation, 100, kind)
-    weight = make_weight(rng, spec, 24, 330, scale_dtype=np.float32, zero_dtype=kind.dtype)
+    spec = make_spec(bits, "uniform", activation, 100, kind, "f32")
+    weight = make_weight(rng, spec, 24, 330, kind.dtype)
     x, bias = make_activations(rng, 6, 330), rng.normal(0, 1, 24).astype(np.float32)
     got, want = reference.linear(x, weight, bias), reference.exact(x, weight, bias)
     ratio = bounds.ratio(got, want, bounds.bound(x, weight, bias)).max()

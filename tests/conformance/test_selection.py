@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,8 @@ def test_isa_selects_its_kernels_only(isa: str) -> None:
         if any(serving(row, spec) and row["name"] in names for row in KERNELS):
             assert chosen in names
         else:
-            assert chosen.startswith("UnsupportedSpecError: ") and isa in chosen
+            assert chosen.startswith("UnsupportedSpecError: ")
+            assert isa in chosen
     assert {name for name, (_, selectable) in forced["kernels"].items() if selectable} == set(names)
 
 
@@ -90,7 +92,8 @@ def test_isa_changes_no_bit(isa: str) -> None:
     if not runnable(isa):
         pytest.skip(f"this CPU runs no {isa} kernel")
     scalar, forced = report(isa="scalar")["digests"], report(isa=isa)["digests"]
-    assert forced and forced == {key: scalar[key] for key in forced}
+    assert forced
+    assert forced == {key: scalar[key] for key in forced}
 
 
 def test_scalar_serves_every_spec() -> None:
@@ -130,7 +133,7 @@ def test_kernel_list_binds_the_specs_that_each_name_serves() -> None:
 
 
 @pytest.mark.parametrize(
-    "variable, value",
+    ("variable", "value"),
     [
         ("TMAC_ISA", "avx9"),
         ("TMAC_ISA", "AVX2"),
@@ -151,9 +154,8 @@ def test_unknown_names_are_errors(variable: str, value: str) -> None:
         pytest.skip(f"this CPU runs {value} kernels")
     child = run_child("from tmac import _core; _core.kernels()", **{variable: value})
     assert child.returncode != 0
-    wrong = [word for word in value.replace(";", ",").split(",") if word] if variable == "TMAC_KERNEL" else [value]
     assert f"ValueError: [{variable}]" in child.stderr, child.stderr
-    assert any(word in child.stderr for word in wrong), child.stderr
+    assert re.split("[,;]", value)[-1] in child.stderr, child.stderr
 
 
 def test_forcing_a_kernel_that_cannot_run_is_an_error() -> None:
@@ -165,7 +167,8 @@ def test_forcing_a_kernel_that_cannot_run_is_an_error() -> None:
         "from tmac import _core; _core.kernels()", TMAC_KERNEL=row["name"], TMAC_CPU_FEATURES=f"-{row['features'][0]}"
     )
     assert child.returncode != 0
-    assert "ValueError" in child.stderr and row["name"] in child.stderr
+    assert "ValueError" in child.stderr
+    assert row["name"] in child.stderr
 
 
 def test_an_unknown_kernel_argument_is_an_error() -> None:

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from tmac import _core
+from tmac._core import UnsupportedSpecError
 from tmac.codes import Codes, buffer_to_tensors, pack_tensors, round_to_nearest, tensor_shapes
 from tmac.nn.ops import run_linear, traced_linear, transformed_linear
 from tmac.spec import QuantSpec
-
-_NUMPY_TO_TORCH = {"planes": torch.uint8, "trits": torch.uint8, "bias": torch.float32}
 
 
 class QuantLinear(nn.Module):
@@ -180,9 +179,9 @@ class QuantLinear(nn.Module):
     def _load(self, found: dict[str, Tensor], prefix: str, error_msgs: list[str]) -> None:
         bias = found.pop("bias", None)
         try:
-            arrays = {name: tensor.detach().cpu().numpy() for name, tensor in found.items()}
+            arrays = {name: _to_array(name, tensor) for name, tensor in found.items()}
             self._adopt(pack_tensors(arrays, self.spec, self.in_features))
-        except (ValueError, TypeError, RuntimeError) as error:
+        except (ValueError, UnsupportedSpecError) as error:
             error_msgs.append(f"{prefix.rstrip('.') or type(self).__name__} cannot be packed: {error}")
             return
         if bias is not None:
@@ -200,7 +199,7 @@ class QuantLinear(nn.Module):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._buffers["weight"] = torch.empty(0, dtype=torch.uint8)
         if tensors is not None:
-            arrays: dict[str, np.ndarray[Any, Any]] = {name: tensor.numpy() for name, tensor in tensors.items()}
+            arrays = {name: _to_array(name, tensor) for name, tensor in tensors.items()}
             self._adopt(pack_tensors(arrays, self.spec, self.in_features, kernel=kernel))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QuantLinear:
@@ -210,12 +209,21 @@ class QuantLinear(nn.Module):
         return layer
 
 
+def _to_array(name: str, tensor: Tensor) -> np.ndarray[Any, Any]:
+    if tensor.is_meta or tensor.dtype == torch.bfloat16:
+        raise ValueError(f"{name} is a {tensor.dtype} tensor on {tensor.device}")
+    return tensor.detach().cpu().numpy()
+
+
 def _observed(x: Tensor, bias: Tensor | None) -> bool:
     """Whether autograd, a tracer or a dispatch mode wants to see the operation on x."""
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return True
     return (
-        type(x) not in _PLAIN or torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state() is not None
+        type(x) not in _PLAIN
+        or x.is_meta
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
     )
 
 

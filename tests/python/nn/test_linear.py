@@ -198,9 +198,7 @@ def test_a_weight_that_is_no_packed_weight_is_refused(content):
 
 def test_another_bias_is_refused():
     layer = random_layer()
-    with pytest.raises(
-        ValueError, match=r"bias must be a contiguous float32 \[40\] on the CPU, got torch.float16 \[40\]"
-    ):
+    with pytest.raises(ValueError, match=r"bias must be .* float32 \[40\] on the CPU, got torch.float16 \[40\]"):
         torch.ops.tmac.linear(torch.zeros(1, 96), layer.weight, layer.bias.half(), 40)
     with pytest.raises(ValueError, match=r"\[39\] on the CPU, got torch.float32 \[40\]"):
         torch.ops.tmac.linear(torch.zeros(1, 96), layer.weight, layer.bias, 39)
