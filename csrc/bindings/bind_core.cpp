@@ -143,8 +143,7 @@ void bind_core(py::module_& module) {
     py::register_exception<UnsupportedSpec>(module, "UnsupportedSpecError", PyExc_RuntimeError);
     module.def("check_spec", [](const py::object& spec) { spec_from_python(spec); }, py::arg("spec"));
     module.def(
-        "select_kernel",
-        [](const py::object& spec) { return select_kernel(spec_from_python(spec), selection()).name; },
+        "select_kernel", [](const py::object& spec) { return select_kernel(spec_from_python(spec), selection()).name; },
         py::arg("spec"));
     module.def("kernels", &kernels);
     module.def("cpu_features", &features);

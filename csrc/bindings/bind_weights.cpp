@@ -38,8 +38,8 @@ PackedWeight pack_arrays(const py::object& spec_object, const py::array& planes,
     CanonicalWeight weight{};
     weight.spec = spec_from_python(spec_object);
     const auto* plane_bytes = require_array<uint8_t>(planes, "planes", 3);
-    TMAC_CHECK(in_features >= 1 && in_features <= kMaxColumns, "[pack] in_features must be 1 to ", kMaxColumns, ", got ",
-               in_features);
+    TMAC_CHECK(in_features >= 1 && in_features <= kMaxColumns, "[pack] in_features must be 1 to ", kMaxColumns,
+               ", got ", in_features);
     TMAC_CHECK(planes.shape(1) >= 1 && planes.shape(1) <= kMaxRows, "[pack] out_features must be 1 to ", kMaxRows,
                ", got ", planes.shape(1));
     weight.planes = {plane_bytes, static_cast<int32_t>(planes.shape(0)), planes.shape(1), in_features};
@@ -141,8 +141,8 @@ py::array_t<uint8_t> planes_to_codes_array(const py::array& planes, int64_t in_f
     const auto bits = static_cast<int32_t>(planes.shape(0));
     const int64_t n = planes.shape(1);
     const int64_t row_bytes = planes.shape(2);
-    TMAC_CHECK(bits >= 1 && bits <= 8 && in_features >= 1 && row_bytes == (in_features + 7) / 8, "[planes] shape [", bits,
-               ", ", n, ", ", row_bytes, "] does not fit in_features=", in_features);
+    TMAC_CHECK(bits >= 1 && bits <= 8 && in_features >= 1 && row_bytes == (in_features + 7) / 8, "[planes] shape [",
+               bits, ", ", n, ", ", row_bytes, "] does not fit in_features=", in_features);
     py::array_t<uint8_t> codes({n, in_features});
     uint8_t* out = codes.mutable_data();
     for (int64_t row = 0; row < n; ++row) {

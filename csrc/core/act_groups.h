@@ -8,7 +8,7 @@
 
 namespace tmac {
 
-inline constexpr int32_t kActGroupSize = 128;       ///< T-MAC's act_group_size: weight groups are cut into such pieces
+inline constexpr int32_t kActGroupSize = 128;        ///< T-MAC's act_group_size: weight groups are cut into such pieces
 inline constexpr int32_t kTokenGroupSize = 1 << 16;  ///< int32 sums of 8-bit codes and int8 activations stay exact
 
 /// The act groups of a row of `k` columns, in order of k. All but the last of a weight group are full pieces.

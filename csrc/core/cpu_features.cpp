@@ -103,9 +103,9 @@ uint32_t detect() {
     const unsigned long hwcap = getauxval(AT_HWCAP);
     const unsigned long hwcap2 = getauxval(AT_HWCAP2);
     uint32_t found = 0;
-    found |= (hwcap & (1UL << 1)) != 0 ? kNeon : 0U;       // HWCAP_ASIMD
-    found |= (hwcap & (1UL << 20)) != 0 ? kDotprod : 0U;   // HWCAP_ASIMDDP
-    found |= (hwcap2 & (1UL << 13)) != 0 ? kI8mm : 0U;     // HWCAP2_I8MM
+    found |= (hwcap & (1UL << 1)) != 0 ? kNeon : 0U;      // HWCAP_ASIMD
+    found |= (hwcap & (1UL << 20)) != 0 ? kDotprod : 0U;  // HWCAP_ASIMDDP
+    found |= (hwcap2 & (1UL << 13)) != 0 ? kI8mm : 0U;    // HWCAP2_I8MM
     return found;
 }
 
@@ -144,9 +144,18 @@ std::string brand() { return "unknown"; }
 
 const std::vector<FeatureName>& feature_names() {
     static const std::vector<FeatureName> names = {
-        {kAvx2, "avx2"},         {kFma, "fma"},           {kF16c, "f16c"},           {kAvxVnni, "avxvnni"},
-        {kAvx512f, "avx512f"},   {kAvx512bw, "avx512bw"}, {kAvx512dq, "avx512dq"},   {kAvx512vl, "avx512vl"},
-        {kAvx512vbmi, "avx512vbmi"}, {kAvx512vnni, "avx512vnni"}, {kNeon, "neon"}, {kDotprod, "dotprod"},
+        {kAvx2, "avx2"},
+        {kFma, "fma"},
+        {kF16c, "f16c"},
+        {kAvxVnni, "avxvnni"},
+        {kAvx512f, "avx512f"},
+        {kAvx512bw, "avx512bw"},
+        {kAvx512dq, "avx512dq"},
+        {kAvx512vl, "avx512vl"},
+        {kAvx512vbmi, "avx512vbmi"},
+        {kAvx512vnni, "avx512vnni"},
+        {kNeon, "neon"},
+        {kDotprod, "dotprod"},
         {kI8mm, "i8mm"},
     };
     return names;

@@ -46,9 +46,7 @@ static TMAC_ALWAYS_INLINE uint16_t f32_to_f16(float value) {
     return static_cast<uint16_t>(result | ((bits >> 16) & 0x8000U));
 }
 
-static TMAC_ALWAYS_INLINE float bf16_to_f32(uint16_t half) {
-    return bits_as<float>(static_cast<uint32_t>(half) << 16);
-}
+static TMAC_ALWAYS_INLINE float bf16_to_f32(uint16_t half) { return bits_as<float>(static_cast<uint32_t>(half) << 16); }
 
 static TMAC_ALWAYS_INLINE uint16_t f32_to_bf16(float value) {
     const auto bits = bits_as<uint32_t>(value);

@@ -10,7 +10,7 @@ enum class Layout : uint8_t {
     planes,     ///< the file format: [bits][n][ceil(k/8)], bit i of a byte is column 8j+i
     lut_rows,   ///< tiles of 32 rows; 8 columns of a tile in 32 bytes, one per row, two 4-column nibbles each (AVX2)
     lut_quads,  ///< tiles of 32 rows; 32 columns of 16 rows in 64 bytes, four per row, eight 4-column nibbles (AVX-512)
-    nibbles,    ///< tiles of 16 rows; 8 columns in 64 bytes, four per row; regions: top 4 and low 4 bits of 8-bit codes
+    nibbles,    ///< tiles of 16 rows; 8 columns in 64 bytes, four per row; regions: top and low 4 bits of a code
 };
 inline constexpr int kNumLayouts = 4;
 

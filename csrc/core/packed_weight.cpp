@@ -36,8 +36,9 @@ struct Fnv1a {
 PackedParts packed_parts(const PackedHeader& header) {
     const QuantSpec& spec = header.spec;
     TMAC_CHECK(static_cast<int>(header.layout) < kNumLayouts, "[packed weight] unknown layout");
-    TMAC_CHECK(static_cast<int>(header.scale_type) < kNumGroupTypes && static_cast<int>(header.zero_type) < kNumGroupTypes,
-               "[packed weight] unknown element type");
+    TMAC_CHECK(
+        static_cast<int>(header.scale_type) < kNumGroupTypes && static_cast<int>(header.zero_type) < kNumGroupTypes,
+        "[packed weight] unknown element type");
     const LayoutShape shape = layout_shape(header.layout, spec.bits);
     TMAC_CHECK(header.n >= 1 && header.n <= kMaxRows, "[packed weight] out_features must be 1 to ", kMaxRows, ", got ",
                header.n);

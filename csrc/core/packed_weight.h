@@ -13,8 +13,8 @@ inline constexpr char kPackedMagic[8] = {'T', 'M', 'A', 'C', 'P', 'K', 'W', '1'}
 /// The head of a packed weight: everything that its bytes mean. Written by ops/pack, checked whenever bytes come back
 /// from Python. Offsets are derived from it, never stored.
 struct PackedHeader {
-    char magic[8];          ///< kPackedMagic
-    char kernel[56];        ///< registry name of the kernel it was packed for
+    char magic[8];    ///< kPackedMagic
+    char kernel[56];  ///< registry name of the kernel it was packed for
     QuantSpec spec;
     int64_t n;
     int64_t k;
@@ -22,12 +22,12 @@ struct PackedHeader {
     GroupType scale_type;
     GroupType zero_type;
     uint8_t has_perm;
-    uint32_t checksum;      ///< FNV-1a of the bytes before it
+    uint32_t checksum;  ///< FNV-1a of the bytes before it
 };
 
 /// Where the parts of a packed weight lie, in bytes from its start; every part is 64-byte aligned.
 struct PackedParts {
-    int64_t perm;           ///< int32 [k], or absent
+    int64_t perm;  ///< int32 [k], or absent
     int64_t scales;
     int64_t zeros;
     int64_t codes;

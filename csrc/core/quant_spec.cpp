@@ -11,6 +11,9 @@ void validate(const QuantSpec& spec) {
     TMAC_CHECK(spec.bits >= 1 && spec.bits <= 8, "[QuantSpec] bits must be 1 to 8, got ", int{spec.bits});
     TMAC_CHECK(spec.group_size == -1 || spec.group_size >= 1,
                "[QuantSpec] group_size must be -1 (whole row) or positive, got ", spec.group_size);
+    TMAC_CHECK(spec.codebook <= Codebook::ternary && spec.zero_point <= ZeroPoint::offset &&
+                   spec.activation <= Activation::float_exact && spec.scale_format <= ScaleFormat::two_level,
+               "[QuantSpec] a field holds no value of its kind");
     TMAC_CHECK(std::isfinite(spec.fixed_zero), "[QuantSpec] fixed_zero must be finite, got ", spec.fixed_zero);
     TMAC_CHECK(spec.codebook != Codebook::ternary || spec.bits == 2, "[QuantSpec] a ternary codebook has bits=2, got ",
                int{spec.bits});

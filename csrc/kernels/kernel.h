@@ -11,45 +11,45 @@ namespace tmac {
 enum class Isa : uint8_t { scalar, avx2, avx512, neon };
 enum class Method : uint8_t { lut, mad, float_exact };
 
-inline constexpr int32_t kLutGroup = 4;      ///< columns per table look-up (T-MAC's g)
-inline constexpr int32_t kLutEntries = 16;   ///< entries of a table: one per sign pattern of its columns
+inline constexpr int32_t kLutGroup = 4;     ///< columns per table look-up (T-MAC's g)
+inline constexpr int32_t kLutEntries = 16;  ///< entries of a table: one per sign pattern of its columns
 
 /// One pass over a block of rows for up to any number of tokens. A kernel allocates nothing, starts no thread, keeps
 /// no state, and assumes that ops/ has checked everything.
 struct QgemmArgs {
     const QuantSpec* spec;
-    const uint8_t* codes;        ///< first region
-    int64_t region_stride;       ///< bytes from one region to the next
-    const void* scales;          ///< [ceil(n / n_tile)][num_groups][n_tile]; [n][num_groups] for Layout::planes
-    const void* zeros;           ///< same order, or null
+    const uint8_t* codes;   ///< first region
+    int64_t region_stride;  ///< bytes from one region to the next
+    const void* scales;     ///< [ceil(n / n_tile)][num_groups][n_tile]; [n][num_groups] for Layout::planes
+    const void* zeros;      ///< same order, or null
     GroupType scale_type;
     GroupType zero_type;
     const ActGroup* act_groups;
     int32_t num_act_groups;
     int32_t num_groups;
     int64_t k;
-    int64_t padded_k;            ///< columns after padding every act group to the layout's k_chunk
-    const void* act;             ///< lut: int8 [m][padded_k / 4][16]; mad: int8 [m][padded_k]; float: float [m][padded_k]
-    const float* act_scale;      ///< [m][num_act_groups]
-    const float* act_sum;        ///< [m][num_act_groups]
-    const int32_t* act_isum;     ///< mad: [m][num_act_groups], sum of the int8 activations
-    float* y;                    ///< y[token * ldy + row]
+    int64_t padded_k;         ///< columns after padding every act group to the layout's k_chunk
+    const void* act;          ///< int8 [m][padded_k / 4][16] (lut), int8 [m][padded_k] (mad), float [m][padded_k]
+    const float* act_scale;   ///< [m][num_act_groups]
+    const float* act_sum;     ///< [m][num_act_groups]
+    const int32_t* act_isum;  ///< mad: [m][num_act_groups], sum of the int8 activations
+    float* y;                 ///< y[token * ldy + row]
     int64_t ldy;
     int64_t n;
-    int64_t row_begin;           ///< a multiple of the layout's n_tile
-    int64_t row_end;             ///< a multiple of n_tile, or n
+    int64_t row_begin;  ///< a multiple of the layout's n_tile
+    int64_t row_end;    ///< a multiple of n_tile, or n
     int32_t m;
 };
 
 /// Encodes one token's activations.
 struct PrepareArgs {
     const QuantSpec* spec;
-    const float* x;              ///< [k], columns already in the weight's order
+    const float* x;  ///< [k], columns already in the weight's order
     int64_t k;
     const ActGroup* act_groups;
     int32_t num_act_groups;
     void* act;
-    float* act_scale;            ///< NaN where the group has a NaN or an infinity
+    float* act_scale;  ///< NaN where the group has a NaN or an infinity
     float* act_sum;
     int32_t* act_isum;
 };
@@ -62,10 +62,10 @@ struct Kernel {
     const char* name;
     uint8_t bits;
     Codebook codebook;
-    uint8_t activations;         ///< bit set of 1 << Activation
+    uint8_t activations;  ///< bit set of 1 << Activation
     Method method;
     Layout layout;
-    uint32_t features;           ///< CpuFeature bits that must be present
+    uint32_t features;  ///< CpuFeature bits that must be present
     QgemmFn run;
     PrepareFn prepare;
 };

@@ -48,7 +48,8 @@ constexpr Isa kIsas[] = {Isa::scalar, Isa::avx2, Isa::avx512, Isa::neon};
 bool has_name(const std::string& name, Isa isa) { return name == name_of(isa); }
 
 void check_isa(const Selection& chosen) {
-    const bool known = std::any_of(std::begin(kIsas), std::end(kIsas), [&](Isa isa) { return has_name(chosen.isa, isa); });
+    const bool known =
+        std::any_of(std::begin(kIsas), std::end(kIsas), [&](Isa isa) { return has_name(chosen.isa, isa); });
     TMAC_CHECK(known, "[TMAC_ISA] unknown '", chosen.isa, "'; known are scalar, avx2, avx512, neon");
     const bool usable = std::any_of(registry().begin(), registry().end(), [&](const RegistryRow& row) {
         return has_name(chosen.isa, row.isa) && chosen.runnable(row);
@@ -129,8 +130,7 @@ Selection make_selection(uint32_t features, const std::string& isa, const std::s
 }
 
 const Selection& selection() {
-    static const Selection chosen =
-        make_selection(cpu_features(), environment("TMAC_ISA"), environment("TMAC_KERNEL"));
+    static const Selection chosen = make_selection(cpu_features(), environment("TMAC_ISA"), environment("TMAC_KERNEL"));
     return chosen;
 }
 

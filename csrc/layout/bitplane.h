@@ -4,7 +4,8 @@
 
 namespace tmac {
 
-/// Canonical planes, the file format: [bits][n][ceil(k/8)], most significant plane first, bit i of a byte = column 8j+i.
+/// Canonical planes, the file format: [bits][n][ceil(k/8)], most significant plane first, bit i of a byte = column
+/// 8j+i.
 struct PlanesView {
     const uint8_t* data;
     int32_t bits;

@@ -56,8 +56,8 @@ uint32_t get_quad(const uint8_t* tile, int64_t row, int64_t chunk) {
 
 // ---- lut_rows: one byte per row and 8 columns, which is the plane's own byte ----
 
-/// `unpacklo` and `unpackhi` take the low and high eight bytes of both 16-byte lanes: with rows 8..15 in the upper lane's
-/// low half, their results hold rows 0..15 and 16..31 in order.
+/// `unpacklo` and `unpackhi` take the low and high eight bytes of both 16-byte lanes: with rows 8..15 in the upper
+/// lane's low half, their results hold rows 0..15 and 16..31 in order.
 constexpr int64_t byte_of_row(int64_t row) { return (row & 7) | ((row & 8) << 1) | ((row & 16) >> 1); }
 
 void put_row(uint8_t* tile, int64_t row, int64_t chunk, uint32_t bits) {
@@ -78,11 +78,11 @@ uint32_t get_row(const uint8_t* tile, int64_t row, int64_t chunk) {
 
 constexpr uint64_t kLowNibbles = 0x0f0f0f0f0f0f0f0fULL;
 
-uint32_t fold_halves(uint64_t eight) { return static_cast<uint32_t>(eight) | (static_cast<uint32_t>(eight >> 32) << 4); }
-
-uint64_t unfold_halves(uint32_t word) {
-    return (word & 0x0f0f0f0fU) | (uint64_t{(word >> 4) & 0x0f0f0f0fU} << 32);
+uint32_t fold_halves(uint64_t eight) {
+    return static_cast<uint32_t>(eight) | (static_cast<uint32_t>(eight >> 32) << 4);
 }
+
+uint64_t unfold_halves(uint32_t word) { return (word & 0x0f0f0f0fU) | (uint64_t{(word >> 4) & 0x0f0f0f0fU} << 32); }
 
 void put_codes(uint8_t* top, int64_t region_stride, uint64_t eight) {
     const uint32_t high = fold_halves((eight >> 4) & kLowNibbles);
@@ -104,7 +104,8 @@ template <class Visit>
 void for_each_chunk(const std::vector<ActGroup>& act_groups, int64_t k_chunk, const Visit& visit) {
     for (const ActGroup& group : act_groups) {
         for (int64_t at = 0; at < group.k_count; at += k_chunk) {
-            visit(group.k_begin + at, std::min<int64_t>(k_chunk, group.k_count - at), (group.padded_begin + at) / k_chunk);
+            visit(group.k_begin + at, std::min<int64_t>(k_chunk, group.k_count - at),
+                  (group.padded_begin + at) / k_chunk);
         }
     }
 }
@@ -167,8 +168,7 @@ void layout_to_planes(const TiledCodes& in, const std::vector<ActGroup>& act_gro
             for_each_chunk(act_groups, shape.k_chunk, [&](int64_t column, int64_t count, int64_t chunk) {
                 const uint64_t eight = get_codes(tile + chunk * shape.chunk_bytes + in_tile * 4, in.region_stride);
                 for (int32_t plane = 0; plane < view.bits; ++plane) {
-                    or_bits(plane_row(plane), column, count,
-                            gather_bits((eight >> (7 - plane)) & kLowBits));
+                    or_bits(plane_row(plane), column, count, gather_bits((eight >> (7 - plane)) & kLowBits));
                 }
             });
             continue;

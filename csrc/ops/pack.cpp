@@ -21,8 +21,8 @@ void check_parts(const CanonicalWeight& weight, const Kernel& kernel) {
     if (!serves(kernel, weight.spec)) {
         throw UnsupportedSpec(std::string(kernel.name) + " does not serve " + to_string(weight.spec));
     }
-    TMAC_CHECK(weight.planes.bits == weight.spec.bits, "[pack] ", weight.planes.bits, " planes for bits=",
-               int{weight.spec.bits});
+    TMAC_CHECK(weight.planes.bits == weight.spec.bits, "[pack] ", weight.planes.bits,
+               " planes for bits=", int{weight.spec.bits});
     const GroupType declared = weight.spec.scale_format == ScaleFormat::f32 ? GroupType::f32 : GroupType::f16;
     TMAC_CHECK(weight.scale_type == declared, "[pack] the scales' dtype is not the spec's scale_format");
     TMAC_CHECK((weight.zero_type == GroupType::none) == (weight.spec.zero_point == ZeroPoint::fixed),
@@ -64,7 +64,8 @@ void move_group_values(Direction direction, uint8_t* rows, uint8_t* tiles, const
         for (int64_t group = 0; group < order.groups; ++group) {
             uint8_t* in_row = rows + (row * order.groups + group) * order.bytes;
             uint8_t* in_tile = tiles + order.at(row, group);
-            direction == Direction::to_tiles ? std::memcpy(in_tile, in_row, bytes) : std::memcpy(in_row, in_tile, bytes);
+            direction == Direction::to_tiles ? std::memcpy(in_tile, in_row, bytes)
+                                             : std::memcpy(in_row, in_tile, bytes);
         }
     }
 }
@@ -108,8 +109,8 @@ void dequantize_row(const WeightView& view, const uint8_t* codes, const void* sc
     const int64_t size = spec.group_size == -1 ? view.header.k : spec.group_size;
     for (int64_t group = 0; group < view.parts.num_groups; ++group) {
         const float scale = group_value(scales, view.header.scale_type, group);
-        const float zero = spec.zero_point == ZeroPoint::fixed ? spec.fixed_zero
-                                                               : group_value(zeros, view.header.zero_type, group);
+        const float zero =
+            spec.zero_point == ZeroPoint::fixed ? spec.fixed_zero : group_value(zeros, view.header.zero_type, group);
         const int64_t end = std::min(view.header.k, (group + 1) * size);
         for (int64_t column = group * size; column < end; ++column) {
             const auto code = static_cast<float>(codes[column]);
@@ -123,8 +124,8 @@ void dequantize_row(const WeightView& view, const uint8_t* codes, const void* sc
 void check_permutation(const int32_t* perm, int64_t k) {
     std::vector<bool> seen(static_cast<size_t>(k));
     for (int64_t i = 0; i < k; ++i) {
-        TMAC_CHECK(perm[i] >= 0 && perm[i] < k && !seen[static_cast<size_t>(perm[i])], "[perm] entry ", i, " = ", perm[i],
-                   " is out of range or stands twice");
+        TMAC_CHECK(perm[i] >= 0 && perm[i] < k && !seen[static_cast<size_t>(perm[i])], "[perm] entry ", i, " = ",
+                   perm[i], " is out of range or stands twice");
         seen[static_cast<size_t>(perm[i])] = true;
     }
 }
@@ -175,7 +176,8 @@ void dequantize(const WeightView& weight, float* out, int num_threads) {
         for (int64_t i = range.begin; i < range.end; ++i) {
             planes_to_codes(planes.data() + i * shape.row_bytes(), header.n * shape.row_bytes(), header.k,
                             header.spec.bits, codes.data());
-            dequantize_row(weight, codes.data(), scales.data() + i * scale_row, zeros.data() + i * zero_row, row.data());
+            dequantize_row(weight, codes.data(), scales.data() + i * scale_row, zeros.data() + i * zero_row,
+                           row.data());
             float* target = out + i * header.k;
             if (const int32_t* perm = weight.perm()) {
                 for (int64_t column = 0; column < header.k; ++column) {

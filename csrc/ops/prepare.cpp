@@ -55,8 +55,9 @@ const float* gather_row(const Tensor& x, int64_t row, const int32_t* perm, std::
     return permuted;
 }
 
-bool any_nan(const float* values, size_t count) {
-    return std::any_of(values, values + count, [](float value) { return std::isnan(value); });
+/// NaN, where a sum has overflowed already, or so large that one over groups might.
+bool any_huge(const float* act_scales, size_t count) {
+    return std::any_of(act_scales, act_scales + count, [](float value) { return !(value < kHugeActScale); });
 }
 
 bool all_finite(const float* values, int64_t count) {
@@ -76,7 +77,7 @@ void prepare_token(const WeightView& weight, const float* x, int32_t token, Prep
                      out.act_sum.data() + first,
                      out.act_isum.data() + first};
     weight.kernel->prepare(args);
-    const bool overflow = weight.kernel->method != Method::float_exact && any_nan(args.act_scale, groups) &&
+    const bool overflow = weight.kernel->method != Method::float_exact && any_huge(args.act_scale, groups) &&
                           all_finite(x, weight.header.k);
     if (!overflow) {
         return;

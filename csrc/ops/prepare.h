@@ -14,14 +14,15 @@ namespace tmac {
 struct PreparedInput {
     std::vector<ActGroup> act_groups;
     int64_t padded_k = 0;
-    int64_t act_bytes = 0;            ///< per token
-    std::vector<uint8_t> act;         ///< [tokens][act_bytes]
-    std::vector<float> act_scale;     ///< [tokens][act_groups]
-    std::vector<float> act_sum;       ///< [tokens][act_groups]
-    std::vector<int32_t> act_isum;    ///< [tokens][act_groups]
-    std::vector<uint8_t> scaled_down; ///< [tokens]: computed from x * 2^-64, because a sum of finite values overflowed
+    int64_t act_bytes = 0;             ///< per token
+    std::vector<uint8_t> act;          ///< [tokens][act_bytes]
+    std::vector<float> act_scale;      ///< [tokens][act_groups]
+    std::vector<float> act_sum;        ///< [tokens][act_groups]
+    std::vector<int32_t> act_isum;     ///< [tokens][act_groups]
+    std::vector<uint8_t> scaled_down;  ///< [tokens]: computed from x * 2^-64, because a sum of finite values overflowed
 };
 
+inline constexpr float kHugeActScale = 0x1p56F;  ///< a token with such an act_scale is multiplied as x * kScaleDown
 inline constexpr float kScaleDown = 0x1p-64F;
 inline constexpr float kScaleUp = 0x1p64F;
 

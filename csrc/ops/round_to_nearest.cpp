@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 #include "core/check.h"
 #include "core/half.h"
@@ -17,35 +18,88 @@ namespace {
 
 struct Grid {
     float scale;
-    float zero;    ///< ZeroPoint::offset: the offset; else the zero
+    float zero;  ///< ZeroPoint::offset: the offset; else the zero
 };
 
-struct Moments {
-    double codes = 0;          ///< sum of codes (counted from the zero where that is fixed)
-    double codes_squared = 0;
-    double weights = 0;
-    double products = 0;
+/// What a grid's codes c (counted from the zero where that is fixed) and the weights w add up to.
+struct Trial {
+    double error = 0;  ///< squared distance of the weights that the stored numbers stand for
+    double c = 0;
+    double cc = 0;
+    double cw = 0;
 };
 
 constexpr int32_t kRefinements = 2;
-constexpr int32_t kBlock = 64;  ///< columns whose sums stay in f32
+constexpr int32_t kBlock = 32;  ///< columns whose sums stay in f32; plain loops over it vectorize
+
+template <int32_t Width = kBlock / 2>
+float fold(float (&values)[kBlock]) {
+    for (int32_t j = 0; j < Width; ++j) {
+        values[j] += values[j + Width];
+    }
+    if constexpr (Width > 1) {
+        return fold<Width / 2>(values);
+    }
+    return values[0];
+}
+
+/// Numbers that turn a weight into a code and the code into what it stands for.
+struct Rounding {
+    float inverse;   ///< of the scale
+    float shift;     ///< code = round(w * inverse + shift)
+    float top;       ///< largest code
+    float subtract;  ///< w = (code - subtract) * scale + add
+    float scale;
+    float add;
+    float from;  ///< sums count codes from here
+};
+
+/// One block; columns with count 0 only fill it up.
+void round_block(const Rounding& r, const float* w, const float* counts, float* codes, Trial& trial) {
+    constexpr float kRound = 0x1.8p23F;  // adding and subtracting it rounds to an integer
+    float code[kBlock];
+    float error[kBlock];
+    float c[kBlock];
+    float cc[kBlock];
+    float cw[kBlock];
+    for (int32_t j = 0; j < kBlock; ++j) {
+        float near = w[j] * r.inverse + r.shift;
+        near = near > 0.0F ? near : 0.0F;
+        near = near < r.top ? near : r.top;
+        code[j] = (near + kRound) - kRound;
+        const float off = ((code[j] - r.subtract) * r.scale + r.add - w[j]) * counts[j];
+        error[j] = off * off;
+        c[j] = (code[j] - r.from) * counts[j];
+        cc[j] = c[j] * c[j];
+        cw[j] = c[j] * w[j];
+    }
+    std::memcpy(codes, code, sizeof(code));
+    trial.error += double{fold(error)};
+    trial.c += double{fold(c)};
+    trial.cc += double{fold(cc)};
+    trial.cw += double{fold(cw)};
+}
 
 /// One group of one row, with the buffers that the search needs.
 class GroupSearch {
 public:
     GroupSearch(const QuantSpec& spec, int64_t largest_group)
-        : spec_(spec), trial_(static_cast<size_t>(largest_group)) {
+        : spec_(spec), w_(padded(largest_group)), counts_(padded(largest_group)), trial_(padded(largest_group)) {
         top_code_ = spec.codebook == Codebook::ternary ? 2.0F : static_cast<float>((1 << spec.bits) - 1);
     }
 
     /// Writes the group's codes and returns its grid.
     Grid run(const float* w, int64_t count, uint8_t* codes) {
-        w_ = w;
+        const auto size = static_cast<size_t>(count);
+        std::fill(std::copy(w, w + count, w_.begin()), w_.end(), 0.0F);
+        std::fill(counts_.begin(), counts_.end(), 0.0F);
+        std::fill_n(counts_.begin(), size, 1.0F);
         count_ = count;
+        sum_ = std::accumulate(w, w + count, 0.0);
         codes_ = codes;
         best_error_ = INFINITY;
         const auto [low, high] = std::minmax_element(w, w + count);
-        spec_.zero_point == ZeroPoint::fixed ? search_fixed(*low, *high) : search_affine(*low, *high);
+        affine() ? search_affine(*low, *high) : search_fixed(*low, *high);
         return best_;
     }
 
@@ -53,6 +107,8 @@ public:
     bool found() const { return best_error_ < INFINITY; }
 
 private:
+    static size_t padded(int64_t count) { return static_cast<size_t>((count + kBlock - 1) / kBlock * kBlock); }
+
     bool affine() const { return spec_.zero_point != ZeroPoint::fixed; }
 
     float stored(float value) const {
@@ -75,90 +131,59 @@ private:
         return {s, static_cast<float>(std::clamp(std::nearbyint(zero), 0.0, double{top_code_}))};
     }
 
-    /// Codes of the grid into trial_; returns the squared error of the weights they stand for.
-    double assign(const Grid& grid) {
+    /// Codes of the grid into trial_, and their sums.
+    Trial assign(const Grid& grid) {
         const bool is_offset = spec_.zero_point == ZeroPoint::offset;
-        const float inverse = grid.scale == 0.0F ? 0.0F : 1.0F / grid.scale;
-        const float shift = is_offset ? -grid.zero * inverse : grid.zero;
-        const float add = is_offset ? grid.zero : 0.0F;
-        const float subtract = is_offset ? 0.0F : grid.zero;
-        constexpr float kRound = 0x1.8p23F;  // adding and subtracting it rounds to an integer
-        double error = 0;
-        for (int64_t begin = 0; begin < count_; begin += kBlock) {
-            const int64_t end = std::min(count_, begin + kBlock);
-            float lanes[4] = {};
-            for (int64_t i = begin; i < end; ++i) {
-                const float near = std::min(std::max(w_[i] * inverse + shift, 0.0F), top_code_);
-                const float code = (near + kRound) - kRound;
-                const float off = (code - subtract) * grid.scale + add - w_[i];
-                trial_[static_cast<size_t>(i)] = code;
-                lanes[i & 3] += off * off;
-            }
-            error += double{lanes[0] + lanes[1]} + double{lanes[2] + lanes[3]};
+        Rounding r{};
+        r.scale = grid.scale;
+        r.inverse = grid.scale == 0.0F ? 0.0F : 1.0F / grid.scale;
+        r.shift = is_offset ? -grid.zero * r.inverse : grid.zero;
+        r.add = is_offset ? grid.zero : 0.0F;
+        r.subtract = is_offset ? 0.0F : grid.zero;
+        r.from = affine() ? 0.0F : spec_.fixed_zero;
+        r.top = top_code_;
+        Trial trial;
+        for (size_t i = 0; i < padded(count_); i += kBlock) {
+            round_block(r, w_.data() + i, counts_.data() + i, trial_.data() + i, trial);
         }
-        return error;
+        return trial;
     }
 
-    Moments moments() const {
-        const float from = affine() ? 0.0F : spec_.fixed_zero;
-        Moments sums;
-        for (int64_t begin = 0; begin < count_; begin += kBlock) {
-            const int64_t end = std::min(count_, begin + kBlock);
-            float c1[4] = {};
-            float c2[4] = {};
-            float w1[4] = {};
-            float cw[4] = {};
-            for (int64_t i = begin; i < end; ++i) {
-                const float code = trial_[static_cast<size_t>(i)] - from;
-                c1[i & 3] += code;
-                c2[i & 3] += code * code;
-                w1[i & 3] += w_[i];
-                cw[i & 3] += code * w_[i];
-            }
-            sums.codes += double{c1[0] + c1[1]} + double{c1[2] + c1[3]};
-            sums.codes_squared += double{c2[0] + c2[1]} + double{c2[2] + c2[3]};
-            sums.weights += double{w1[0] + w1[1]} + double{w1[2] + w1[3]};
-            sums.products += double{cw[0] + cw[1]} + double{cw[2] + cw[3]};
-        }
-        return sums;
-    }
-
-    /// Least squares for the codes in trial_; false where they do not determine a grid.
-    bool fit(double& scale, double& offset) const {
-        const Moments sums = moments();
+    /// Least squares for a trial's codes; false where they do not determine a grid.
+    bool fit(const Trial& trial, double& scale, double& offset) const {
         if (!affine()) {
-            if (sums.codes_squared == 0.0) {
-                return false;
-            }
-            scale = sums.products / sums.codes_squared;
-            return true;
+            scale = trial.cw / trial.cc;
+            return trial.cc != 0.0;
         }
         const auto count = static_cast<double>(count_);
-        const double determinant = count * sums.codes_squared - sums.codes * sums.codes;
+        const double determinant = count * trial.cc - trial.c * trial.c;
         if (determinant <= 0.0) {
             return false;
         }
-        scale = (count * sums.products - sums.codes * sums.weights) / determinant;
-        offset = (sums.weights - scale * sums.codes) / count;
+        scale = (count * trial.cw - trial.c * sum_) / determinant;
+        offset = (sum_ - scale * trial.c) / count;
         return true;
     }
 
     /// Judges a start and its refinements; true when nothing is left to gain.
     bool consider(double scale, double offset) {
+        Grid last{NAN, NAN};
         for (int32_t round = 0; round <= kRefinements; ++round) {
             const Grid grid = storable(scale, offset);
-            if (!std::isfinite(grid.scale) || !std::isfinite(grid.zero)) {
-                return false;
+            const bool settled = grid.scale == last.scale && grid.zero == last.zero;
+            if (settled || !std::isfinite(grid.scale) || !std::isfinite(grid.zero)) {
+                break;
             }
-            const double error = assign(grid);
-            if (error < best_error_) {
-                best_error_ = error;
+            last = grid;
+            const Trial trial = assign(grid);
+            if (trial.error < best_error_) {
+                best_error_ = trial.error;
                 best_ = grid;
                 for (int64_t i = 0; i < count_; ++i) {
-                    codes_[i] = static_cast<uint8_t>(trial_[static_cast<size_t>(i)]);
+                    codes_[i] = static_cast<uint8_t>(static_cast<int32_t>(trial_[static_cast<size_t>(i)]));
                 }
             }
-            if (best_error_ == 0.0 || !fit(scale, offset)) {
+            if (best_error_ == 0.0 || !fit(trial, scale, offset)) {
                 break;
             }
         }
@@ -171,7 +196,10 @@ private:
         return kShare[spec_.bits];
     }
 
-    int32_t starts() const { return spec_.bits >= 6 ? 5 : 14; }
+    int32_t starts() const {
+        static constexpr int32_t kStarts[] = {12, 12, 12, 12, 10, 7, 4, 4, 4};
+        return kStarts[spec_.bits];
+    }
 
     /// Calls start(share) from the full range to the narrowest share, until it says that nothing is left to gain.
     template <class Start>
@@ -188,9 +216,8 @@ private:
     void search_affine(float low, float high) {
         const double middle = (double{low} + double{high}) / 2;
         const double half = (double{high} - double{low}) / 2;
-        for_each_share([&](double share) {
-            return consider(2 * half * share / double{top_code_}, middle - half * share);
-        });
+        for_each_share(
+            [&](double share) { return consider(2 * half * share / double{top_code_}, middle - half * share); });
     }
 
     /// Either end of the code range may hold the weight of the largest magnitude; a negative scale is as good.
@@ -205,9 +232,11 @@ private:
     }
 
     QuantSpec spec_;
-    std::vector<float> trial_;
-    float top_code_;
-    const float* w_ = nullptr;
+    std::vector<float> w_;       ///< the group's weights, zero past its end
+    std::vector<float> counts_;  ///< 1 in the group, 0 past its end
+    std::vector<float> trial_;   ///< codes of the grid last tried
+    float top_code_ = 0.0F;
+    double sum_ = 0;  ///< of the group's weights
     int64_t count_ = 0;
     uint8_t* codes_ = nullptr;
     double best_error_ = INFINITY;
@@ -242,7 +271,8 @@ QuantizedRows allocate(int64_t n, int64_t k, const QuantSpec& spec) {
 
 QuantizedRows round_to_nearest(const float* weight, int64_t n, int64_t k, const QuantSpec& spec, int num_threads) {
     validate(spec);
-    TMAC_CHECK(spec.scale_format != ScaleFormat::two_level, "[round_to_nearest] writes f16 or f32 scales, not two_level");
+    TMAC_CHECK(spec.scale_format != ScaleFormat::two_level,
+               "[round_to_nearest] writes f16 or f32 scales, not two_level");
     QuantizedRows out = allocate(n, k, spec);
     const int64_t groups = num_groups(spec, k);
     const int64_t size = spec.group_size == -1 ? k : std::min<int64_t>(spec.group_size, k);

@@ -1,8 +1,9 @@
 #include "kernels/avx2/kernels.h"
 #include "kernels/avx2/simd.h"
 
-// Tables of the class `lut` (docs/numerics.md). The eight lanes are entries 8..15 of one table, those that add column 3;
-// entry 15 - e is minus entry e (mirror consolidation), so the other eight are the same bytes, negated and turned round.
+// Tables of the class `lut` (docs/numerics.md). The eight lanes are entries 8..15 of one table, those that add column
+// 3; entry 15 - e is minus entry e (mirror consolidation), so the other eight are the same bytes, negated and turned
+// round.
 
 namespace tmac::avx2 {
 namespace {

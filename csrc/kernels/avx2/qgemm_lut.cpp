@@ -125,15 +125,16 @@ void qgemm(const QgemmArgs& args) {
 constexpr uint8_t kGroup = 1U << static_cast<int>(Activation::group);
 constexpr uint32_t kFeatures = kAvx2 | kFma | kF16c;
 
-#define TMAC_ROW(suffix, bits, codebook)                                                                     \
-    Kernel {                                                                                                 \
+#define TMAC_ROW(suffix, bits, codebook)                                                                            \
+    Kernel {                                                                                                        \
         "qgemm_lut_" suffix "_avx2", bits, codebook, kGroup, Method::lut, Layout::lut_rows, kFeatures, qgemm<bits>, \
-            lut_ctor                                                                                         \
+            lut_ctor                                                                                                \
     }
 
 constinit const Kernel rows[] = {
-    TMAC_ROW("w1", 1, Codebook::uniform), TMAC_ROW("w2", 2, Codebook::uniform), TMAC_ROW("w3", 3, Codebook::uniform),
-    TMAC_ROW("w4", 4, Codebook::uniform), TMAC_ROW("ternary", 2, Codebook::ternary),
+    TMAC_ROW("w1", 1, Codebook::uniform),      TMAC_ROW("w2", 2, Codebook::uniform),
+    TMAC_ROW("w3", 3, Codebook::uniform),      TMAC_ROW("w4", 4, Codebook::uniform),
+    TMAC_ROW("ternary", 2, Codebook::ternary),
 };
 
 }  // namespace

@@ -4,10 +4,10 @@
 
 // Codes of 5 to 8 bits times int8 activations without VNNI, exact in int32.
 //
-// 64 bytes of each region hold 8 columns of 16 rows (Layout::nibbles); here they are two halves of 8 rows. The halves of
-// a code are joined to u = code * 2^(8 - bits) as in the AVX-512 kernel. vpmaddubsw saturates at int16, so it cannot take
-// u (up to 255) itself: c = u - 128 lies in -128..127, and |c| * (q with c's sign) = c * q, where a pair's sum is at most
-// 2 * 128 * 127 = 32512. The exact factor 2^(8 - bits) is shifted out at the end.
+// 64 bytes of each region hold 8 columns of 16 rows (Layout::nibbles); here they are two halves of 8 rows. The halves
+// of a code are joined to u = code * 2^(8 - bits) as in the AVX-512 kernel. vpmaddubsw saturates at int16, so it cannot
+// take u (up to 255) itself: c = u - 128 lies in -128..127, and |c| * (q with c's sign) = c * q, where a pair's sum is
+// at most 2 * 128 * 127 = 32512. The exact factor 2^(8 - bits) is shifted out at the end.
 
 namespace tmac::avx2 {
 namespace {
@@ -28,10 +28,10 @@ TMAC_ALWAYS_INLINE Codes join(const uint8_t* top_bytes, const uint8_t* low_bytes
     const __m256i minus_128 = _mm256_set1_epi8(static_cast<char>(0x80));
     const __m256i top = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(top_bytes));
     const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(low_bytes));
-    const __m256i first = _mm256_or_si256(_mm256_slli_epi16(_mm256_and_si256(top, low_half), 4),
-                                          _mm256_and_si256(low, low_half));
-    const __m256i second = _mm256_or_si256(_mm256_andnot_si256(low_half, top),
-                                           _mm256_and_si256(_mm256_srli_epi16(low, 4), low_half));
+    const __m256i first =
+        _mm256_or_si256(_mm256_slli_epi16(_mm256_and_si256(top, low_half), 4), _mm256_and_si256(low, low_half));
+    const __m256i second =
+        _mm256_or_si256(_mm256_andnot_si256(low_half, top), _mm256_and_si256(_mm256_srli_epi16(low, 4), low_half));
     return {_mm256_xor_si256(first, minus_128), _mm256_xor_si256(second, minus_128)};
 }
 
@@ -108,10 +108,10 @@ void qgemm(const QgemmArgs& args) {
 constexpr uint8_t kGroup = 1U << static_cast<int>(Activation::group);
 constexpr uint32_t kFeatures = kAvx2 | kFma | kF16c;
 
-#define TMAC_ROW(suffix, bits)                                                                                  \
-    Kernel {                                                                                                    \
+#define TMAC_ROW(suffix, bits)                                                                                        \
+    Kernel {                                                                                                          \
         "qgemm_mad_" suffix "_avx2", bits, Codebook::uniform, kGroup, Method::mad, Layout::nibbles, kFeatures, qgemm, \
-            act_quant                                                                                           \
+            act_quant                                                                                                 \
     }
 
 constinit const Kernel rows[] = {TMAC_ROW("w5", 5), TMAC_ROW("w6", 6), TMAC_ROW("w7", 7), TMAC_ROW("w8", 8)};

@@ -36,8 +36,7 @@ TMAC_ALWAYS_INLINE void build_table(const float* four, const Signs& signs, __m51
     for (int i = 0; i < kLutGroup; ++i) {
         signed_a[i] = _mm512_xor_ps(_mm512_set1_ps(four[i]), signs.of_column[i]);
     }
-    const __m512 sum =
-        _mm512_add_ps(_mm512_add_ps(signed_a[0], signed_a[1]), _mm512_add_ps(signed_a[2], signed_a[3]));
+    const __m512 sum = _mm512_add_ps(_mm512_add_ps(signed_a[0], signed_a[1]), _mm512_add_ps(signed_a[2], signed_a[3]));
     const __m512i entries_i32x16 = _mm512_cvtps_epi32(_mm512_mul_ps(sum, inverse));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(table), _mm512_cvtepi32_epi8(entries_i32x16));
 }

@@ -22,11 +22,11 @@
 namespace tmac::avx512 {
 namespace {
 
-constexpr int32_t kTileRows = 32;      ///< two registers of 16 rows share every table that is loaded
+constexpr int32_t kTileRows = 32;  ///< two registers of 16 rows share every table that is loaded
 constexpr int32_t kChunkColumns = 32;
-constexpr int32_t kChunkBytes = 128;   ///< 64 bytes for rows 0..15 of the tile, 64 for rows 16..31
+constexpr int32_t kChunkBytes = 128;  ///< 64 bytes for rows 0..15 of the tile, 64 for rows 16..31
 constexpr int32_t kTableBytes = kChunkColumns / kLutGroup * kLutEntries;  ///< tables of a chunk: 128
-constexpr int32_t kPrefetch = 4096;    ///< bytes ahead in every plane
+constexpr int32_t kPrefetch = 4096;                                       ///< bytes ahead in every plane
 
 struct Nibbles {
     __m512i low_u8x64;
@@ -71,8 +71,7 @@ void multiply_tile(const QgemmArgs& args, const Epilogue& epilogue, int64_t tile
                     const Nibbles at = indices_of(bytes + 64 * half);
                     for (int m = 0; m < M; ++m) {
                         const int8_t* entries = tables + m * table_stride;
-                        const __m512i low_i8x64 =
-                            _mm512_permutexvar_epi8(at.low_u8x64, _mm512_loadu_si512(entries));
+                        const __m512i low_i8x64 = _mm512_permutexvar_epi8(at.low_u8x64, _mm512_loadu_si512(entries));
                         const __m512i high_i8x64 =
                             _mm512_permutexvar_epi8(at.high_u8x64, _mm512_loadu_si512(entries + 64));
                         __m512i sum = _mm512_dpbusd_epi32(isum_i32x16[m][half], weight_u8x64, low_i8x64);
@@ -123,15 +122,16 @@ constexpr uint8_t kGroup = 1U << static_cast<int>(Activation::group);
 constexpr uint32_t kFeatures =
     kAvx2 | kFma | kF16c | kAvx512f | kAvx512bw | kAvx512dq | kAvx512vl | kAvx512vbmi | kAvx512vnni;
 
-#define TMAC_ROW(suffix, bits, codebook)                                                               \
-    Kernel {                                                                                           \
+#define TMAC_ROW(suffix, bits, codebook)                                                                       \
+    Kernel {                                                                                                   \
         "qgemm_lut_" suffix "_avx512_vbmi", bits, codebook, kGroup, Method::lut, Layout::lut_quads, kFeatures, \
-            qgemm<bits>, lut_ctor                                                                      \
+            qgemm<bits>, lut_ctor                                                                              \
     }
 
 constinit const Kernel rows[] = {
-    TMAC_ROW("w1", 1, Codebook::uniform), TMAC_ROW("w2", 2, Codebook::uniform), TMAC_ROW("w3", 3, Codebook::uniform),
-    TMAC_ROW("w4", 4, Codebook::uniform), TMAC_ROW("ternary", 2, Codebook::ternary),
+    TMAC_ROW("w1", 1, Codebook::uniform),      TMAC_ROW("w2", 2, Codebook::uniform),
+    TMAC_ROW("w3", 3, Codebook::uniform),      TMAC_ROW("w4", 4, Codebook::uniform),
+    TMAC_ROW("ternary", 2, Codebook::ternary),
 };
 
 }  // namespace

@@ -55,7 +55,8 @@ void multiply_tile(const QgemmArgs& args, const Epilogue& epilogue, int64_t tile
         const int32_t chunks = args.act_groups[g].padded_count / kChunkColumns;
         __m512i isum_i32x16[M];
         for (int m = 0; m < M; ++m) {
-            isum_i32x16[m] = _mm512_set1_epi32(-128 * args.act_isum[first_group + int64_t{m} * args.num_act_groups + g]);
+            isum_i32x16[m] =
+                _mm512_set1_epi32(-128 * args.act_isum[first_group + int64_t{m} * args.num_act_groups + g]);
         }
         for (int32_t chunk = 0; chunk < chunks; ++chunk) {
             _mm_prefetch(reinterpret_cast<const char*>(codes + kPrefetch), _MM_HINT_T0);
@@ -104,10 +105,10 @@ void qgemm(const QgemmArgs& args) {
 constexpr uint8_t kGroup = 1U << static_cast<int>(Activation::group);
 constexpr uint32_t kFeatures = kAvx2 | kFma | kF16c | kAvx512f | kAvx512bw | kAvx512dq | kAvx512vl | kAvx512vnni;
 
-#define TMAC_ROW(suffix, bits)                                                                                      \
-    Kernel {                                                                                                        \
+#define TMAC_ROW(suffix, bits)                                                                                        \
+    Kernel {                                                                                                          \
         "qgemm_mad_" suffix "_avx512_vnni", bits, Codebook::uniform, kGroup, Method::mad, Layout::nibbles, kFeatures, \
-            qgemm, act_quant                                                                                        \
+            qgemm, act_quant                                                                                          \
     }
 
 constinit const Kernel rows[] = {TMAC_ROW("w5", 5), TMAC_ROW("w6", 6), TMAC_ROW("w7", 7), TMAC_ROW("w8", 8)};

@@ -61,8 +61,6 @@ void act_quant(const PrepareArgs& args) {
     }
 }
 
-void act_copy(const PrepareArgs& args) {
-    std::memcpy(args.act, args.x, static_cast<size_t>(args.k) * sizeof(float));
-}
+void act_copy(const PrepareArgs& args) { std::memcpy(args.act, args.x, static_cast<size_t>(args.k) * sizeof(float)); }
 
 }  // namespace tmac::scalar

@@ -1,8 +1,8 @@
 #include "kernels/scalar/kernels.h"
 #include "kernels/scalar/row.h"
 
-// Tables of the class `lut` (docs/numerics.md). Four columns a0..a3 have sixteen signed sums; bit i of the entry's index
-// says + or - for a_i, so that a nibble of a bit plane is the index. Entry 15 - e is minus entry e (mirror
+// Tables of the class `lut` (docs/numerics.md). Four columns a0..a3 have sixteen signed sums; bit i of the entry's
+// index says + or - for a_i, so that a nibble of a bit plane is the index. Entry 15 - e is minus entry e (mirror
 // consolidation): eight are computed.
 
 namespace tmac::scalar {

@@ -59,13 +59,17 @@ void qgemm(const QgemmArgs& args) {
 
 constexpr uint8_t kFloat = 1U << static_cast<int>(Activation::float_exact);
 
-#define TMAC_ROW(suffix, bits, codebook) \
-    Kernel { "qgemm_float_" suffix "_scalar", bits, codebook, kFloat, Method::float_exact, Layout::planes, 0, qgemm, act_copy }
+#define TMAC_ROW(suffix, bits, codebook)                                                                        \
+    Kernel {                                                                                                    \
+        "qgemm_float_" suffix "_scalar", bits, codebook, kFloat, Method::float_exact, Layout::planes, 0, qgemm, \
+            act_copy                                                                                            \
+    }
 
 constinit const Kernel rows[] = {
-    TMAC_ROW("w1", 1, Codebook::uniform), TMAC_ROW("w2", 2, Codebook::uniform), TMAC_ROW("w3", 3, Codebook::uniform),
-    TMAC_ROW("w4", 4, Codebook::uniform), TMAC_ROW("w5", 5, Codebook::uniform), TMAC_ROW("w6", 6, Codebook::uniform),
-    TMAC_ROW("w7", 7, Codebook::uniform), TMAC_ROW("w8", 8, Codebook::uniform),
+    TMAC_ROW("w1", 1, Codebook::uniform),      TMAC_ROW("w2", 2, Codebook::uniform),
+    TMAC_ROW("w3", 3, Codebook::uniform),      TMAC_ROW("w4", 4, Codebook::uniform),
+    TMAC_ROW("w5", 5, Codebook::uniform),      TMAC_ROW("w6", 6, Codebook::uniform),
+    TMAC_ROW("w7", 7, Codebook::uniform),      TMAC_ROW("w8", 8, Codebook::uniform),
     TMAC_ROW("ternary", 2, Codebook::ternary),
 };
 

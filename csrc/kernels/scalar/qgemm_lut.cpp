@@ -28,7 +28,8 @@ void qgemm(const QgemmArgs& args) {
     for (int64_t n = args.row_begin; n < args.row_end; ++n) {
         const Row row = row_of(args, n);
         for (int32_t token = 0; token < args.m; ++token) {
-            const auto* tables = static_cast<const int8_t*>(args.act) + token * args.padded_k * (kLutEntries / kLutGroup);
+            const auto* tables =
+                static_cast<const int8_t*>(args.act) + token * args.padded_k * (kLutEntries / kLutGroup);
             const float* act_scale = args.act_scale + int64_t{token} * args.num_act_groups;
             const float* act_sum = args.act_sum + int64_t{token} * args.num_act_groups;
             float y = 0.0F;
@@ -52,8 +53,9 @@ constexpr uint8_t kGroupActivation = 1U << static_cast<int>(Activation::group);
     }
 
 constinit const Kernel rows[] = {
-    TMAC_ROW("w1", 1, Codebook::uniform), TMAC_ROW("w2", 2, Codebook::uniform), TMAC_ROW("w3", 3, Codebook::uniform),
-    TMAC_ROW("w4", 4, Codebook::uniform), TMAC_ROW("ternary", 2, Codebook::ternary),
+    TMAC_ROW("w1", 1, Codebook::uniform),      TMAC_ROW("w2", 2, Codebook::uniform),
+    TMAC_ROW("w3", 3, Codebook::uniform),      TMAC_ROW("w4", 4, Codebook::uniform),
+    TMAC_ROW("ternary", 2, Codebook::ternary),
 };
 
 }  // namespace

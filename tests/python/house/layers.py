@@ -83,8 +83,8 @@ VALUES = ("_core", "spec", "codes", "threads")
 
 PY_LAYERS = (
     PyLayer("__init__.py", ours=VALUES, lazy=True, never=("torch", "transformers")),
-    PyLayer("_*.py", ours=VALUES, lazy=True, never=("torch", "transformers")),
     PyLayer("__main__.py", ours=("cli",)),
+    PyLayer("_*.py", ours=VALUES, lazy=True, never=("torch", "transformers")),
     PyLayer("spec.py", ours=VALUES, others=("numpy",)),
     PyLayer("codes.py", ours=VALUES, others=("numpy",)),
     PyLayer("threads.py", ours=("_core",)),

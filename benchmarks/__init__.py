@@ -1,0 +1,1 @@
+"""Benchmarks: each asserts its answer before it times it. Committed runs are in results/."""

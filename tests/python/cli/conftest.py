@@ -1,0 +1,39 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf():
+    """A llama of two layers in Q4_1, Q8_0 and F32."""
+    return Path(__file__).parents[2] / "data" / "tiny_llama.gguf"
+
+
+@pytest.fixture
+def tmac_command():
+    """`tmac_command("info", TMAC_ISA="scalar")` runs the command in a process of its own."""
+
+    def run(*arguments, timeout=120, **environment):
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("TMAC_")}
+        command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "tmac", *map(str, arguments)]
+        env = {**clean, **{name: str(value) for name, value in environment.items()}}
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The demo's real model, fetched as the demo fetches it. Offline and not in the cache: skips, and fails in CI."""
+    from tmac.cli.demo_model import demo_model
+    from tmac.cli.errors import CommandError
+
+    try:
+        return demo_model()
+    except CommandError as error:
+        if os.environ.get("CI", "").lower() in ("1", "true"):
+            pytest.fail(str(error))
+        pytest.skip(str(error))

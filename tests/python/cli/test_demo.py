@@ -1,0 +1,113 @@
+import json
+import os
+
+import pytest
+
+from tmac import cli
+
+ROWS = ("prefill, tokens/s", "decoding, tokens/s", "weights in memory, MB", "perplexity", "next token as float32, %")
+
+
+def demo_json(tmac_command, path, *options, **environment):
+    done = tmac_command("demo", "--json", "--max-new-tokens", 4, *options, TMAC_DEMO_MODEL=path, **environment)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_table(tmac_command, tiny_gguf, tmp_path):
+    plot = tmp_path / "plot.png"
+    options = ("--max-new-tokens", 4, "--tokens", 300, "--prompt", "then [bold]", "--threads", 1, "--plot", plot)
+    done = tmac_command("demo", *options, TMAC_DEMO_MODEL=tiny_gguf)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "> then [bold]" in done.stdout
+    assert all(row in done.stdout for row in ROWS)
+    assert "tmac W4 g32" in done.stdout
+    assert "qgemm_mad_w8" in done.stdout
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_json_report(tmac_command, tiny_gguf):
+    report = demo_json(tmac_command, tiny_gguf, "--tokens", 700, "--bits", 8, "--head-bits", 8)
+    models = report["models"]
+    assert list(models) == ["float32", "bfloat16", "tmac"]
+    assert models["float32"]["agreement"] == 1
+    assert models["tmac"]["perplexity"] == pytest.approx(models["float32"]["perplexity"], rel=0.01)
+    assert models["tmac"]["agreement"] > 0.9
+    rotary_bytes = 2 * 4 * 4  # two buffers of half a head, float32 in both models
+    assert models["float32"]["weights_bytes"] - rotary_bytes == 2 * (models["bfloat16"]["weights_bytes"] - rotary_bytes)
+    assert len(models["tmac"]["decode_samples"]) >= 5
+    assert sum(report["kernels"].values()) == 15
+    assert report["tokens"] == 700
+    assert report["seconds"].keys() == {"load", "quantize", "total"}
+
+
+@pytest.mark.parametrize(
+    "options", [("--bits", "ternary"), ("--bits", "3", "--group-size", "-1"), ("--bits", "1", "--sym")]
+)
+def test_other_widths(tmac_command, tiny_gguf, options):
+    report = demo_json(tmac_command, tiny_gguf, "--tokens", 64, *options)
+    assert report["models"]["tmac"]["perplexity"] > 1
+
+
+def test_every_isa_gives_the_same_text(tmac_command, tiny_gguf):
+    isas = {row["isa"] for row in json.loads(tmac_command("info", "--json").stdout)["kernels"] if row["runnable"]}
+    reports = [demo_json(tmac_command, tiny_gguf, "--tokens", 64, TMAC_ISA=isa) for isa in sorted(isas)]
+    assert len({report["answer"] for report in reports}) == 1
+    assert len({report["models"]["tmac"]["perplexity"] for report in reports}) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--group-size", "0"), "group_size"),
+        (("--head-bits", "9"), "bits"),
+        (("--plot", "no/such/folder/plot.png"), "there is no such folder"),
+    ],
+)
+def test_options_that_cannot_be(tiny_gguf, monkeypatch, capsys, options, message):
+    monkeypatch.setenv("TMAC_DEMO_MODEL", str(tiny_gguf))
+    assert cli.main(["demo", *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("tmac: error: ")
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "options", [("--bits", "0"), ("--threads", "0"), ("--tokens", "1"), ("--max-new-tokens", "-3")]
+)
+def test_options_out_of_range(capsys, options):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["demo", *options])
+    assert stopped.value.code == 2
+    assert "expected" in capsys.readouterr().err
+
+
+def test_a_damaged_file(tiny_gguf, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "damaged.gguf"
+    path.write_bytes(tiny_gguf.read_bytes()[:1000])
+    monkeypatch.setenv("TMAC_DEMO_MODEL", str(path))
+    assert cli.main(["demo"]) == 2
+    assert f"tmac: error: {path}" in capsys.readouterr().err
+
+
+def test_without_an_extra(monkeypatch, capsys):
+    monkeypatch.setattr("tmac.cli.demo.PACKAGES", {"torch", "no_such_package"})
+    assert cli.main(["demo"]) == 2
+    assert "the demo needs no_such_package: pip install 'tmac-cpu[demo]'" in capsys.readouterr().err
+
+
+def test_the_real_model(tmac_command, smollm2):
+    """The main job: W4 group 32 loses next to nothing (the file's own grid is Q4_1) and the answer is sensible."""
+    options = ("--tokens", 1024, "--max-new-tokens", 24, "--prompt", "What is the capital of France?")
+    done = tmac_command("demo", "--json", *options, TMAC_DEMO_MODEL=smollm2, timeout=600)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    models = report["models"]
+    assert "Paris" in report["answer"]
+    assert models["tmac"]["perplexity"] == pytest.approx(models["float32"]["perplexity"], rel=0.01)
+    assert models["tmac"]["agreement"] > 0.95
+    assert models["tmac"]["weights_bytes"] < models["bfloat16"]["weights_bytes"]
+    if os.environ.get("TMAC_ISA") != "scalar":
+        assert models["tmac"]["decode"] > models["bfloat16"]["decode"]

@@ -1,0 +1,183 @@
+"""GGUF files: metadata, and tensors one at a time as float32.
+
+The gguf package dequantizes; the header is read here, because that package trusts the counts in a file and refuses a
+whole file for one tensor of a type that it does not know.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import gguf.quants
+import numpy as np
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from numpy.typing import NDArray
+
+from tmac.formats.errors import format_error
+from tmac.formats.gguf_header import TensorInfo, quant_type, read_header
+
+CHUNK_ELEMENTS = 1 << 20
+Value = TypeVar("Value")
+
+
+class GgufFile:
+    """An open GGUF file.
+
+    Args:
+        path: the file. Its header is read and checked at once; the data of a tensor when it is asked for.
+
+    Raises:
+        FormatError: not a GGUF file of version 2 or 3, or a damaged one.
+        OSError: the file cannot be opened.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        header = read_header(self.path)
+        self.version: int = header.version
+        self.metadata: Mapping[str, Any] = header.metadata
+        self.tensors: Mapping[str, TensorInfo] = header.tensors
+
+    @property
+    def architecture(self) -> str:
+        """ggml's name of the model family, `llama` for instance."""
+        return self.get("general.architecture", str)
+
+    def get(self, key: str, kind: type[Value], default: Value | None = None) -> Value:
+        """A metadata value of a type (an int is a valid float).
+
+        Raises:
+            FormatError: the key is missing and has no default, or holds another type.
+        """
+        value = self.metadata.get(key, default)
+        if value is None:
+            raise format_error(self.path, "expected this metadata key, but it is missing", key)
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            raise format_error(self.path, f"expected {kind.__name__}, found {type(value).__name__}", key)
+        return value
+
+    def info(self, name: str) -> TensorInfo:
+        """Shape and type of a tensor.
+
+        Raises:
+            FormatError: there is no such tensor.
+        """
+        if name not in self.tensors:
+            raise format_error(self.path, f"expected this tensor, but it is not one of the {len(self.tensors)}", name)
+        return self.tensors[name]
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        """A tensor in float32, in the order of the file's rows.
+
+        Raises:
+            FormatError: there is no such tensor, or its type cannot be dequantized.
+        """
+        info = self.info(name)
+        kind = quant_type(info.type_id)
+        if kind is None or info.nbytes is None:
+            raise format_error(self.path, f"expected a type that the gguf package reads, found {info.type_name}", name)
+        out: NDArray[np.float32] = np.empty(info.shape, np.float32)
+        rows = out.reshape(-1, info.shape[-1])
+        for first, block in self._blocks(info, kind):
+            rows[first : first + len(block)] = self._dequantize(info, kind, block)
+        return out
+
+    def _blocks(self, info: TensorInfo, kind: GGMLQuantizationType) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """(first row, bytes [rows, bytes per row]) in pieces that fit into the cache."""
+        num_rows = math.prod(info.shape[:-1])
+        block_size, block_bytes = GGML_QUANT_SIZES[kind]
+        row_bytes = info.shape[-1] // block_size * block_bytes
+        step = max(1, CHUNK_ELEMENTS // info.shape[-1])
+        with self.path.open("rb") as file:
+            file.seek(info.offset)
+            for first in range(0, num_rows, step):
+                count = min(step, num_rows - first)
+                data = file.read(count * row_bytes)
+                if len(data) != count * row_bytes:
+                    raise format_error(self.path, "the file became shorter while it was read", info.name)
+                yield first, np.frombuffer(data, np.uint8).reshape(count, row_bytes)
+
+    def _dequantize(
+        self, info: TensorInfo, kind: GGMLQuantizationType, block: NDArray[np.uint8]
+    ) -> NDArray[np.float32]:
+        plain = {"F32": "<f4", "F16": "<f2", "F64": "<f8"}.get(kind.name)
+        try:
+            with np.errstate(all="ignore"):  # a damaged scale may be Inf or NaN: the values are passed on as they are
+                if plain is not None:
+                    return block.view(plain).astype(np.float32, copy=False)
+                return gguf.quants.dequantize(block, kind)
+        except (NotImplementedError, ValueError, KeyError) as error:
+            raise format_error(self.path, f"{kind.name} cannot be dequantized ({error})", info.name) from error
+
+
+def unpermute_rows(weight: NDArray[np.float32], num_heads: int) -> NDArray[np.float32]:
+    """Undoes llama.cpp's order of the rows of q_proj and k_proj in `llama` files: rotary pairs lie side by side there
+    and half a head apart in Hugging Face models (convert_hf_to_gguf.py, LlamaModel.permute)."""
+    rows = weight.shape[0]
+    pairs = weight.reshape(num_heads, rows // num_heads // 2, 2, *weight.shape[1:])
+    return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(weight.shape))
+
+
+LLAMA_NAMES = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+}
+LLAMA_TOP_NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+
+
+def llama_name(name: str) -> str | None:
+    """The Hugging Face name of a tensor of a `llama` file; None for one that such a model does not have."""
+    if name in LLAMA_TOP_NAMES:
+        return LLAMA_TOP_NAMES[name]
+    match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
+    if match is None or match[2] not in LLAMA_NAMES:
+        return None
+    return f"model.layers.{int(match[1])}.{LLAMA_NAMES[match[2]]}.{match[3]}"
+
+
+def llama_tensors(
+    file: GgufFile, on_tensor: Callable[[str], None] | None = None
+) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """(Hugging Face name, float32 array) of a `llama` file, one tensor at a time, rows in Hugging Face's order.
+
+    Args:
+        file: a file whose architecture is `llama`.
+        on_tensor: called with each name after it is read, for a progress bar.
+
+    Raises:
+        FormatError: a tensor that such a model does not have, or one that cannot be read.
+    """
+    heads = file.get("llama.attention.head_count", int)
+    key_heads = file.get("llama.attention.head_count_kv", int, heads)
+    for name in file.tensors:
+        target = llama_name(name)
+        if target is None:
+            raise format_error(file.path, "expected only the tensors of a plain llama model, found this one", name)
+        array = file.read(name)
+        count = heads if ".q_proj." in target else key_heads if ".k_proj." in target else 0
+        if count:
+            if array.shape[0] % (2 * count):
+                raise format_error(
+                    file.path, f"expected rows for {count} heads of an even size, found {array.shape}", name
+                )
+            array = unpermute_rows(array, count)
+        yield target, array
+        if on_tensor is not None:
+            on_tensor(name)
