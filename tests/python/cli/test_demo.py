@@ -39,7 +39,7 @@ def test_json_report(tmac_command, tiny_gguf):
     assert len(models["tmac"]["decode_samples"]) >= 5
     assert sum(report["kernels"].values()) == 15
     assert report["tokens"] == 700
-    assert report["seconds"].keys() == {"load", "quantize", "total"}
+    assert report["seconds"].keys() == {"import", "fetch", "load", "quantize", "answer", "speed", "quality", "total"}
 
 
 @pytest.mark.parametrize(
