@@ -9,6 +9,9 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._C import _get_tracing_state, _len_torch_dispatch_stack
+from torch._C._functorch import peek_interpreter_stack
+from torch.compiler import is_compiling
 
 from tmac import _core
 from tmac._core import UnsupportedSpecError
@@ -89,9 +92,9 @@ class QuantLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         bias = self._parameters["bias"]
         weight = cast(Tensor, self._buffers["weight"])
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return traced_linear(x, weight, bias, self.out_features)
-        if torch._C._functorch.peek_interpreter_stack() is not None:
+        if peek_interpreter_stack() is not None:
             return transformed_linear(x, weight, bias, self.out_features)
         if _observed(x, bias):
             return traced_linear(x, weight, bias, self.out_features)
@@ -219,12 +222,9 @@ def _observed(x: Tensor, bias: Tensor | None) -> bool:
     """Whether autograd, a tracer or a dispatch mode wants to see the operation on x."""
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return True
-    return (
-        type(x) not in _PLAIN
-        or x.is_meta
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._get_tracing_state() is not None
-    )
+    if type(x) not in _PLAIN or x.is_meta:
+        return True
+    return _len_torch_dispatch_stack() > 0 or _get_tracing_state() is not None
 
 
 _PLAIN = (Tensor, nn.Parameter)

@@ -29,21 +29,29 @@ def run_linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int
     Raises:
         ValueError: a dtype, shape or device is another one, or `weight` is not a packed weight of this CPU.
     """
-    dtype = x.dtype
-    type_id = _TYPES.get(dtype)
-    if type_id is None or not x.is_cpu or not weight.is_cpu or x.dim() == 0:
-        raise _refusal(x, weight)
+    type_id = _TYPES.get(x.dtype)
     shape = x.shape
+    if type_id is None or not shape or not x.is_cpu or not weight.is_cpu:
+        raise _refusal(x, weight)
     in_features = shape[-1]
     if x.is_contiguous():
         stride = in_features
-    elif x.dim() == 2 and x.stride(1) == 1:
+    elif len(shape) == 2 and x.stride(1) == 1:
         stride = x.stride(0)
     else:
         x = x.contiguous()
         stride = in_features
-    y = torch.empty((*shape[:-1], out_features), dtype=dtype, device="cpu")
-    bias_address = 0 if bias is None else _bias_address(bias, out_features)
+    y = x.new_empty(*shape[:-1], out_features)
+    bias_address = 0
+    if bias is not None:
+        if (
+            bias.dtype is not torch.float32
+            or bias.shape != (out_features,)
+            or not bias.is_contiguous()
+            or not bias.is_cpu
+        ):
+            raise _bias_refusal(bias, out_features)
+        bias_address = bias.data_ptr()
     _core.linear_pointers(
         x.data_ptr(),
         type_id,
@@ -62,13 +70,11 @@ def run_linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int
     return y
 
 
-def _bias_address(bias: Tensor, out_features: int) -> int:
-    if bias.dtype != torch.float32 or bias.shape != (out_features,) or not bias.is_contiguous() or not bias.is_cpu:
-        raise ValueError(
-            f"[linear] bias must be a contiguous float32 [{out_features}] on the CPU, got {bias.dtype} "
-            f"{list(bias.shape)} on {bias.device}"
-        )
-    return bias.data_ptr()
+def _bias_refusal(bias: Tensor, out_features: int) -> ValueError:
+    return ValueError(
+        f"[linear] bias must be a contiguous float32 [{out_features}] on the CPU, got {bias.dtype} "
+        f"{list(bias.shape)} on {bias.device}"
+    )
 
 
 def _refusal(x: Tensor, weight: Tensor) -> ValueError:
