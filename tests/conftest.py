@@ -2,12 +2,16 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
+# `python -m pytest` puts the checkout first, whose tmac has no compiled core unless it was installed with -e.
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
 
 # TMAC_TEST_BUDGET multiplies the examples of every property test; `.ci/run --full tests` sets it.

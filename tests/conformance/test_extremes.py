@@ -78,6 +78,17 @@ def test_huge_parts_that_cancel_stay_finite(case: Case, size: float) -> None:
     check_kernel(case[0]["name"], weight, x)
 
 
+@pytest.mark.parametrize("power", [55, 56, 57])
+@each_kernel
+def test_the_size_from_which_a_token_is_scaled_down(case: Case, power: int) -> None:
+    """A huge group under zero weights: what becomes of the tiny group beside it shows whether the token was scaled."""
+    need(case[0])
+    weight, x = edge_weight(case), edge_activations() * np.float32(1e-26)
+    weight.scales[:, 0] = 0
+    x[:, 0] = np.float32(2.0**power * 127 * (2 if reference.method_of(weight.spec) == "lut" else 1))
+    check_kernel(case[0]["name"], weight, x)
+
+
 @each_kernel
 def test_results_that_overflow_are_infinite(case: Case) -> None:
     need(case[0])

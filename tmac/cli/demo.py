@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib
 import importlib.util
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,20 +69,25 @@ def _tokens(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the demo and prints the answer and the table, or one JSON object."""
-    started = time.perf_counter()
     _require(PACKAGES | ({"matplotlib"} if args.plot else set()))
     check_overrides()
-    config = _config(args)
     if args.plot and not args.plot.absolute().parent.is_dir():
         raise CommandError(f"--plot {args.plot}: there is no such folder")
     from rich.console import Console
 
     console = Console(stderr=args.json, highlight=False)
-    path = _fetched(console)
-    report = _report(args, config, path, console)
-    report["seconds"]["total"] = time.perf_counter() - started
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "total"):
+        report = _report(args, console, seconds)
     _show(report, args, console)
     return 0
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - started
 
 
 def _require(packages: set[str]) -> None:
@@ -118,26 +126,27 @@ def _fetched(console: Console) -> Path:
     return path
 
 
-def _report(args: argparse.Namespace, config: QuantConfig, path: Path, console: Console) -> dict[str, Any]:
+def _report(args: argparse.Namespace, console: Console, seconds: dict[str, float]) -> dict[str, Any]:
     """Loads, quantizes, answers and measures; plain JSON values."""
-    with console.status("loading torch and transformers"):
-        import torch
-
+    with console.status("importing torch and transformers"), _timed(seconds, "import"):
         from tmac.cli import demo_measure
-    if args.threads:
-        import tmac
 
-        torch.set_num_threads(args.threads)
-        tmac.set_num_threads(args.threads)
-    seconds: dict[str, float] = {}
+        importlib.import_module("tmac.hf")  # and with it transformers, which takes seconds
+        config = _config(args)
+        _set_threads(args.threads)
+    with _timed(seconds, "fetch"):
+        path = _fetched(console)
     model, tokenizer = _load(path, console, seconds)
     low_bit = _quantized(model, config, console, seconds)
-    answer = _answer(low_bit, tokenizer, args, console)
-    models = {"float32": model, "bfloat16": demo_measure.as_bfloat16(model), "tmac": low_bit}
+    with _timed(seconds, "answer"):
+        answer = _answer(low_bit, tokenizer, args, console)
     ids = demo_measure.text_ids(tokenizer, args.tokens)
+    models = {"float32": model, "bfloat16": demo_measure.as_bfloat16(model), "tmac": low_bit}
     with demo_measure.progress_bar(console) as bar:
-        speed = demo_measure.speeds(models, ids, bar)
-        quality = demo_measure.qualities(models, ids, bar)
+        with _timed(seconds, "speed"):
+            speed = demo_measure.speeds(models, ids, bar)
+        with _timed(seconds, "quality"):
+            quality = demo_measure.qualities(models, ids, bar)
     rows = {
         name: {**speed[name], **quality[name], "weights_bytes": demo_measure.weight_bytes(models[name])}
         for name in models
@@ -156,17 +165,24 @@ def _report(args: argparse.Namespace, config: QuantConfig, path: Path, console: 
     }
 
 
+def _set_threads(threads: int | None) -> None:
+    import torch
+
+    import tmac
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+        tmac.set_num_threads(threads)
+
+
 def _load(path: Path, console: Console, seconds: dict[str, float]) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     from tmac.cli.demo_measure import progress_bar
     from tmac.formats.gguf_header import read_header
     from tmac.hf import load_gguf
 
-    started = time.perf_counter()
-    with progress_bar(console) as bar:
+    with progress_bar(console) as bar, _timed(seconds, "load"):
         task = bar.add_task(f"loading {path.name}", total=len(read_header(path).tensors))
-        model, tokenizer = load_gguf(path, lambda _: bar.advance(task))
-    seconds["load"] = time.perf_counter() - started
-    return model, tokenizer
+        return load_gguf(path, lambda _: bar.advance(task))
 
 
 def _quantized(
@@ -177,10 +193,8 @@ def _quantized(
 
     with console.status("copying the model"):
         low_bit = copy.deepcopy(model)
-    started = time.perf_counter()
-    tmac.quantize_(low_bit, config)
-    seconds["quantize"] = time.perf_counter() - started
-    return low_bit
+    with _timed(seconds, "quantize"):
+        return tmac.quantize_(low_bit, config)
 
 
 def _answer(

@@ -16,7 +16,7 @@ def tiny_gguf():
 def tmac_command():
     """`tmac_command("info", TMAC_ISA="scalar")` runs the command in a process of its own."""
 
-    def run(*arguments, timeout=120, **environment):
+    def run(*arguments, timeout=300, **environment):
         clean = {name: value for name, value in os.environ.items() if not name.startswith("TMAC_")}
         command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "tmac", *map(str, arguments)]
         env = {**clean, **{name: str(value) for name, value in environment.items()}}

@@ -7,4 +7,4 @@ from commands import run, tool_path
 
 def test_cpp_unit_tests(cpp_build):
     result = run(tool_path("ctest"), "--test-dir", cpp_build, "--output-on-failure", "--no-tests=error", "-j2")
-    assert re.search(r"100% tests passed, 0 tests failed out of \d+", result.stdout), result.stdout
+    assert re.search(r"100% tests passed.* out of [1-9]", result.stdout), result.stdout
