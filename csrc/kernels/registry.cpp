@@ -112,7 +112,8 @@ bool serves(const Kernel& kernel, const QuantSpec& spec) {
 bool Selection::runnable(const RegistryRow& row) const { return (row.kernel->features & ~features) == 0; }
 
 bool Selection::selectable(const RegistryRow& row) const {
-    return runnable(row) && (isa.empty() || has_name(isa, row.isa));
+    const bool any_isa = row.kernel->method == Method::float_exact;  // the exact path has portable kernels only
+    return runnable(row) && (isa.empty() || any_isa || has_name(isa, row.isa));
 }
 
 Selection make_selection(uint32_t features, const std::string& isa, const std::string& kernel_names) {

@@ -213,7 +213,15 @@ private:
         return false;
     }
 
+    /// A zero is stored as a code (integer) or in codes (real): only a range that holds 0 always has one near by.
     void search_affine(float low, float high) {
+        span(low, high);
+        if (spec_.zero_point != ZeroPoint::offset && (low > 0.0F || high < 0.0F)) {
+            span(std::min(low, 0.0F), std::max(high, 0.0F));
+        }
+    }
+
+    void span(float low, float high) {
         const double middle = (double{low} + double{high}) / 2;
         const double half = (double{high} - double{low}) / 2;
         for_each_share(
