@@ -93,8 +93,9 @@ def linear_pointers(
     last dimension has stride 1; bias is f32 [out_features]. in_features and out_features are what x and y have; they
     are compared with the buffer. Releases the GIL."""
 
-def read_pass(buffer: NDArray[np.uint8], num_threads: int = 0) -> int:
-    """Reads every byte once and nothing else, for benchmarks; the exclusive or of the 64-bit words."""
+def read_pass(buffer: NDArray[np.uint8], num_threads: int = 0, streams: int = 1) -> int:
+    """Reads every byte once and nothing else, for benchmarks; the exclusive or of the 64-bit words. Which of 1 or 4
+    streams is faster depends on the CPU."""
 
 def codes_to_planes(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]: ...
 def planes_to_codes(planes: NDArray[np.uint8], in_features: int) -> NDArray[np.uint8]: ...

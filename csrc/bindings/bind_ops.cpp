@@ -40,11 +40,11 @@ void linear_pointers(uintptr_t x, int x_type, int64_t x_stride, int64_t tokens, 
     linear(in, weight, static_cast<const float*>(address(bias)), out, num_threads);
 }
 
-uint64_t read_pass_array(const py::array& buffer, int num_threads) {
+uint64_t read_pass_array(const py::array& buffer, int num_threads, int streams) {
     const auto* data = require_array<uint8_t>(buffer, "buffer", 1);
     const int64_t bytes = buffer.shape(0);
     const py::gil_scoped_release release;
-    return read_pass(data, bytes, num_threads);
+    return read_pass(data, bytes, streams, num_threads);
 }
 
 }  // namespace
@@ -56,7 +56,7 @@ void bind_ops(py::module_& module) {
                py::arg("tokens"), py::arg("buffer"), py::arg("buffer_bytes"), py::arg("bias"), py::arg("y"),
                py::arg("y_type"), py::arg("y_stride"), py::arg("in_features"), py::arg("out_features"),
                py::arg("num_threads"));
-    module.def("read_pass", &read_pass_array, py::arg("buffer"), py::arg("num_threads") = 0);
+    module.def("read_pass", &read_pass_array, py::arg("buffer"), py::arg("num_threads") = 0, py::arg("streams") = 1);
 }
 
 }  // namespace tmac

@@ -99,6 +99,16 @@ def test_trits_are_base_three() -> None:
         np.testing.assert_array_equal(_core.trits_to_codes(trits, k), codes)
 
 
+@pytest.mark.parametrize("streams", [1, 4])
+@pytest.mark.parametrize("size", [0, 1, 7, 64, 65, 1000, 4096, 100_001])
+def test_read_pass_reads_every_byte(size: int, streams: int) -> None:
+    """The benchmark's read-only pass: the exclusive or of all words, whatever the threads."""
+    data = np.random.default_rng(size).integers(0, 256, size, dtype=np.uint8)
+    words = np.bitwise_xor.reduce(data[: size // 64 * 64].view(np.uint64), initial=np.uint64(0))
+    want = int(words) ^ int(np.bitwise_xor.reduce(data[size // 64 * 64 :], initial=np.uint8(0)))
+    assert {_core.read_pass(data, threads, streams) for threads in (1, 2, 3)} == {want}
+
+
 @pytest.mark.parametrize("length", [0, 1, 7, 63, 64, 100, 127, 128, 191, 192, 255, 256, -64, -1])
 def test_truncated_buffers_are_refused(length: int) -> None:
     short = small_weight().buffer()[:length].copy()
