@@ -5,7 +5,8 @@
 A row is one (kernel, shape, m, threads). Weights are cycled over more than 512 MiB, so that they come from memory, as
 in decoding; `--cached` multiplies with the same weight again. A run is a number of calls that takes about 2 ms;
 runs of the kernel and of the read pass alternate, and each time below is a run's time divided by its calls. The
-preparation of the activations is part of every call and of its time. GB/s counts codes, scales and zeros.
+preparation of the activations is part of every call and of its time. GB/s counts codes, scales and zeros; the share is
+the median over the pairs of neighbouring runs, so that a machine that is busy for a while slows both.
 """
 
 from __future__ import annotations
@@ -195,9 +196,10 @@ def bench_kernel(row: _core.KernelRow, activation: str, n: int, k: int, options:
             kernel_seconds, read_seconds = measure(weights, x, threads, options.runs)
             kernel, read = Times.of(kernel_seconds), Times.of(read_seconds)
             rate, read_rate = (round(weights.bytes / each.median_us / 1e3, 2) for each in (kernel, read))
+            share = statistics.median(b / a for a, b in zip(kernel_seconds, read_seconds, strict=True))
             result = Row(
                 row["name"], activation, n, k, spec.group_size, spec.zero_point, m, threads, options.cached, error,
-                weights.bytes, kernel, rate, read, read_rate, round(rate / read_rate, 3),
+                weights.bytes, kernel, rate, read, read_rate, round(share, 3),
             )  # fmt: skip
             print(result, flush=True)
             rows.append(result)

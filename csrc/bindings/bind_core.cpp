@@ -140,6 +140,7 @@ py::dtype dtype_of(GroupType type) {
 }
 
 void bind_core(py::module_& module) {
+    watch_forks();
     py::register_exception<UnsupportedSpec>(module, "UnsupportedSpecError", PyExc_RuntimeError);
     module.def("check_spec", [](const py::object& spec) { spec_from_python(spec); }, py::arg("spec"));
     module.def(

@@ -13,6 +13,7 @@
 #include "core/check.h"
 
 #if defined(__linux__)
+#include <dlfcn.h>
 #include <sched.h>
 #endif
 #if defined(__unix__) || defined(__APPLE__)
@@ -26,18 +27,15 @@ std::atomic<int> requested_threads{0};
 std::atomic<bool> used_threads{false};
 std::atomic<bool> forked_after_use{false};
 
-/// libgomp's workers do not survive a fork: the child would wait for them for ever.
-void watch_forks() {
-#if defined(__unix__) || defined(__APPLE__)
-    static std::once_flag once;
-    std::call_once(once, [] {
-        pthread_atfork(nullptr, nullptr, [] {
-            if (used_threads.load()) {
-                forked_after_use.store(true);
-            }
-        });
-    });
+/// torch runs its operators on the same OpenMP runtime; where it is loaded, threads may have been used.
+bool torch_is_loaded() {
+#if defined(__linux__)
+    if (void* torch = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD)) {
+        dlclose(torch);
+        return true;
+    }
 #endif
+    return false;
 }
 
 int affinity_cpus() {
@@ -72,6 +70,17 @@ int threads_to_use(int num_threads, int64_t pieces) {
 }
 
 }  // namespace
+
+void watch_forks() {
+#if defined(__unix__) || defined(__APPLE__)
+    static std::once_flag once;
+    std::call_once(once, [] {
+        const auto before = [] { used_threads.store(used_threads.load() || torch_is_loaded()); };
+        const auto in_child = [] { forked_after_use.store(used_threads.load()); };
+        pthread_atfork(before, nullptr, in_child);
+    });
+#endif
+}
 
 int default_num_threads() {
     static const int threads = [] {

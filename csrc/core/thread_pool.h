@@ -14,6 +14,10 @@ struct Range {
 /// CPUs that this process may use: affinity, less a cgroup quota. At least 1.
 int default_num_threads();
 
+/// To be called once when the library is loaded. The OpenMP runtime's workers do not survive a fork, and a child would
+/// wait for them for ever: a child of a process that may have used them runs on one thread.
+void watch_forks();
+
 /// Threads for regions that do not say otherwise; 0 goes back to default_num_threads(). Throws on a negative number,
 /// and, in a child forked from a process that had used threads, on more than one.
 void set_num_threads(int num_threads);

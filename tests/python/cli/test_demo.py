@@ -9,7 +9,9 @@ ROWS = ("prefill, tokens/s", "decoding, tokens/s", "weights in memory, MB", "per
 
 
 def demo_json(tmac_command, path, *options, **environment):
-    done = tmac_command("demo", "--json", "--max-new-tokens", 4, *options, TMAC_DEMO_MODEL=path, **environment)
+    done = tmac_command(
+        "demo", "--json", "--threads", 1, "--max-new-tokens", 4, *options, TMAC_DEMO_MODEL=path, **environment
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

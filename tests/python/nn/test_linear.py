@@ -192,7 +192,7 @@ def test_a_weight_that_is_no_packed_weight_is_refused(content):
         "short": good[:-64].clone(),
         "head": good.clone().index_fill_(0, torch.arange(9, 12), 255),
     }[content]
-    with pytest.raises(ValueError):  # noqa: PT011
+    with pytest.raises(ValueError, match="packed"):
         layer(torch.zeros(1, 96))
 
 

@@ -94,7 +94,7 @@ def test_an_empty_layer_says_that_it_is_empty():
     layer = QuantLinear(96, 40, True, W4)
     assert layer.kernel == ""
     assert "kernel=''" in repr(layer)
-    with pytest.raises(ValueError):  # noqa: PT011
+    with pytest.raises(ValueError, match="packed"):
         layer(random_input(1, 96))
     with pytest.raises(ValueError, match="no weight"):
         layer.dequantize()

@@ -1,0 +1,145 @@
+"""Threads: how many, from how many Python threads at once, and what is left of them after a fork."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+
+import numpy as np
+import pytest
+import tmac
+from tmac import _core
+
+SPEC = tmac.QuantSpec(bits=4, group_size=32)
+N, K, TOKENS = 512, 512, 3  # above the work for which a second thread is started
+
+
+def weight_and_input() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    codes = tmac.round_to_nearest(rng.standard_normal((N, K), dtype=np.float32), SPEC)
+    return codes.pack().buffer(), rng.standard_normal((TOKENS, K), dtype=np.float32)
+
+
+def run(script: str, timeout: float = 60, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.fixture(autouse=True)
+def default_threads():
+    yield
+    tmac.set_num_threads(0)
+
+
+def test_set_and_reset():
+    default = _core.get_num_threads()
+    tmac.set_num_threads(3)
+    assert tmac.get_num_threads() == _core.get_num_threads() == 3
+    tmac.set_num_threads(0)
+    assert _core.get_num_threads() == default >= 1
+    with pytest.raises(ValueError, match="must not be negative"):
+        tmac.set_num_threads(-1)
+
+
+def test_default_follows_affinity():
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("this system has no sched_setaffinity")
+    one = min(os.sched_getaffinity(0))
+    done = run(f"import os; os.sched_setaffinity(0, {{{one}}}); import tmac; print(tmac.get_num_threads())")
+    assert done.stdout.strip() == "1", done.stderr
+
+
+def test_more_threads_than_rows_change_no_bit():
+    buffer, x = weight_and_input()
+    alone = _core.linear(x, buffer, None, 1)
+    for threads in (2, 7, 64, 256):
+        assert np.array_equal(_core.linear(x, buffer, None, threads), alone)
+
+
+def test_many_python_threads_at_once():
+    buffer, x = weight_and_input()
+    expected = _core.linear(x, buffer)
+    wrong: list[int] = []
+
+    def work(index: int) -> None:
+        for _ in range(20):
+            if not np.array_equal(_core.linear(x, buffer, None, 2), expected):
+                wrong.append(index)
+
+    workers = [threading.Thread(target=work, args=(index,)) for index in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=60)
+        assert not worker.is_alive()
+    assert wrong == []
+
+
+FORK = """
+    import os, sys, warnings
+    warnings.simplefilter("ignore")  # CPython warns of any fork with threads: that is the case under test
+    {first}
+    import numpy as np, tmac
+    from tmac import _core
+    spec = tmac.QuantSpec(bits=4, group_size=32)
+    rng = np.random.default_rng(0)
+    buffer = tmac.round_to_nearest(rng.standard_normal(({n}, {k}), dtype=np.float32), spec).pack().buffer()
+    x = rng.standard_normal((3, {k}), dtype=np.float32)
+    expected = _core.linear(x, buffer, None, 1)
+    {use}
+    child = os.fork()
+    if child == 0:
+        same = np.array_equal(_core.linear(x, buffer, None, 2), expected)
+        try:
+            tmac.set_num_threads(2)
+            more = "allowed"
+        except ValueError as error:
+            more = "refused" if "spawn" in str(error) else str(error)
+        print(same, more, _core.get_num_threads(), flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "use", "answer"),
+    [
+        ("", "_core.linear(x, buffer, None, 2)", "True refused 1"),
+        ("import torch", "torch.ones(1 << 20).add_(1).sum()", "True refused 1"),
+    ],
+    ids=["after our threads", "after torch's threads"],
+)
+def test_a_forked_child_has_one_thread_and_does_not_hang(first: str, use: str, answer: str):
+    if not hasattr(os, "fork"):
+        pytest.skip("this system has no fork")
+    if first:
+        pytest.importorskip("torch")
+    done = run(FORK.format(first=first, use=use, n=N, k=K))
+    assert done.stdout.strip() == answer, done.stderr
+
+
+def test_a_child_forked_before_any_use_has_all_threads():
+    if not hasattr(os, "fork"):
+        pytest.skip("this system has no fork")
+    script = """
+        import os, warnings
+        warnings.simplefilter("ignore")
+        import tmac
+        child = os.fork()
+        if child == 0:
+            tmac.set_num_threads(2)
+            print(tmac.get_num_threads(), flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+    """
+    done = run(script)
+    assert done.stdout.strip() == "2", done.stderr
