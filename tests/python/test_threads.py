@@ -10,6 +10,7 @@ import threading
 
 import numpy as np
 import pytest
+
 import tmac
 from tmac import _core
 
