@@ -39,6 +39,15 @@ def unavailable(reason):
     pytest.skip(reason)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _elsewhere(tmp_path_factory):
+    """Tests run in an empty folder: a child process started in the checkout would import its uncompiled tmac."""
+    before = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("elsewhere"))
+    yield
+    os.chdir(before)
+
+
 @pytest.fixture(scope="session")
 def repository():
     """The root of the source tree."""

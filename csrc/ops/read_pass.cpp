@@ -55,9 +55,8 @@ uint64_t read_pass(const uint8_t* data, int64_t bytes, int streams, int num_thre
     TMAC_CHECK(streams == 1 || streams == 4, "[read_pass] streams must be 1 or 4, got ", streams);
     const auto read = streams == 1 ? read_range<1> : read_range<4>;
     std::atomic<uint64_t> result{0};
-    parallel_for(bytes / kLine, 1, num_threads, [&](Range range) {
-        result.fetch_xor(read(data + range.begin * kLine, range.end - range.begin));
-    });
+    parallel_for(bytes / kLine, 1, num_threads,
+                 [&](Range range) { result.fetch_xor(read(data + range.begin * kLine, range.end - range.begin)); });
     for (int64_t at = bytes / kLine * kLine; at < bytes; ++at) {
         result.fetch_xor(data[at]);
     }

@@ -6,8 +6,6 @@
 namespace tmac::avx2 {
 namespace {
 
-constexpr float kLargestInt8 = 127.0F;
-
 TMAC_ALWAYS_INLINE int32_t sum_lanes(__m256i eight_i32) {
     const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight_i32), _mm256_extracti128_si256(eight_i32, 1));
     const __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
@@ -23,30 +21,23 @@ void quantize_group(const PrepareArgs& args, const ActGroup& group, int32_t inde
         special = _mm256_or_ps(special, _mm256_cmp_ps(magnitude, infinity, _CMP_NLT_UQ));  // infinite or NaN
         largest_lanes = _mm256_max_ps(magnitude, largest_lanes);
     }
-    auto* q = static_cast<int8_t*>(args.act) + group.padded_begin;
     if (_mm256_movemask_ps(special) != 0) {
-        std::memset(q, 0, static_cast<size_t>(group.padded_count));
-        args.act_scale[index] = args.act_sum[index] = NAN;
-        args.act_isum[index] = 0;
+        refuse_int8(args, index);
         return;
     }
     const float largest = max_lane(largest_lanes);
-    float inverse = largest > 0.0F ? kLargestInt8 / largest : 0.0F;
-    inverse = std::isfinite(inverse) ? inverse : 0.0F;
+    const ActScale scale = act_scale_of(largest);
+    auto* q = static_cast<int8_t*>(args.act) + group.padded_begin;
     __m256i sum_i32x8 = _mm256_setzero_si256();
     for (int32_t at = 0; at < group.padded_count; at += kLanes) {
-        const __m256 scaled = _mm256_mul_ps(load_columns(args.x, group, at), _mm256_set1_ps(inverse));
+        const __m256 scaled = _mm256_mul_ps(load_columns(args.x, group, at), _mm256_set1_ps(scale.inverse));
         const __m256i rounded_i32x8 = _mm256_cvtps_epi32(scaled);
         sum_i32x8 = _mm256_add_epi32(sum_i32x8, rounded_i32x8);
         const __m128i rounded_i16x8 =
             _mm_packs_epi32(_mm256_castsi256_si128(rounded_i32x8), _mm256_extracti128_si256(rounded_i32x8, 1));
         _mm_storel_epi64(reinterpret_cast<__m128i*>(q + at), _mm_packs_epi16(rounded_i16x8, rounded_i16x8));
     }
-    const int32_t sum = sum_lanes(sum_i32x8);
-    const float act_scale = inverse > 0.0F ? largest / kLargestInt8 : 0.0F;
-    args.act_isum[index] = sum;
-    args.act_scale[index] = act_scale;
-    args.act_sum[index] = act_scale * static_cast<float>(sum);
+    finish_int8(args, index, sum_lanes(sum_i32x8), scale.scale);
 }
 
 }  // namespace

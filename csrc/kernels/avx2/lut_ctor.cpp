@@ -8,8 +8,6 @@
 namespace tmac::avx2 {
 namespace {
 
-constexpr float kLargestEntry = 127.0F;
-
 /// Eight columns' |a|, each lane the sum of its group of four: (|a0| + |a1|) + (|a2| + |a3|).
 TMAC_ALWAYS_INLINE __m256 four_sums(__m256 columns) {
     const __m256 magnitude = abs_ps(columns);
@@ -60,27 +58,21 @@ void build_group(const PrepareArgs& args, const ActGroup& group, int32_t index, 
         largest_lanes = _mm256_max_ps(four_sums(low), largest_lanes);
         largest_lanes = _mm256_max_ps(four_sums(high), largest_lanes);
     }
-    float act_sum = fold_lanes(_mm256_add_ps(low_lanes, high_lanes));
+    const float act_sum = fold_lanes(_mm256_add_ps(low_lanes, high_lanes));
     const float largest = max_lane(largest_lanes);
-    float inverse = largest > 0.0F ? kLargestEntry / largest : 0.0F;
-    inverse = std::isfinite(inverse) ? inverse : 0.0F;
-    float act_scale = inverse > 0.0F ? largest / kLargestEntry * 0.5F : 0.0F;
-    auto* tables = static_cast<int8_t*>(args.act) + int64_t{group.padded_begin} * (kLutEntries / kLutGroup);
-    if (!std::isfinite(act_sum) || !std::isfinite(largest)) {
-        act_sum = act_scale = NAN;
-        std::memset(tables, 0, static_cast<size_t>(group.padded_count) * (kLutEntries / kLutGroup));
-    } else {
-        const __m256 inverse_f32x8 = _mm256_set1_ps(inverse);
-        for (int32_t at = 0; at < group.padded_count; at += kLanes) {
-            float columns[kLanes];
-            _mm256_storeu_ps(columns, load_columns(args.x, group, at));
-            for (int32_t i = 0; i < kLanes; i += kLutGroup) {
-                build_table(columns + i, signs, inverse_f32x8, tables + (at + i) * (kLutEntries / kLutGroup));
-            }
+    const ActScale scale = act_scale_of(largest);
+    if (!finish_tables(args, index, largest, act_sum, scale)) {
+        return;
+    }
+    int8_t* tables = tables_of(args, group);
+    const __m256 inverse_f32x8 = _mm256_set1_ps(scale.inverse);
+    for (int32_t at = 0; at < group.padded_count; at += kLanes) {
+        float columns[kLanes];
+        _mm256_storeu_ps(columns, load_columns(args.x, group, at));
+        for (int32_t i = 0; i < kLanes; i += kLutGroup) {
+            build_table(columns + i, signs, inverse_f32x8, tables + (at + i) * (kLutEntries / kLutGroup));
         }
     }
-    args.act_sum[index] = act_sum;
-    args.act_scale[index] = act_scale;
 }
 
 }  // namespace

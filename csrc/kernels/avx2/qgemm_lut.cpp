@@ -55,7 +55,7 @@ TMAC_ALWAYS_INLINE __m256i widen_high(__m256i v) { return _mm256_cvtepi16_epi32(
 
 /// One tile of 32 rows times M tokens.
 template <int Bits, int M>
-void multiply_tile(const QgemmArgs& args, const Epilogue& epilogue, int64_t tile, int32_t token) {
+void multiply_tile(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t tile, int32_t token) {
     constexpr int kSets = Bits == 4 ? 2 : 1;  // the plane of weight 8 sums alone
     const int64_t table_stride = args.padded_k * (kLutEntries / kLutGroup);
     const uint8_t* codes = args.codes + tile * (args.padded_k / kStepColumns) * kStepBytes;
@@ -89,7 +89,7 @@ void multiply_tile(const QgemmArgs& args, const Epilogue& epilogue, int64_t tile
         }
         const int64_t first_row = (tile * args.num_groups + args.act_groups[g].weight_group) * kTileRows;
         for (int part = 0; part < 4; ++part) {
-            const GroupTerms terms = epilogue.load(first_row + part * kLanes);
+            const GroupTerms<Floats> terms = epilogue.load(first_row + part * kLanes);
             for (int m = 0; m < M; ++m) {
                 __m256i isum_i32x8 = _mm256_setzero_si256();
                 for (int set = 0; set < kSets; ++set) {
@@ -110,15 +110,10 @@ void multiply_tile(const QgemmArgs& args, const Epilogue& epilogue, int64_t tile
 
 template <int Bits>
 void qgemm(const QgemmArgs& args) {
-    const Epilogue epilogue(args, static_cast<float>((1 << Bits) - 1) * 0.5F);
+    const Epilogue<Floats> epilogue(args, static_cast<float>((1 << Bits) - 1) * 0.5F);
     for (int64_t tile = args.row_begin / kTileRows; tile * kTileRows < args.row_end; ++tile) {
-        int32_t token = 0;
-        for (; token + 2 <= args.m; token += 2) {
-            multiply_tile<Bits, 2>(args, epilogue, tile, token);
-        }
-        for (; token < args.m; ++token) {
-            multiply_tile<Bits, 1>(args, epilogue, tile, token);
-        }
+        for_each_token_block<2, 1>(args.m,
+                                   [&]<int M>(int32_t token) { multiply_tile<Bits, M>(args, epilogue, tile, token); });
     }
 }
 

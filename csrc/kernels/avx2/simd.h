@@ -2,75 +2,33 @@
 
 #include <immintrin.h>
 
-#include <cmath>
 #include <cstring>
 
-#include "kernels/kernel.h"
+#include "kernels/shared.h"
 
-// What the AVX2 kernels share: 8 rows of group values as floats, and the float epilogue of docs/numerics.md.
+// What the AVX2 kernels share: registers of floats, loads and stores with tails.
 
 namespace tmac::avx2 {
 namespace {
 
 inline constexpr int32_t kLanes = 8;
 
-/// Eight scales, zeros or offsets from element `index` on.
-TMAC_ALWAYS_INLINE __m256 load_group_values(const void* values, GroupType type, int64_t index) {
-    switch (type) {
-        case GroupType::u8: {
-            const auto* bytes = static_cast<const uint8_t*>(values) + index;
-            return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes))));
-        }
-        case GroupType::f16: {
-            const auto* halves = static_cast<const uint16_t*>(values) + index;
-            return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves)));
-        }
-        case GroupType::f32:
-            return _mm256_loadu_ps(static_cast<const float*>(values) + index);
-        case GroupType::none:
-            break;
+/// The operations that kernels/shared.h asks for.
+struct Floats {
+    using F = __m256;
+    using I = __m256i;
+
+    static TMAC_ALWAYS_INLINE F set1(float value) { return _mm256_set1_ps(value); }
+    static TMAC_ALWAYS_INLINE F to_float(I values) { return _mm256_cvtepi32_ps(values); }
+    static TMAC_ALWAYS_INLINE F subtract(F a, F b) { return _mm256_sub_ps(a, b); }
+    static TMAC_ALWAYS_INLINE F multiply(F a, F b) { return _mm256_mul_ps(a, b); }
+    static TMAC_ALWAYS_INLINE F multiply_add(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+    static TMAC_ALWAYS_INLINE F load(const float* values) { return _mm256_loadu_ps(values); }
+    static TMAC_ALWAYS_INLINE F widen(const uint16_t* halves) {
+        return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves)));
     }
-    return _mm256_setzero_ps();
-}
-
-/// The group values of 8 rows that one act group needs, and how they enter the result.
-struct GroupTerms {
-    __m256 scale;
-    __m256 coefficient;
-};
-
-/// Everything about the epilogue that does not change from group to group.
-struct Epilogue {
-    const QgemmArgs& args;
-    float centre;
-    bool has_coefficient;
-
-    TMAC_ALWAYS_INLINE Epilogue(const QgemmArgs& qgemm, float from)
-        : args(qgemm),
-          centre(from),
-          has_coefficient(qgemm.spec->zero_point != ZeroPoint::fixed || qgemm.spec->fixed_zero != from) {}
-
-    /// `index`: of the first row's value in the tiled order.
-    TMAC_ALWAYS_INLINE GroupTerms load(int64_t index) const {
-        const __m256 scale = load_group_values(args.scales, args.scale_type, index);
-        if (!has_coefficient) {
-            return {scale, _mm256_setzero_ps()};
-        }
-        const __m256 from = _mm256_set1_ps(centre);
-        if (args.spec->zero_point == ZeroPoint::offset) {
-            return {scale, _mm256_fmadd_ps(scale, from, load_group_values(args.zeros, args.zero_type, index))};
-        }
-        const __m256 zero = args.spec->zero_point == ZeroPoint::fixed
-                                ? _mm256_set1_ps(args.spec->fixed_zero)
-                                : load_group_values(args.zeros, args.zero_type, index);
-        return {scale, _mm256_mul_ps(scale, _mm256_sub_ps(from, zero))};
-    }
-
-    TMAC_ALWAYS_INLINE __m256 add(const GroupTerms& terms, __m256i isum_i32x8, float act_scale, float act_sum,
-                                  __m256 y) const {
-        const __m256 factor = _mm256_mul_ps(terms.scale, _mm256_set1_ps(act_scale));
-        y = _mm256_fmadd_ps(_mm256_cvtepi32_ps(isum_i32x8), factor, y);
-        return has_coefficient ? _mm256_fmadd_ps(terms.coefficient, _mm256_set1_ps(act_sum), y) : y;
+    static TMAC_ALWAYS_INLINE F widen(const uint8_t* bytes) {
+        return to_float(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes))));
     }
 };
 

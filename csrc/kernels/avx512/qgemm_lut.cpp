@@ -45,7 +45,7 @@ TMAC_ALWAYS_INLINE Nibbles indices_of(const uint8_t* bytes) {
 
 /// One tile of 32 rows times M tokens.
 template <int Bits, int M>
-void multiply_tile(const QgemmArgs& args, const Epilogue& epilogue, int64_t tile, int32_t token) {
+void multiply_tile(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t tile, int32_t token) {
     const int64_t table_stride = args.padded_k * (kLutEntries / kLutGroup);
     const uint8_t* codes = args.codes + tile * (args.padded_k / kChunkColumns) * kChunkBytes;
     const auto* tables = static_cast<const int8_t*>(args.act) + token * table_stride;
@@ -84,7 +84,7 @@ void multiply_tile(const QgemmArgs& args, const Epilogue& epilogue, int64_t tile
         }
         const int64_t first = (tile * args.num_groups + args.act_groups[g].weight_group) * kTileRows;
         for (int half = 0; half < 2; ++half) {
-            const GroupTerms terms = epilogue.load(first + kLanes * half);
+            const GroupTerms<Floats> terms = epilogue.load(first + kLanes * half);
             for (int m = 0; m < M; ++m) {
                 const int64_t at = int64_t{m} * args.num_act_groups + g;
                 y[m][half] = epilogue.add(terms, isum_i32x16[m][half], act_scale[at], act_sum[at], y[m][half]);
@@ -100,21 +100,10 @@ void multiply_tile(const QgemmArgs& args, const Epilogue& epilogue, int64_t tile
 
 template <int Bits>
 void qgemm(const QgemmArgs& args) {
-    const Epilogue epilogue(args, static_cast<float>((1 << Bits) - 1) * 0.5F);
+    const Epilogue<Floats> epilogue(args, static_cast<float>((1 << Bits) - 1) * 0.5F);
     for (int64_t tile = args.row_begin / kTileRows; tile * kTileRows < args.row_end; ++tile) {
-        int32_t token = 0;
-        for (; token + 8 <= args.m; token += 8) {
-            multiply_tile<Bits, 8>(args, epilogue, tile, token);
-        }
-        for (; token + 4 <= args.m; token += 4) {
-            multiply_tile<Bits, 4>(args, epilogue, tile, token);
-        }
-        for (; token + 2 <= args.m; token += 2) {
-            multiply_tile<Bits, 2>(args, epilogue, tile, token);
-        }
-        for (; token < args.m; ++token) {
-            multiply_tile<Bits, 1>(args, epilogue, tile, token);
-        }
+        for_each_token_block<8, 4, 2, 1>(
+            args.m, [&]<int M>(int32_t token) { multiply_tile<Bits, M>(args, epilogue, tile, token); });
     }
 }
 

@@ -42,7 +42,7 @@ TMAC_ALWAYS_INLINE __m512i broadcast_four(const int8_t* q) {
 }
 
 template <int M>
-void multiply_tile(const QgemmArgs& args, const Epilogue& epilogue, int64_t tile, int32_t token) {
+void multiply_tile(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t tile, int32_t token) {
     const uint8_t* codes = args.codes + tile * (args.padded_k / kChunkColumns) * kChunkBytes;
     const auto* q = static_cast<const int8_t*>(args.act) + token * args.padded_k;
     const int64_t first_group = int64_t{token} * args.num_act_groups;
@@ -71,7 +71,7 @@ void multiply_tile(const QgemmArgs& args, const Epilogue& epilogue, int64_t tile
             q += kChunkColumns;
         }
         const int64_t row = (tile * args.num_groups + args.act_groups[g].weight_group) * kTileRows;
-        const GroupTerms terms = epilogue.load(row);
+        const GroupTerms<Floats> terms = epilogue.load(row);
         for (int m = 0; m < M; ++m) {
             const int64_t at = first_group + int64_t{m} * args.num_act_groups + g;
             const __m512i isum = _mm512_sra_epi32(isum_i32x16[m], shift);
@@ -84,21 +84,10 @@ void multiply_tile(const QgemmArgs& args, const Epilogue& epilogue, int64_t tile
 }
 
 void qgemm(const QgemmArgs& args) {
-    const Epilogue epilogue(args, static_cast<float>(1 << (args.spec->bits - 1)));
+    const Epilogue<Floats> epilogue(args, static_cast<float>(1 << (args.spec->bits - 1)));
     for (int64_t tile = args.row_begin / kTileRows; tile * kTileRows < args.row_end; ++tile) {
-        int32_t token = 0;
-        for (; token + 8 <= args.m; token += 8) {
-            multiply_tile<8>(args, epilogue, tile, token);
-        }
-        for (; token + 4 <= args.m; token += 4) {
-            multiply_tile<4>(args, epilogue, tile, token);
-        }
-        for (; token + 2 <= args.m; token += 2) {
-            multiply_tile<2>(args, epilogue, tile, token);
-        }
-        for (; token < args.m; ++token) {
-            multiply_tile<1>(args, epilogue, tile, token);
-        }
+        for_each_token_block<8, 4, 2, 1>(args.m,
+                                         [&]<int M>(int32_t token) { multiply_tile<M>(args, epilogue, tile, token); });
     }
 }
 

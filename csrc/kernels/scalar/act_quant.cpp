@@ -6,7 +6,6 @@
 namespace tmac::scalar {
 namespace {
 
-constexpr float kLargestInt8 = 127.0F;
 constexpr float kTokenFloor = 1e-5F;  ///< BitNet's clamp of a token's largest activation
 
 struct Range {
@@ -26,24 +25,19 @@ Range range_of(const float* x, int64_t count) {
 
 void quantize_group(const PrepareArgs& args, int32_t index, const Range& range) {
     const ActGroup& group = args.act_groups[index];
-    auto* q = static_cast<int8_t*>(args.act) + group.padded_begin;
-    std::memset(q, 0, static_cast<size_t>(group.padded_count));
-    args.act_isum[index] = 0;
     if (!range.finite) {
-        args.act_scale[index] = args.act_sum[index] = NAN;
+        refuse_int8(args, index);
         return;
     }
-    float inverse = range.largest > 0.0F ? kLargestInt8 / range.largest : 0.0F;
-    inverse = std::isfinite(inverse) ? inverse : 0.0F;
+    const ActScale scale = act_scale_of(range.largest);
+    auto* q = static_cast<int8_t*>(args.act) + group.padded_begin;
+    std::memset(q, 0, static_cast<size_t>(group.padded_count));
     int32_t sum = 0;
     for (int32_t i = 0; i < group.k_count; ++i) {
-        q[i] = static_cast<int8_t>(std::nearbyint(args.x[group.k_begin + i] * inverse));
+        q[i] = static_cast<int8_t>(std::nearbyint(args.x[group.k_begin + i] * scale.inverse));
         sum += q[i];
     }
-    const float act_scale = inverse > 0.0F ? range.largest / kLargestInt8 : 0.0F;
-    args.act_isum[index] = sum;
-    args.act_scale[index] = act_scale;
-    args.act_sum[index] = act_scale * static_cast<float>(sum);
+    finish_int8(args, index, sum, scale.scale);
 }
 
 }  // namespace

@@ -8,8 +8,6 @@
 namespace tmac::scalar {
 namespace {
 
-constexpr float kLargestEntry = 127.0F;
-
 struct Four {
     float a[kLutGroup];
 };
@@ -46,22 +44,14 @@ void build_group(const PrepareArgs& args, const ActGroup& group, int32_t index) 
         const float sum = (std::fabs(four.a[0]) + std::fabs(four.a[1])) + (std::fabs(four.a[2]) + std::fabs(four.a[3]));
         largest = sum > largest ? sum : largest;
     }
-    float act_sum = fold_lanes(lanes);
-    float inverse = largest > 0.0F ? kLargestEntry / largest : 0.0F;
-    inverse = std::isfinite(inverse) ? inverse : 0.0F;
-    float act_scale = inverse > 0.0F ? largest / kLargestEntry * 0.5F : 0.0F;
-    auto* tables = static_cast<int8_t*>(args.act) + int64_t{group.padded_begin} * (kLutEntries / kLutGroup);
-    const int64_t bytes = int64_t{group.padded_count} * (kLutEntries / kLutGroup);
-    if (!std::isfinite(act_sum) || !std::isfinite(largest)) {
-        act_sum = act_scale = NAN;
-        std::memset(tables, 0, static_cast<size_t>(bytes));
-    } else {
-        for (int32_t at = 0; at < group.padded_count; at += kLutGroup) {
-            build_table(load_four(args, group, at), inverse, tables + at / kLutGroup * kLutEntries);
-        }
+    const ActScale scale = act_scale_of(largest);
+    if (!finish_tables(args, index, largest, fold_lanes(lanes), scale)) {
+        return;
     }
-    args.act_sum[index] = act_sum;
-    args.act_scale[index] = act_scale;
+    int8_t* tables = tables_of(args, group);
+    for (int32_t at = 0; at < group.padded_count; at += kLutGroup) {
+        build_table(load_four(args, group, at), scale.inverse, tables + at / kLutGroup * kLutEntries);
+    }
 }
 
 }  // namespace

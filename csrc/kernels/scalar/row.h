@@ -5,7 +5,7 @@
 
 #include "core/bits.h"
 #include "core/half.h"
-#include "kernels/kernel.h"
+#include "kernels/shared.h"
 
 // What the reference kernels share: reading one row of Layout::planes, and the float epilogue of docs/numerics.md.
 

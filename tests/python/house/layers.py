@@ -33,15 +33,18 @@ PLAIN_CORE = tuple(f"core/{name}.h" for name in ("bits", "cpu_features", "half",
 
 
 def kernel_layer(isa: str) -> CppLayer:
-    return CppLayer(f"kernels/{isa}/*", ours=("kernels/kernel.h", f"kernels/{isa}/*", *PLAIN_CORE), system=BARE)
+    return CppLayer(
+        f"kernels/{isa}/*", ours=("kernels/kernel.h", "kernels/shared.h", f"kernels/{isa}/*", *PLAIN_CORE), system=BARE
+    )
 
 
 # The first row that matches a file is its layer.
 CPP_LAYERS = (
     CppLayer("core/thread_pool.*", ours=("core/*",), never=("pybind11/*", "Python.h", "torch/*", "ATen/*")),
     CppLayer("core/*", ours=("core/*",), never=(*FOREIGN, *INTRINSICS)),
-    CppLayer("layout/*", ours=("core/*", "layout/*", "kernels/kernel.h"), never=(*FOREIGN, *THREADS, *INTRINSICS)),
+    CppLayer("layout/*", ours=("core/*", "layout/*"), never=(*FOREIGN, *THREADS, *INTRINSICS)),
     CppLayer("kernels/kernel.h", ours=PLAIN_CORE, system=("cstdint",)),
+    CppLayer("kernels/shared.h", ours=("kernels/kernel.h", *PLAIN_CORE), system=BARE),
     CppLayer("kernels/registry.*", ours=("core/*", "kernels/*"), never=(*FOREIGN, *INTRINSICS)),
     kernel_layer("scalar"),
     kernel_layer("avx2"),

@@ -1,0 +1,141 @@
+#pragma once
+
+#include <cmath>
+#include <cstring>
+
+#include "kernels/kernel.h"
+
+// What the vectorized kernels of every ISA share: docs/numerics.md written once. `V` is an ISA's simd.h type `Floats`:
+//
+//     using F, I                    registers of floats and of int32, V::kLanes wide
+//     set1(float), to_float(I), add(F, F), subtract(F, F), multiply(F, F), multiply_add(F a, F b, F c) = a * b + c
+//     load(const float*), widen(const uint16_t*) from f16, widen(const uint8_t*)
+//
+// Everything stands in an anonymous namespace: each kernel object has its own copy, made with its own flags, and no
+// weak symbol that the linker could hand to another.
+
+namespace tmac {
+namespace {
+
+/// Scales, zeros or offsets of neighbouring rows from element `index` on.
+template <class V>
+TMAC_ALWAYS_INLINE typename V::F load_group_values(const void* values, GroupType type, int64_t index) {
+    switch (type) {
+        case GroupType::u8:
+            return V::widen(static_cast<const uint8_t*>(values) + index);
+        case GroupType::f16:
+            return V::widen(static_cast<const uint16_t*>(values) + index);
+        case GroupType::f32:
+            return V::load(static_cast<const float*>(values) + index);
+        case GroupType::none:
+            break;
+    }
+    return V::set1(0.0F);
+}
+
+/// The group values that one act group needs, and how they enter the result.
+template <class V>
+struct GroupTerms {
+    typename V::F scale;
+    typename V::F coefficient;
+};
+
+/// The float epilogue. Holds what does not change from group to group.
+template <class V>
+struct Epilogue {
+    using F = typename V::F;
+
+    const QgemmArgs& args;
+    float centre;  ///< what the integer sums count codes from
+    bool has_coefficient;
+
+    TMAC_ALWAYS_INLINE Epilogue(const QgemmArgs& qgemm, float from)
+        : args(qgemm),
+          centre(from),
+          has_coefficient(qgemm.spec->zero_point != ZeroPoint::fixed || qgemm.spec->fixed_zero != from) {}
+
+    /// `index`: of the first row's value in the tiled order.
+    TMAC_ALWAYS_INLINE GroupTerms<V> load(int64_t index) const {
+        const F scale = load_group_values<V>(args.scales, args.scale_type, index);
+        if (!has_coefficient) {
+            return {scale, V::set1(0.0F)};
+        }
+        const F from = V::set1(centre);
+        if (args.spec->zero_point == ZeroPoint::offset) {
+            return {scale, V::multiply_add(scale, from, load_group_values<V>(args.zeros, args.zero_type, index))};
+        }
+        const F zero = args.spec->zero_point == ZeroPoint::fixed
+                           ? V::set1(args.spec->fixed_zero)
+                           : load_group_values<V>(args.zeros, args.zero_type, index);
+        return {scale, V::multiply(scale, V::subtract(from, zero))};
+    }
+
+    /// Adds one act group of one token.
+    TMAC_ALWAYS_INLINE F add(const GroupTerms<V>& terms, typename V::I isum, float act_scale, float act_sum,
+                             F y) const {
+        y = V::multiply_add(V::to_float(isum), V::multiply(terms.scale, V::set1(act_scale)), y);
+        return has_coefficient ? V::multiply_add(terms.coefficient, V::set1(act_sum), y) : y;
+    }
+};
+
+inline constexpr float kLargestInt8 = 127.0F;
+
+/// How activations of a known largest magnitude become int8.
+struct ActScale {
+    float inverse;  ///< q = rint(a * inverse); 0 where nothing can be told apart from zero
+    float scale;    ///< a is about q * scale
+};
+
+TMAC_ALWAYS_INLINE ActScale act_scale_of(float largest) {
+    const float inverse = largest > 0.0F ? kLargestInt8 / largest : 0.0F;
+    return std::isfinite(inverse) && inverse > 0.0F ? ActScale{inverse, largest / kLargestInt8} : ActScale{0.0F, 0.0F};
+}
+
+/// Tables of one act group.
+TMAC_ALWAYS_INLINE int8_t* tables_of(const PrepareArgs& args, const ActGroup& group) {
+    return static_cast<int8_t*>(args.act) + int64_t{group.padded_begin} * (kLutEntries / kLutGroup);
+}
+
+/// Ends one act group's tables: stores its terms. Returns false, with all entries 0 and the terms NaN, where an
+/// activation is not finite.
+TMAC_ALWAYS_INLINE bool finish_tables(const PrepareArgs& args, int32_t index, float largest, float act_sum,
+                                      const ActScale& scale) {
+    const bool finite = std::isfinite(act_sum) && std::isfinite(largest);
+    args.act_sum[index] = finite ? act_sum : NAN;
+    args.act_scale[index] = finite ? scale.scale * 0.5F : NAN;
+    if (!finite) {
+        const ActGroup& group = args.act_groups[index];
+        std::memset(tables_of(args, group), 0, static_cast<size_t>(group.padded_count) * (kLutEntries / kLutGroup));
+    }
+    return finite;
+}
+
+/// Stores the terms of one act group of int8 activations, whose sum is `isum`.
+TMAC_ALWAYS_INLINE void finish_int8(const PrepareArgs& args, int32_t index, int32_t isum, float scale) {
+    args.act_isum[index] = isum;
+    args.act_scale[index] = scale;
+    args.act_sum[index] = scale * static_cast<float>(isum);
+}
+
+/// The same where an activation is not finite: zeros, and NaN terms.
+TMAC_ALWAYS_INLINE void refuse_int8(const PrepareArgs& args, int32_t index) {
+    const ActGroup& group = args.act_groups[index];
+    std::memset(static_cast<int8_t*>(args.act) + group.padded_begin, 0, static_cast<size_t>(group.padded_count));
+    finish_int8(args, index, 0, NAN);
+}
+
+/// Calls body.template operator()<B>(token) over [0, m): as many blocks of the first size as fit, then of the next; the
+/// last size is 1.
+template <int... Sizes, class Body>
+TMAC_ALWAYS_INLINE void for_each_token_block(int32_t m, const Body& body) {
+    int32_t token = 0;
+    const auto blocks = [&]<int Size>() {
+        for (; token + Size <= m; token += Size) {
+            body.template operator()<Size>(token);
+        }
+    };
+    (blocks.template operator()<Sizes>(), ...);
+}
+
+}  // namespace
+}  // namespace tmac
