@@ -1,10 +1,13 @@
 #pragma once
 
 // The only header that knows compilers.
+//
+// TMAC_UNROLL stands before a loop over an array of registers: only a loop that is gone leaves the array in registers.
 
 #if defined(_MSC_VER) && !defined(__clang__)
 #include <intrin.h>
 #define TMAC_ALWAYS_INLINE __forceinline
+#define TMAC_UNROLL
 #if defined(_M_X64)
 #define TMAC_PREFETCH(address) _mm_prefetch(reinterpret_cast<const char*>(address), _MM_HINT_T0)
 #else
@@ -12,5 +15,10 @@
 #endif
 #else
 #define TMAC_ALWAYS_INLINE inline __attribute__((always_inline))
+#if defined(__clang__)
+#define TMAC_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define TMAC_UNROLL _Pragma("GCC unroll 16")
+#endif
 #define TMAC_PREFETCH(address) __builtin_prefetch(address)
 #endif

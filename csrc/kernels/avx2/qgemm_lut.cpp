@@ -62,21 +62,26 @@ void multiply_tile(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
     const auto* tables = static_cast<const int8_t*>(args.act) + token * table_stride;
     const int64_t first_group = int64_t{token} * args.num_act_groups;
     __m256 y[M][4];
+    TMAC_UNROLL
     for (int m = 0; m < M; ++m) {
         y[m][0] = y[m][1] = y[m][2] = y[m][3] = _mm256_setzero_ps();
     }
     for (int32_t g = 0; g < args.num_act_groups; ++g) {
         const int32_t steps = args.act_groups[g].padded_count / kStepColumns;
         Sums sums[M][kSets];
+        TMAC_UNROLL
         for (int m = 0; m < M; ++m) {
+            TMAC_UNROLL
             for (int set = 0; set < kSets; ++set) {
                 sums[m][set] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
             }
         }
         for (int32_t step = 0; step < steps; ++step) {
+            TMAC_UNROLL
             for (int m = 0; m < M; ++m) {
                 const __m256i low_table = load_table(tables + m * table_stride);
                 const __m256i high_table = load_table(tables + m * table_stride + kLutEntries);
+                TMAC_UNROLL
                 for (int plane = 0; plane < Bits; ++plane) {
                     const uint8_t* bytes = codes + plane * args.region_stride;
                     const __m256i weight_u8x32 = _mm256_set1_epi8(static_cast<char>(1 << (Bits - 1 - plane)));
@@ -88,10 +93,13 @@ void multiply_tile(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
             tables += kTableBytes;
         }
         const int64_t first_row = (tile * args.num_groups + args.act_groups[g].weight_group) * kTileRows;
+        TMAC_UNROLL
         for (int part = 0; part < 4; ++part) {
             const GroupTerms<Floats> terms = epilogue.load(first_row + part * kLanes);
+            TMAC_UNROLL
             for (int m = 0; m < M; ++m) {
                 __m256i isum_i32x8 = _mm256_setzero_si256();
+                TMAC_UNROLL
                 for (int set = 0; set < kSets; ++set) {
                     const __m256i half = part < 2 ? sums[m][set].first_i16x16 : sums[m][set].second_i16x16;
                     isum_i32x8 = _mm256_add_epi32(isum_i32x8, part % 2 == 0 ? widen_low(half) : widen_high(half));
@@ -101,7 +109,9 @@ void multiply_tile(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
             }
         }
     }
+    TMAC_UNROLL
     for (int m = 0; m < M; ++m) {
+        TMAC_UNROLL
         for (int part = 0; part < 4; ++part) {
             store_rows(args.y + (token + m) * args.ldy, tile * kTileRows + part * kLanes, args.row_end, y[m][part]);
         }

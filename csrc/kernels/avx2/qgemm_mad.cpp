@@ -51,21 +51,25 @@ void multiply_tile(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
     const int64_t first_group = int64_t{token} * args.num_act_groups;
     const __m128i shift = _mm_cvtsi32_si128(8 - args.spec->bits);
     __m256 y[M][2];
+    TMAC_UNROLL
     for (int m = 0; m < M; ++m) {
         y[m][0] = y[m][1] = _mm256_setzero_ps();
     }
     for (int32_t g = 0; g < args.num_act_groups; ++g) {
         const int32_t chunks = args.act_groups[g].padded_count / kChunkColumns;
         __m256i isum_i32x8[M][2];
+        TMAC_UNROLL
         for (int m = 0; m < M; ++m) {
             isum_i32x8[m][0] = isum_i32x8[m][1] = _mm256_setzero_si256();
         }
         for (int32_t chunk = 0; chunk < chunks; ++chunk) {
             _mm_prefetch(reinterpret_cast<const char*>(codes + kPrefetch), _MM_HINT_T0);
             _mm_prefetch(reinterpret_cast<const char*>(codes + args.region_stride + kPrefetch), _MM_HINT_T0);
+            TMAC_UNROLL
             for (int half = 0; half < 2; ++half) {
                 const uint8_t* top = codes + kHalfBytes * half;
                 const Codes c = join(top, top + args.region_stride);
+                TMAC_UNROLL
                 for (int m = 0; m < M; ++m) {
                     const int8_t* eight = q + m * args.padded_k;
                     const __m256i sum = add_products(isum_i32x8[m][half], c.first_i8x32, eight);
@@ -76,8 +80,10 @@ void multiply_tile(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
             q += kChunkColumns;
         }
         const int64_t row = (tile * args.num_groups + args.act_groups[g].weight_group) * kTileRows;
+        TMAC_UNROLL
         for (int half = 0; half < 2; ++half) {
             const GroupTerms<Floats> terms = epilogue.load(row + half * kLanes);
+            TMAC_UNROLL
             for (int m = 0; m < M; ++m) {
                 const int64_t at = first_group + int64_t{m} * args.num_act_groups + g;
                 const __m256i isum = _mm256_sra_epi32(isum_i32x8[m][half], shift);
@@ -85,7 +91,9 @@ void multiply_tile(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
             }
         }
     }
+    TMAC_UNROLL
     for (int m = 0; m < M; ++m) {
+        TMAC_UNROLL
         for (int half = 0; half < 2; ++half) {
             store_rows(args.y + (token + m) * args.ldy, tile * kTileRows + half * kLanes, args.row_end, y[m][half]);
         }

@@ -43,58 +43,75 @@ TMAC_ALWAYS_INLINE Nibbles indices_of(const uint8_t* bytes) {
             _mm512_ternarylogic_epi32(_mm512_srli_epi16(v_u8x64, 4), mask_u8x64, table_u8x64, kAndOr)};
 }
 
-/// One tile of 32 rows times M tokens.
-template <int Bits, int M>
-void multiply_tile(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t tile, int32_t token) {
+/// Halves * 16 rows of a tile, from its half `first_half` on, times M tokens.
+template <int Bits, int M, int Halves>
+void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t tile, int first_half,
+                   int32_t token) {
     const int64_t table_stride = args.padded_k * (kLutEntries / kLutGroup);
-    const uint8_t* codes = args.codes + tile * (args.padded_k / kChunkColumns) * kChunkBytes;
+    const uint8_t* codes = args.codes + tile * (args.padded_k / kChunkColumns) * kChunkBytes + 64 * first_half;
     const auto* tables = static_cast<const int8_t*>(args.act) + token * table_stride;
     const float* act_scale = args.act_scale + int64_t{token} * args.num_act_groups;
     const float* act_sum = args.act_sum + int64_t{token} * args.num_act_groups;
-    __m512 y[M][2];
-    for (int m = 0; m < M; ++m) {
-        y[m][0] = y[m][1] = _mm512_setzero_ps();
+    __m512 y[M][Halves];
+    TMAC_UNROLL
+    for (int i = 0; i < M * Halves; ++i) {
+        y[i / Halves][i % Halves] = _mm512_setzero_ps();
     }
     for (int32_t g = 0; g < args.num_act_groups; ++g) {
         const int32_t chunks = args.act_groups[g].padded_count / kChunkColumns;
-        __m512i isum_i32x16[M][2];
-        for (int m = 0; m < M; ++m) {
-            isum_i32x16[m][0] = isum_i32x16[m][1] = _mm512_setzero_si512();
+        __m512i isum_i32x16[M][Halves];
+        TMAC_UNROLL
+        for (int i = 0; i < M * Halves; ++i) {
+            isum_i32x16[i / Halves][i % Halves] = _mm512_setzero_si512();
         }
         for (int32_t chunk = 0; chunk < chunks; ++chunk) {
-            for (int plane = 0; plane < Bits; ++plane) {
-                const uint8_t* bytes = codes + plane * args.region_stride;
+            TMAC_UNROLL
+            for (int i = 0; i < Bits * Halves; ++i) {
+                const int plane = i / Halves;
+                const int half = i % Halves;
+                const uint8_t* bytes = codes + plane * args.region_stride + 64 * half;
                 const __m512i weight_u8x64 = _mm512_set1_epi8(static_cast<char>(1 << (Bits - 1 - plane)));
                 _mm_prefetch(reinterpret_cast<const char*>(bytes + kPrefetch), _MM_HINT_T0);
-                _mm_prefetch(reinterpret_cast<const char*>(bytes + kPrefetch + 64), _MM_HINT_T0);
-                for (int half = 0; half < 2; ++half) {
-                    const Nibbles at = indices_of(bytes + 64 * half);
-                    for (int m = 0; m < M; ++m) {
-                        const int8_t* entries = tables + m * table_stride;
-                        const __m512i low_i8x64 = _mm512_permutexvar_epi8(at.low_u8x64, _mm512_loadu_si512(entries));
-                        const __m512i high_i8x64 =
-                            _mm512_permutexvar_epi8(at.high_u8x64, _mm512_loadu_si512(entries + 64));
-                        __m512i sum = _mm512_dpbusd_epi32(isum_i32x16[m][half], weight_u8x64, low_i8x64);
-                        isum_i32x16[m][half] = _mm512_dpbusd_epi32(sum, weight_u8x64, high_i8x64);
-                    }
+                const Nibbles at = indices_of(bytes);
+                TMAC_UNROLL
+                for (int m = 0; m < M; ++m) {
+                    const int8_t* entries = tables + m * table_stride;
+                    const __m512i low_i8x64 = _mm512_permutexvar_epi8(at.low_u8x64, _mm512_loadu_si512(entries));
+                    const __m512i high_i8x64 = _mm512_permutexvar_epi8(at.high_u8x64, _mm512_loadu_si512(entries + 64));
+                    const __m512i sum = _mm512_dpbusd_epi32(isum_i32x16[m][half], weight_u8x64, low_i8x64);
+                    isum_i32x16[m][half] = _mm512_dpbusd_epi32(sum, weight_u8x64, high_i8x64);
                 }
             }
             codes += kChunkBytes;
             tables += kTableBytes;
         }
-        const int64_t first = (tile * args.num_groups + args.act_groups[g].weight_group) * kTileRows;
-        for (int half = 0; half < 2; ++half) {
-            const GroupTerms<Floats> terms = epilogue.load(first + kLanes * half);
+        const int64_t first_row = (tile * args.num_groups + args.act_groups[g].weight_group) * kTileRows;
+        TMAC_UNROLL
+        for (int half = 0; half < Halves; ++half) {
+            const GroupTerms<Floats> terms = epilogue.load(first_row + kLanes * (first_half + half));
+            TMAC_UNROLL
             for (int m = 0; m < M; ++m) {
                 const int64_t at = int64_t{m} * args.num_act_groups + g;
                 y[m][half] = epilogue.add(terms, isum_i32x16[m][half], act_scale[at], act_sum[at], y[m][half]);
             }
         }
     }
-    for (int m = 0; m < M; ++m) {
-        float* out = args.y + (token + m) * args.ldy;
-        store_rows(out, tile * kTileRows, args.row_end, y[m][0]);
-        store_rows(out, tile * kTileRows + kLanes, args.row_end, y[m][1]);
+    TMAC_UNROLL
+    for (int i = 0; i < M * Halves; ++i) {
+        const int64_t row = tile * kTileRows + kLanes * (first_half + i % Halves);
+        store_rows(args.y + (token + i / Halves) * args.ldy, row, args.row_end, y[i / Halves][i % Halves]);
+    }
+}
+
+/// A tile times M tokens. One or two tokens' tables stay in registers for both halves; more are read where they are
+/// used, and the halves take turns with the registers.
+template <int Bits, int M>
+void multiply_tile(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t tile, int32_t token) {
+    if constexpr (M <= 2) {
+        multiply_rows<Bits, M, 2>(args, epilogue, tile, 0, token);
+    } else {
+        multiply_rows<Bits, M, 1>(args, epilogue, tile, 0, token);
+        multiply_rows<Bits, M, 1>(args, epilogue, tile, 1, token);
     }
 }
 

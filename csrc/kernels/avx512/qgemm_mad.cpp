@@ -48,12 +48,14 @@ void multiply_tile(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
     const int64_t first_group = int64_t{token} * args.num_act_groups;
     const __m128i shift = _mm_cvtsi32_si128(8 - args.spec->bits);
     __m512 y[M];
+    TMAC_UNROLL
     for (int m = 0; m < M; ++m) {
         y[m] = _mm512_setzero_ps();
     }
     for (int32_t g = 0; g < args.num_act_groups; ++g) {
         const int32_t chunks = args.act_groups[g].padded_count / kChunkColumns;
         __m512i isum_i32x16[M];
+        TMAC_UNROLL
         for (int m = 0; m < M; ++m) {
             isum_i32x16[m] =
                 _mm512_set1_epi32(-128 * args.act_isum[first_group + int64_t{m} * args.num_act_groups + g]);
@@ -62,6 +64,7 @@ void multiply_tile(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
             _mm_prefetch(reinterpret_cast<const char*>(codes + kPrefetch), _MM_HINT_T0);
             _mm_prefetch(reinterpret_cast<const char*>(codes + args.region_stride + kPrefetch), _MM_HINT_T0);
             const Codes u = join(codes, codes + args.region_stride);
+            TMAC_UNROLL
             for (int m = 0; m < M; ++m) {
                 const int8_t* eight = q + m * args.padded_k;
                 const __m512i sum = _mm512_dpbusd_epi32(isum_i32x16[m], u.first_u8x64, broadcast_four(eight));
@@ -72,12 +75,14 @@ void multiply_tile(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
         }
         const int64_t row = (tile * args.num_groups + args.act_groups[g].weight_group) * kTileRows;
         const GroupTerms<Floats> terms = epilogue.load(row);
+        TMAC_UNROLL
         for (int m = 0; m < M; ++m) {
             const int64_t at = first_group + int64_t{m} * args.num_act_groups + g;
             const __m512i isum = _mm512_sra_epi32(isum_i32x16[m], shift);
             y[m] = epilogue.add(terms, isum, args.act_scale[at], args.act_sum[at], y[m]);
         }
     }
+    TMAC_UNROLL
     for (int m = 0; m < M; ++m) {
         store_rows(args.y + (token + m) * args.ldy, tile * kTileRows, args.row_end, y[m]);
     }
