@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from numbers import Real
 from typing import Any, Literal
+
+import numpy as np
 
 from tmac import _core
 
@@ -21,6 +24,14 @@ def centre(bits: int, codebook: Codebook = "uniform") -> float:
     return 0.5 if bits == 1 else float(2 ** (bits - 1))
 
 
+def _to_float32(value: float) -> float:
+    try:
+        with np.errstate(over="ignore"):
+            return float(np.float32(float(value)))
+    except OverflowError:
+        raise ValueError("[QuantSpec] fixed_zero must be finite in float32, got an integer beyond any float") from None
+
+
 @dataclass(frozen=True)
 class QuantSpec:
     """The meaning of a quantized weight, made once by a reader or a quantizer.
@@ -33,7 +44,7 @@ class QuantSpec:
         group_size: columns that share a scale; -1 is the whole row. The last group of a row may be partial.
         codebook: "uniform" or "ternary".
         zero_point: "fixed" (one number for the whole weight), "integer", "real", or "offset".
-        fixed_zero: the zero of `zero_point="fixed"`; None is `centre(bits, codebook)`.
+        fixed_zero: the zero of `zero_point="fixed"`, rounded to f32; None is `centre(bits, codebook)`.
         activation: "group" (int8 or table per 128 columns), "token" (int8 per token), "float" (exact and slow).
         scale_format: "f16", "f32" or "two_level".
 
@@ -54,6 +65,8 @@ class QuantSpec:
         if self.fixed_zero is None:
             bits = self.bits if isinstance(self.bits, int) and 1 <= self.bits <= 8 else 4
             object.__setattr__(self, "fixed_zero", centre(bits, self.codebook))
+        elif isinstance(self.fixed_zero, Real):
+            object.__setattr__(self, "fixed_zero", _to_float32(self.fixed_zero))
         _core.check_spec(self)
 
     def num_groups(self, in_features: int) -> int:

@@ -3,9 +3,10 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
-from tmac import QuantSpec
+from tmac import Codes, QuantSpec
 
 
 def test_the_usual_zero_follows_the_bits_and_the_codebook():
@@ -32,6 +33,10 @@ def test_the_usual_zero_follows_the_bits_and_the_codebook():
         {"zero_point": "asymmetric"},
         {"fixed_zero": math.nan},
         {"fixed_zero": math.inf},
+        {"fixed_zero": 1e39},
+        {"fixed_zero": 10**400},
+        {"fixed_zero": -(10**400)},
+        {"fixed_zero": "8"},
         {"activation": "channel"},
         {"scale_format": "bf16"},
     ],
@@ -67,3 +72,11 @@ def test_replace_moves_the_zero_with_the_bits():
     assert QuantSpec(bits=4).replace(bits=2).fixed_zero == 2
     assert QuantSpec(bits=4).replace(group_size=64) == QuantSpec(bits=4, group_size=64)
     assert QuantSpec(bits=4, fixed_zero=7.5).replace(group_size=64).fixed_zero == 7.5
+
+
+def test_the_fixed_zero_is_what_a_packed_weight_keeps():
+    spec = QuantSpec(bits=4, group_size=32, fixed_zero=0.1)
+    assert spec.fixed_zero == float(np.float32(0.1))
+    assert type(QuantSpec(fixed_zero=np.float32(7)).fixed_zero) is type(QuantSpec(fixed_zero=7).fixed_zero) is float
+    codes = Codes(spec, np.zeros((2, 32), np.uint8), np.ones((2, 1), np.float16))
+    assert Codes.from_buffer(codes.pack().buffer()).spec == spec
