@@ -61,7 +61,7 @@ def __getattr__(name: str) -> Any:
     source = _LAZY[name]
     try:
         module = importlib.import_module(source or f"tmac.{name}")
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         if error.name != "torch":
             raise
         raise ImportError(f"tmac.{name} needs torch: pip install 'tmac-cpu[torch]'") from error

@@ -46,6 +46,12 @@ def test_without_torch_the_extra_is_named(name):
     assert f"ImportError: tmac.{name} needs torch: pip install 'tmac-cpu[torch]'" in result.stderr
 
 
+@pytest.mark.parametrize("name", ["nn", "quant"])
+def test_importing_a_package_without_torch_names_the_extra(name):
+    result = run(BLOCK.format(name="torch") + f"import tmac.{name}")
+    assert f"\nImportError: tmac.{name} needs torch: pip install 'tmac-cpu[torch]'" in result.stderr
+
+
 def test_every_public_name_is_there():
     for name in tmac.__all__:
         assert getattr(tmac, name) is not None
