@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tmac import _core
 from tmac._core import UnsupportedSpecError
 from tmac.spec import QuantSpec
+from tmac.threads import get_num_threads
 
 Array = NDArray[Any]
 _FLOATS = (np.dtype(np.float16), np.dtype(np.float32))
@@ -100,7 +101,7 @@ class Codes:
     @classmethod
     def from_buffer(cls, buffer: NDArray[np.uint8], bias: NDArray[np.float32] | None = None) -> Codes:
         """The inverse of `pack`: u8 bytes of a `PackedWeight` -> Codes. Bytes of another CPU raise ValueError."""
-        parts = _core.unpack(buffer)
+        parts = _core.unpack(buffer, get_num_threads())
         codes = _core.planes_to_codes(parts["planes"], parts["in_features"])
         return cls(QuantSpec(**parts["spec"]), codes, parts["scales"], parts["zeros"], parts["perm"], bias)
 
@@ -137,7 +138,7 @@ def round_to_nearest(weight: NDArray[np.float32], spec: QuantSpec) -> Codes:
         ValueError: the weight holds NaN or Inf, is not f32, or is not a matrix.
     """
     _check_array("weight", weight, (np.dtype(np.float32),), (None, None), where="round_to_nearest")
-    codes, scales, zeros = _core.round_to_nearest(np.ascontiguousarray(weight), spec)
+    codes, scales, zeros = _core.round_to_nearest(np.ascontiguousarray(weight), spec, get_num_threads())
     return Codes(spec, codes, scales, zeros)
 
 
@@ -164,7 +165,7 @@ def tensor_shapes(
 
 def buffer_to_tensors(buffer: NDArray[np.uint8], prefix: str = "") -> dict[str, Array]:
     """The tensors that a file holds for a packed weight, without its bias."""
-    parts = _core.unpack(buffer)
+    parts = _core.unpack(buffer, get_num_threads())
     spec = QuantSpec(**parts["spec"])
     codes = parts["planes"]
     if spec.codebook == "ternary":
@@ -252,6 +253,7 @@ def _pack(
         None if zeros is None else np.ascontiguousarray(zeros),
         None if perm is None else np.ascontiguousarray(perm),
         kernel,
+        get_num_threads(),
     )
 
 

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from tmac import _core
 
 _requested = 0
+_forked = False
+
+
+def _note_fork() -> None:
+    global _forked  # noqa: PLW0603
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
 
 
 def set_num_threads(num_threads: int) -> None:
@@ -26,6 +37,8 @@ def set_num_threads(num_threads: int) -> None:
 
 def get_num_threads() -> int:
     """The number of threads that the next operation uses."""
+    if _forked and _core.get_num_threads() == 1:  # the core knows whether threads were used before the fork
+        return 1
     if _requested:
         return _requested
     torch = sys.modules.get("torch")

@@ -104,7 +104,7 @@ FORK = """
             more = "allowed"
         except ValueError as error:
             more = "refused" if "spawn" in str(error) else str(error)
-        print(same, more, _core.get_num_threads(), flush=True)
+        print(same, more, _core.get_num_threads(), tmac.get_num_threads(), flush=True)
         os._exit(0)
     os.waitpid(child, 0)
 """
@@ -113,8 +113,8 @@ FORK = """
 @pytest.mark.parametrize(
     ("first", "use", "answer"),
     [
-        ("", "_core.linear(x, buffer, None, 2)", "True refused 1"),
-        ("import torch", "torch.ones(1 << 20).add_(1).sum()", "True refused 1"),
+        ("", "_core.linear(x, buffer, None, 2)", "True refused 1 1"),
+        ("import torch", "torch.ones(1 << 20).add_(1).sum()", "True refused 1 1"),
     ],
     ids=["after our threads", "after torch's threads"],
 )
@@ -143,3 +143,30 @@ def test_a_child_forked_before_any_use_has_all_threads():
     """
     done = run(script)
     assert done.stdout.strip() == "2", done.stderr
+
+
+@pytest.mark.parametrize("operation", ["round_to_nearest", "pack", "unpack", "tensors", "dequantize"])
+def test_weights_are_made_and_read_with_the_threads_of_the_setting(operation: str, monkeypatch: pytest.MonkeyPatch):
+    name = "unpack" if operation == "tensors" else operation
+    plain, counts = getattr(_core, name), []
+    codes = tmac.round_to_nearest(np.ones((4, 32), np.float32), SPEC)
+    buffer = codes.pack().buffer()
+
+    def spy(*arguments: object) -> object:
+        counts.append(arguments[-1])
+        return plain(*arguments)
+
+    monkeypatch.setattr(_core, name, spy)
+    monkeypatch.setattr(tmac.codes, "get_num_threads", lambda: 5)
+    if operation == "dequantize":
+        linear = pytest.importorskip("tmac.nn.linear")
+        monkeypatch.setattr(linear, "get_num_threads", lambda: 5)
+        linear.QuantLinear.from_codes(codes).dequantize()
+    else:
+        {
+            "round_to_nearest": lambda: tmac.round_to_nearest(np.ones((4, 32), np.float32), SPEC),
+            "pack": codes.pack,
+            "unpack": lambda: tmac.Codes.from_buffer(buffer),
+            "tensors": lambda: tmac.codes.buffer_to_tensors(buffer),
+        }[operation]()
+    assert counts == [5]
