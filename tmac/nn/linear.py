@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._C import _get_tracing_state, _len_torch_dispatch_stack
 from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from tmac import _core
@@ -18,6 +19,7 @@ from tmac._core import UnsupportedSpecError
 from tmac.codes import Codes, buffer_to_tensors, pack_tensors, round_to_nearest, tensor_shapes
 from tmac.nn.ops import run_linear, traced_linear, transformed_linear
 from tmac.spec import QuantSpec
+from tmac.threads import get_num_threads
 
 
 class QuantLinear(nn.Module):
@@ -87,16 +89,16 @@ class QuantLinear(nn.Module):
 
     def dequantize(self) -> Tensor:
         """The weight, f32 `[out_features, in_features]`, in the checkpoint's column order."""
-        return torch.from_numpy(_core.dequantize(self._bytes()))
+        return torch.from_numpy(_core.dequantize(self._bytes(), get_num_threads()))
 
     def forward(self, x: Tensor) -> Tensor:
         bias = self._parameters["bias"]
         weight = cast(Tensor, self._buffers["weight"])
         if is_compiling():
             return traced_linear(x, weight, bias, self.out_features)
-        if peek_interpreter_stack() is not None:
+        if peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
             return transformed_linear(x, weight, bias, self.out_features)
-        if _observed(x, bias):
+        if _observed(x, bias) and x.layout is torch.strided:
             return traced_linear(x, weight, bias, self.out_features)
         return run_linear(x, weight, bias, self.out_features)
 

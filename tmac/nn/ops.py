@@ -31,8 +31,12 @@ def run_linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int
     """
     type_id = _TYPES.get(x.dtype)
     shape = x.shape
-    if type_id is None or not shape or not x.is_cpu or not weight.is_cpu:
+    if type_id is None or not shape or not x.is_cpu or not weight.is_cpu or x.layout is not torch.strided:
         raise _refusal(x, weight)
+    if x.is_neg():  # the direct call passes by the dispatcher, which would do both
+        x = x.resolve_neg()
+    elif x._is_zerotensor():
+        x = x.clone()
     in_features = shape[-1]
     if x.is_contiguous():
         stride = in_features
@@ -51,6 +55,8 @@ def run_linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int
             or not bias.is_cpu
         ):
             raise _bias_refusal(bias, out_features)
+        if bias.is_neg():
+            bias = bias.resolve_neg()
         bias_address = bias.data_ptr()
     _core.linear_pointers(
         x.data_ptr(),
@@ -82,11 +88,13 @@ def _refusal(x: Tensor, weight: Tensor) -> ValueError:
         return ValueError(f"[linear] x has dtype {x.dtype}, but float32, float16 or bfloat16 is needed")
     if x.dim() == 0:
         return ValueError("[linear] x has no dimension, but at least one is needed")
+    if x.layout is not torch.strided:
+        return ValueError(f"[linear] x has layout {x.layout}, but torch.strided is needed: convert it with to_dense()")
     return ValueError(f"[linear] x is on {x.device} and the weight on {weight.device}, but tmac runs on the CPU")
 
 
 def _linear_shape(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
-    if x.dtype not in _TYPES or x.dim() == 0 or x.device != weight.device:
+    if x.dtype not in _TYPES or x.dim() == 0 or x.layout is not torch.strided or x.device != weight.device:
         raise _refusal(x, weight)
     return x.new_empty((*x.shape[:-1], out_features))
 
@@ -162,13 +170,27 @@ class _Transformed(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _save_for_backward(ctx, inputs, output)
+        ctx.save_for_forward(inputs[1])
+        ctx.y_shape, ctx.y_dtype = output.shape, output.dtype
+
+    @staticmethod
+    def jvp(ctx: Any, x: Tensor | None, weight: None, bias: Tensor | None, out_features: None) -> Tensor | None:
+        y = None if x is None else transformed_linear(x, ctx.saved_tensors[0], None, ctx.out_features)
+        if bias is None:
+            return y
+        if y is None:
+            return bias.expand(ctx.y_shape).to(ctx.y_dtype)
+        return (y.float() + bias).to(y.dtype)
+
+    @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
         return traced_linear(x, weight, bias, out_features)
 
-    setup_context = staticmethod(_save_for_backward)
     backward = staticmethod(_backward)
 
 
 def transformed_linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
-    """`run_linear` under torch.func.grad, vjp, jacrev and vmap."""
+    """`run_linear` under forward-mode derivatives and torch.func.grad, vjp, jvp, jacrev and vmap."""
     return cast(Tensor, _Transformed.apply(x, weight, bias, out_features))  # type: ignore[no-untyped-call]

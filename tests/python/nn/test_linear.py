@@ -5,12 +5,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from conformance.bounds import bound
+from conformance.reference import Weight, exact
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tmac
 from tmac import QuantSpec, _core
 from tmac.nn import QuantLinear
+from tmac.nn.ops import run_linear
 
 from .layers import EXACT, TERNARY, W4, assert_same_bits, random_codes, random_input, random_layer
 
@@ -111,15 +114,37 @@ def test_an_empty_batch_has_an_empty_result(shape):
 def test_the_smallest_layers(spec, n, k):
     layer = random_layer(spec, n, k)
     x = random_input(2, k)
-    expected = x.double() @ layer.dequantize().double().T + layer.bias.double()
-    # one int8 code per activation, or a table entry per four: at most 1/127 of the largest sum of four per column
-    bound = x.abs().sum(1, keepdim=True) * 4 / 127 * layer.dequantize().abs().amax(1) * k + 1e-5
-    bound = bound + x.abs().sum(1, keepdim=True) * 4 / 127 * _largest_scale(layer) * 2**spec.bits
-    assert ((layer(x).double() - expected).abs() <= bound).all()
+    codes = tmac.Codes.from_buffer(layer.weight.numpy())
+    weight = Weight(spec, codes.codes, codes.scales, codes.zeros)
+    bias = layer.bias.numpy()
+    error = np.abs(layer(x).numpy() - exact(x.numpy(), weight, bias))
+    assert (error <= bound(x.numpy(), weight, bias)).all()
 
 
-def _largest_scale(layer):
-    return float(layer.state_dict()["scales"].abs().max()) * layer.in_features
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_views_that_hold_no_plain_numbers(dtype):
+    layer = random_layer()
+    x = random_input(3, 96, dtype=dtype)
+    assert torch._neg_view(x).is_contiguous()
+    assert_same_bits(layer(torch._neg_view(x)), layer(-x))
+    assert_same_bits(layer(torch._neg_view(x)[:, ::1][1:]), layer(-x[1:]))
+    zeros = torch._efficientzerotensor((3, 96), dtype=dtype)
+    assert zeros.data_ptr() == 0
+    assert_same_bits(layer(zeros), layer(torch.zeros(3, 96, dtype=dtype)))
+    bias = torch._neg_view(layer.bias.detach())
+    assert_same_bits(run_linear(x, layer.weight, bias, 40), run_linear(x, layer.weight, -layer.bias.detach(), 40))
+
+
+@pytest.mark.parametrize("layout", ["to_sparse", "to_mkldnn"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_other_layouts_are_named(layout, grad):
+    if layout == "to_mkldnn" and not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch is built without mkldnn")
+    layer = random_layer()
+    layer.bias.requires_grad_(grad)
+    x = getattr(random_input(3, 96), layout)()
+    with pytest.raises(ValueError, match=rf"\[linear\] x has layout {x.layout}, but torch.strided is needed"):
+        layer(x)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)

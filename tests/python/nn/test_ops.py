@@ -4,6 +4,7 @@ import importlib
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import tmac.nn.ops
@@ -138,3 +139,36 @@ def test_importing_the_operators_again_is_harmless():
 def test_dequantize_refuses_another_shape():
     with pytest.raises(ValueError, match=r"packed as \[40, 96\], not as \[96, 40\]"):
         torch.ops.tmac.dequantize(random_layer().weight, 96, 40)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is:DeprecationWarning")  # torch itself calls it at first
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("grad", [False, True])
+def test_forward_mode_gives_the_layer_of_the_tangent(dtype, grad):
+    layer = random_layer()
+    x, tangent = random_input(3, 96, dtype=dtype), random_input(3, 96, dtype=dtype, seed=1)
+    want = torch.ops.tmac.linear(tangent, layer.weight, None, 40)
+    plain = layer(x)
+    with forward_ad.dual_level(), torch.set_grad_enabled(grad):
+        y, got = forward_ad.unpack_dual(layer(forward_ad.make_dual(x, tangent)))
+        assert forward_ad.unpack_dual(layer(x)).tangent is None
+    assert_same_bits(y, plain)
+    assert_same_bits(got, want)
+    y, got = torch.func.jvp(layer, (x,), (tangent,))
+    assert_same_bits(y, plain)
+    assert_same_bits(got, want)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is:DeprecationWarning")  # torch itself calls it at first
+@pytest.mark.parametrize("with_x", [False, True])
+def test_forward_mode_reaches_the_bias(with_x):
+    layer = random_layer()
+    x, tangent, step = random_input(3, 96), random_input(3, 96, seed=1), random_input(40, seed=2)
+    want = step.expand(3, 40)
+    with forward_ad.dual_level():
+        bias = forward_ad.make_dual(layer.bias.detach(), step)
+        value = forward_ad.make_dual(x, tangent) if with_x else x
+        got = forward_ad.unpack_dual(tmac.nn.ops.transformed_linear(value, layer.weight, bias, 40)).tangent
+    if with_x:
+        want = torch.ops.tmac.linear(tangent, layer.weight, None, 40) + step
+    assert_same_bits(got, want)
