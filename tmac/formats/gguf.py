@@ -146,7 +146,7 @@ def llama_name(name: str) -> str | None:
     """The Hugging Face name of a tensor of a `llama` file; None for one that such a model does not have."""
     if name in LLAMA_TOP_NAMES:
         return LLAMA_TOP_NAMES[name]
-    match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
+    match = re.fullmatch(r"blk\.([0-9]{1,9})\.(\w+)\.(weight|bias)", name)
     if match is None or match[2] not in LLAMA_NAMES:
         return None
     return f"model.layers.{int(match[1])}.{LLAMA_NAMES[match[2]]}.{match[3]}"
