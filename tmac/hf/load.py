@@ -40,7 +40,11 @@ def load_gguf(
     if file.architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise format_error(file.path, f"expected one of {known}, found {file.architecture!r}", "general.architecture")
-    return _load_model(file, on_tensor), load_tokenizer(file)
+    config, tokenizer = llama_config(file), load_tokenizer(file)
+    if len(tokenizer) > config.vocab_size:
+        message = f"expected no more tokens than the {config.vocab_size} rows of token_embd.weight"
+        raise format_error(file.path, f"{message}, found {len(tokenizer)}", "tokenizer.ggml.tokens")
+    return _load_model(file, config, on_tensor), tokenizer
 
 
 def load_tokenizer(file: GgufFile) -> PreTrainedTokenizerFast:
@@ -161,8 +165,7 @@ def _expect(file: GgufFile, what: str, found: object, expected: object) -> None:
         raise format_error(file.path, f"expected {expected}, found {found}", what)
 
 
-def _load_model(file: GgufFile, on_tensor: Callable[[str], None] | None) -> LlamaForCausalLM:
-    config = llama_config(file)
+def _load_model(file: GgufFile, config: LlamaConfig, on_tensor: Callable[[str], None] | None) -> LlamaForCausalLM:
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
     model.model.rotary_emb = LlamaRotaryEmbedding(config)  # its buffers are not in the file and have no value on meta

@@ -1,9 +1,11 @@
 import json
 import os
+import struct
 
 import pytest
 
 from tmac import cli
+from tmac.formats.gguf import GgufFile
 
 ROWS = ("prefill, tokens/s", "decoding, tokens/s", "weights in memory, MB", "perplexity", "next token as float32, %")
 
@@ -92,6 +94,26 @@ def test_a_damaged_file(tiny_gguf, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TMAC_DEMO_MODEL", str(path))
     assert cli.main(["demo"]) == 2
     assert f"tmac: error: {path}" in capsys.readouterr().err
+
+
+def test_a_scale_that_is_not_a_number(tiny_gguf, tmp_path, monkeypatch, capsys):
+    data, path = bytearray(tiny_gguf.read_bytes()), tmp_path / "nan.gguf"
+    offset = GgufFile(tiny_gguf).info("blk.1.attn_v.weight").offset
+    data[offset : offset + 2] = b"\x00\x7e"  # the scale of the first block, f16
+    path.write_bytes(data)
+    monkeypatch.setenv("TMAC_DEMO_MODEL", str(path))
+    assert cli.main(["demo"]) == 2
+    error = capsys.readouterr().err
+    assert f"tmac: error: {path}: [quantize_] model.layers.1.self_attn.v_proj: the weight holds NaN or Inf" in error
+
+
+def test_more_tokens_than_embeddings(tiny_gguf, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "rows.gguf"
+    old, new = (b"token_embd.weight" + struct.pack("<IQQ", 2, 32, rows) for rows in (270, 269))
+    path.write_bytes(tiny_gguf.read_bytes().replace(old, new))
+    monkeypatch.setenv("TMAC_DEMO_MODEL", str(path))
+    assert cli.main(["demo"]) == 2
+    assert f"tmac: error: {path}: tokenizer.ggml.tokens: expected no more tokens" in capsys.readouterr().err
 
 
 def test_without_an_extra(monkeypatch, capsys):

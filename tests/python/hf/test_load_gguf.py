@@ -173,6 +173,15 @@ def test_shapes_of_an_unknown_type_are_not_believed(tiny_gguf, tmp_path, name, c
         load_gguf(path)
 
 
+def test_more_tokens_than_embeddings(tiny_gguf, tmp_path):
+    path = tmp_path / "rows.gguf"
+    old, new = (b"token_embd.weight" + struct.pack("<IQQI", 2, 32, rows, 8) for rows in (270, 269))
+    path.write_bytes(replace_once(tiny_gguf.read_bytes(), old, new))
+    message = r"tokenizer\.ggml\.tokens: expected no more tokens than the 269 rows of token_embd\.weight, found 270"
+    with pytest.raises(FormatError, match=message):
+        load_gguf(path)
+
+
 def test_another_architecture(tiny_gguf, tmp_path):
     path = tmp_path / "falcon.gguf"
     path.write_bytes(tiny_gguf.read_bytes().replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0mamba", 1))
