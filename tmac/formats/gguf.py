@@ -12,10 +12,16 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import gguf.quants
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
+
+try:
+    import gguf.quants
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+except ModuleNotFoundError as error:
+    if error.name != "gguf":
+        raise
+    raise ImportError("tmac.formats.gguf needs the gguf package: pip install 'tmac-cpu[engine]'") from error
 
 from tmac.formats.errors import format_error
 from tmac.formats.gguf_header import TensorInfo, quant_type, read_header
