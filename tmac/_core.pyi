@@ -105,7 +105,8 @@ def round_to_nearest(
     weight: NDArray[np.float32], spec: object, num_threads: int = 0
 ) -> tuple[NDArray[np.uint8], NDArray[Any], NDArray[Any] | None]:
     """(codes [n, k], scales [n, groups] f16 (f32 if spec.scale_format == "f32"), zeros or offsets [n, groups] or None)
-    with the scale and zero of every group searched for the least squared error. NaN or Inf raises ValueError."""
+    with the scale and zero of every group searched for the least squared error (symmetric grids of 3
+    bits and more: weighted by magnitude). NaN, Inf and weights too small or large for the scales raise ValueError."""
 
 def kernels() -> list[KernelRow]: ...
 def cpu_features() -> dict[str, bool]: ...

@@ -19,9 +19,11 @@ static TMAC_ALWAYS_INLINE To bits_as(From value) {
 }
 
 static TMAC_ALWAYS_INLINE float f16_to_f32(uint16_t half) {
-    // Shifted into place, the exponent is too small by 127 - 15 = 112; the product repairs it, denormals included.
+    // Shifted into place, the exponent is too small by 127 - 15 = 112. A denormal half is its mantissa times 2^-24; it
+    // never passes through a denormal float, which the CPU may have been told to read as zero.
     const uint32_t shifted = (half & 0x7fffU) << 13;
-    const auto finite = bits_as<uint32_t>(bits_as<float>(shifted) * 0x1p112F);
+    const auto denormal = bits_as<uint32_t>(static_cast<float>(static_cast<int32_t>(half & 0x3ffU)) * 0x1p-24F);
+    const uint32_t finite = shifted < 0x00800000U ? denormal : shifted + (112U << 23);
     const uint32_t special = shifted | 0x7f800000U;
     const uint32_t magnitude = shifted >= 0x0f800000U ? special : finite;
     return bits_as<float>(magnitude | (static_cast<uint32_t>(half & 0x8000U) << 16));

@@ -23,6 +23,8 @@
 namespace tmac {
 namespace {
 
+constexpr int kMaxThreads = 512;  ///< libgomp ends the process where the system refuses it a thread
+
 std::atomic<int> requested_threads{0};
 std::atomic<bool> used_threads{false};
 std::atomic<bool> forked_after_use{false};
@@ -65,7 +67,7 @@ int threads_to_use(int num_threads, int64_t pieces) {
     if (forked_after_use.load()) {
         return 1;
     }
-    const int wanted = num_threads > 0 ? num_threads : get_num_threads();
+    const int wanted = std::min(num_threads > 0 ? num_threads : get_num_threads(), kMaxThreads);
     return static_cast<int>(std::clamp<int64_t>(pieces, 1, wanted));
 }
 

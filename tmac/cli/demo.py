@@ -137,7 +137,7 @@ def _report(args: argparse.Namespace, console: Console, seconds: dict[str, float
     with _timed(seconds, "fetch"):
         path = _fetched(console)
     model, tokenizer = _load(path, console, seconds)
-    low_bit = _quantized(model, config, console, seconds)
+    low_bit = _quantized(model, path, config, console, seconds)
     with _timed(seconds, "answer"):
         answer = _answer(low_bit, tokenizer, args, console)
     ids = demo_measure.text_ids(tokenizer, args.tokens)
@@ -186,15 +186,18 @@ def _load(path: Path, console: Console, seconds: dict[str, float]) -> tuple[Llam
 
 
 def _quantized(
-    model: LlamaForCausalLM, config: QuantConfig, console: Console, seconds: dict[str, float]
+    model: LlamaForCausalLM, path: Path, config: QuantConfig, console: Console, seconds: dict[str, float]
 ) -> LlamaForCausalLM:
-    """A quantized copy; the original stays as it is."""
+    """A quantized copy of the model from `path`; the original stays as it is."""
     import tmac
 
     with console.status("copying the model"):
         low_bit = copy.deepcopy(model)
     with _timed(seconds, "quantize"):
-        return tmac.quantize_(low_bit, config)
+        try:
+            return tmac.quantize_(low_bit, config)
+        except ValueError as error:  # a weight that is NaN, Inf or beyond f16
+            raise CommandError(f"{path}: {error}") from error
 
 
 def _answer(

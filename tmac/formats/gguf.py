@@ -12,10 +12,16 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import gguf.quants
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
+
+try:
+    import gguf.quants
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+except ModuleNotFoundError as error:
+    if error.name != "gguf":
+        raise
+    raise ImportError("tmac.formats.gguf needs the gguf package: pip install 'tmac-cpu[engine]'") from error
 
 from tmac.formats.errors import format_error
 from tmac.formats.gguf_header import TensorInfo, quant_type, read_header
@@ -146,7 +152,7 @@ def llama_name(name: str) -> str | None:
     """The Hugging Face name of a tensor of a `llama` file; None for one that such a model does not have."""
     if name in LLAMA_TOP_NAMES:
         return LLAMA_TOP_NAMES[name]
-    match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
+    match = re.fullmatch(r"blk\.([0-9]{1,9})\.(\w+)\.(weight|bias)", name)
     if match is None or match[2] not in LLAMA_NAMES:
         return None
     return f"model.layers.{int(match[1])}.{LLAMA_NAMES[match[2]]}.{match[3]}"

@@ -40,7 +40,11 @@ def load_gguf(
     if file.architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise format_error(file.path, f"expected one of {known}, found {file.architecture!r}", "general.architecture")
-    return _load_model(file, on_tensor), load_tokenizer(file)
+    config, tokenizer = llama_config(file), load_tokenizer(file)
+    if len(tokenizer) > config.vocab_size:
+        message = f"expected no more tokens than the {config.vocab_size} rows of token_embd.weight"
+        raise format_error(file.path, f"{message}, found {len(tokenizer)}", "tokenizer.ggml.tokens")
+    return _load_model(file, config, on_tensor), tokenizer
 
 
 def load_tokenizer(file: GgufFile) -> PreTrainedTokenizerFast:
@@ -71,9 +75,7 @@ def llama_config(file: GgufFile) -> LlamaConfig:
     heads = _positive(file, "attention.head_count")
     key_heads = _positive(file, "attention.head_count_kv", heads)
     head_dim = _positive(file, "attention.key_length", hidden_size // heads or 1)
-    layers = _positive(file, "block_count")
-    if f"blk.{layers - 1}.attn_q.weight" not in file.tensors:
-        raise format_error(file.path, f"expected the tensors of {layers} layers", "llama.block_count")
+    layers = _layers(file)
     intermediate_size = _positive(file, "feed_forward_length")
     _expect(file, "llama.embedding_length", _positive(file, "embedding_length"), hidden_size)
     _expect(file, "llama.rope.dimension_count", _positive(file, "rope.dimension_count", head_dim), head_dim)
@@ -134,8 +136,25 @@ def _positive_float(file: GgufFile, key: str, default: float | None = None) -> f
     return value
 
 
+def _layers(file: GgufFile) -> int:
+    """The number of layers, no more than the file has tensors for: memory is taken for every one of them."""
+    layers = _positive(file, "block_count")
+    expected = f"expected the tensors of {layers} layers"
+    if layers > len(file.tensors):
+        raise format_error(file.path, f"{expected}, found {len(file.tensors)} tensors", "llama.block_count")
+    for layer in range(layers):
+        name = f"blk.{layer}.attn_q.weight"
+        if name not in file.tensors:
+            raise format_error(file.path, f"{expected}, but {name} is missing", "llama.block_count")
+    return layers
+
+
 def _matrix(file: GgufFile, name: str) -> tuple[int, int]:
-    shape = file.info(name).shape
+    """The shape of a matrix whose data is known to lie in the file, so that the shape is no larger than the file."""
+    info = file.info(name)
+    if info.nbytes is None:
+        raise format_error(file.path, f"expected a type that the gguf package reads, found {info.type_name}", name)
+    shape = info.shape
     if len(shape) != 2:
         raise format_error(file.path, f"expected a matrix, found shape {shape}", name)
     return shape[0], shape[1]
@@ -146,8 +165,7 @@ def _expect(file: GgufFile, what: str, found: object, expected: object) -> None:
         raise format_error(file.path, f"expected {expected}, found {found}", what)
 
 
-def _load_model(file: GgufFile, on_tensor: Callable[[str], None] | None) -> LlamaForCausalLM:
-    config = llama_config(file)
+def _load_model(file: GgufFile, config: LlamaConfig, on_tensor: Callable[[str], None] | None) -> LlamaForCausalLM:
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
     model.model.rotary_emb = LlamaRotaryEmbedding(config)  # its buffers are not in the file and have no value on meta

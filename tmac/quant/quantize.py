@@ -16,6 +16,7 @@ from tmac.spec import QuantSpec
 
 Item = TypeVar("Item")
 Model = TypeVar("Model", bound=nn.Module)
+_SMALLEST = 2.0**-20  # sixteen of the smallest f16
 _LARGEST = 2.0**15  # so that a scale, at most twice this, and an offset are finite in f16
 
 
@@ -111,6 +112,10 @@ def _check_weights(jobs: list[tuple[LinearSite, QuantSpec]]) -> None:
         smallest, largest = (float(value) for value in weight.aminmax())
         if not math.isfinite(largest - smallest):
             raise ValueError(f"[quantize_] {site.name}: the weight holds NaN or Inf")
+        if 0 < max(-smallest, largest) < _SMALLEST:
+            raise ValueError(
+                f"[quantize_] {site.name}: the largest weight, {max(-smallest, largest):g}, is below what f16 scales resolve"
+            )
         if max(-smallest, largest) > _LARGEST:
             raise ValueError(
                 f"[quantize_] {site.name}: the weight goes from {smallest:g} to {largest:g}, but f16 scales end at "

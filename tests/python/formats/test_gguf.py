@@ -180,3 +180,4 @@ def test_names():
     assert llama_name("output.weight") == "lm_head.weight"
     assert llama_name("blk.0.ffn_gate_inp.weight") is None
     assert llama_name("rope_freqs.weight") is None
+    assert llama_name(f"blk.{'9' * 5000}.attn_q.weight") is None  # more digits than int() takes

@@ -1,5 +1,8 @@
 import random
+import struct
 
+import gguf as gguf_package
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -120,6 +123,61 @@ def test_bad_configuration(tiny_gguf, key, value, message):
 def test_bad_names(tiny_gguf, tmp_path, old, new, message):
     path = tmp_path / "names.gguf"
     path.write_bytes(replace_once(tiny_gguf.read_bytes(), old, new))
+    with pytest.raises(FormatError, match=message):
+        load_gguf(path)
+
+
+def write_gguf(path, layers, tensors):
+    """A file whose header is that of a llama with 4 heads; `tensors` are (name, shape, type number) without data."""
+    writer = gguf_package.GGUFWriter(path, "llama")
+    writer.add_block_count(layers)
+    writer.add_head_count(4)
+    for name, shape, kind in tensors:
+        dtype = gguf_package.GGMLQuantizationType(kind)
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), int(np.prod(shape)) * 4, raw_dtype=dtype)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    with path.open("ab") as file:
+        file.write(bytes(8192))
+    return path
+
+
+F32 = 0
+MATRICES = [("token_embd.weight", (4, 32), F32), ("blk.0.attn_q.weight", (32, 32), F32)]
+
+
+@pytest.mark.parametrize(
+    ("layers", "name", "message"),
+    [
+        (10**9, "blk.999999999.attn_q.weight", r"expected the tensors of 1000000000 layers, found 3 tensors"),
+        (3, "blk.2.attn_q.weight", r"expected the tensors of 3 layers, but blk\.1\.attn_q\.weight is missing"),
+    ],
+)
+def test_more_layers_than_the_file_has(tmp_path, layers, name, message):
+    path = write_gguf(tmp_path / "layers.gguf", layers, [*MATRICES, (name, (4, 4), F32)])
+    with pytest.raises(FormatError, match=rf"layers\.gguf: llama\.block_count: {message}"):
+        llama_config(GgufFile(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "rows", "kind"), [("token_embd.weight", 32, 270, 8), ("blk.0.attn_q.weight", 32, 32, 3)]
+)
+def test_shapes_of_an_unknown_type_are_not_believed(tiny_gguf, tmp_path, name, columns, rows, kind):
+    path, layout = tmp_path / "huge.gguf", "<IQQI"
+    old, new = struct.pack(layout, 2, columns, rows, kind), struct.pack(layout, 2, columns, 2**36, 36)
+    path.write_bytes(replace_once(tiny_gguf.read_bytes(), name.encode() + old, name.encode() + new))
+    assert GgufFile(path).info(name).shape == (2**36, columns)
+    with pytest.raises(FormatError, match=rf"{name}: expected a type that the gguf package reads, found type 36"):
+        load_gguf(path)
+
+
+def test_more_tokens_than_embeddings(tiny_gguf, tmp_path):
+    path = tmp_path / "rows.gguf"
+    old, new = (b"token_embd.weight" + struct.pack("<IQQI", 2, 32, rows, 8) for rows in (270, 269))
+    path.write_bytes(replace_once(tiny_gguf.read_bytes(), old, new))
+    message = r"tokenizer\.ggml\.tokens: expected no more tokens than the 269 rows of token_embd\.weight, found 270"
     with pytest.raises(FormatError, match=message):
         load_gguf(path)
 
