@@ -255,14 +255,14 @@ def test_weights_that_are_no_f32_matrix_are_refused(weight):
 def test_weights_below_the_reach_of_f16_scales_are_refused(zero_point):
     weight = np.full((4, 32), 1e-9, dtype=np.float32)
     with pytest.raises(ValueError, match="scale_format='f32'"):
-        tmac.round_to_nearest(weight, tmac.QuantSpec(bits=8, group_size=32, zero_point=zero_point))
+        round_to_nearest(weight, QuantSpec(bits=8, group_size=32, zero_point=zero_point))
 
 
 def test_a_scale_below_the_smallest_half_is_not_rounded_to_zero():
     # Groups this small beside a large one: codes times 2^-24 are nearer than any constant.
     weight = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
     weight[:, :32] *= 1e-7
-    codes = tmac.round_to_nearest(weight, tmac.QuantSpec(bits=8, group_size=32, zero_point="offset"))
+    codes = round_to_nearest(weight, QuantSpec(bits=8, group_size=32, zero_point="offset"))
     off = codes.dequantize()[:, :32] - weight[:, :32]
     assert np.abs(off).max() <= 2.0**-24
     assert np.linalg.norm(off) < 0.3 * np.linalg.norm(weight[:, :32])

@@ -46,12 +46,12 @@ def test_without_torch_the_extra_is_named(name):
     assert f"ImportError: tmac.{name} needs torch: pip install 'tmac-cpu[torch]'" in result.stderr
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("name", ["nn", "quant"])
 def test_importing_a_package_without_torch_names_the_extra(name):
     result = run(BLOCK.format(name="torch") + f"import tmac.{name}")
     assert f"\nImportError: tmac.{name} needs torch: pip install 'tmac-cpu[torch]'" in result.stderr
-=======
+
+
 @pytest.mark.parametrize(
     ("missing", "module", "message"),
     [
@@ -63,7 +63,6 @@ def test_importing_a_package_without_torch_names_the_extra(name):
 def test_without_a_package_of_a_reader_the_extra_is_named(missing, module, message):
     result = run(BLOCK.format(name=missing) + f"import tmac.{module}")
     assert result.stderr.splitlines()[-1] == f"ImportError: {message}"
->>>>>>> demo
 
 
 def test_every_public_name_is_there():

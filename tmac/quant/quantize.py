@@ -114,7 +114,8 @@ def _check_weights(jobs: list[tuple[LinearSite, QuantSpec]]) -> None:
             raise ValueError(f"[quantize_] {site.name}: the weight holds NaN or Inf")
         if 0 < max(-smallest, largest) < _SMALLEST:
             raise ValueError(
-                f"[quantize_] {site.name}: the largest weight, {max(-smallest, largest):g}, is below what f16 scales resolve"
+                f"[quantize_] {site.name}: the largest weight, {max(-smallest, largest):g}, is below what f16 scales "
+                "resolve"
             )
         if max(-smallest, largest) > _LARGEST:
             raise ValueError(
