@@ -6,8 +6,9 @@
 namespace tmac {
 namespace {
 
-template <class Enum>
-Enum parse(const py::handle& object, const char* field, std::initializer_list<const char*> names) {
+/// The enumerator that the attribute names.
+template <class Enum, size_t Count>
+Enum parse(const py::handle& object, const char* field, const char* const (&names)[Count]) {
     const py::object value = object.attr(field);
     int index = 0;
     for (const char* name : names) {
@@ -71,11 +72,11 @@ py::list kernels() {
         fields["isa"] = name_of(row.isa);
         fields["method"] = name_of(row.kernel->method);
         fields["bits"] = int{row.kernel->bits};
-        fields["codebook"] = row.kernel->codebook == Codebook::ternary ? "ternary" : "uniform";
+        fields["codebook"] = name_of(row.kernel->codebook);
         fields["activations"] = activations_of(*row.kernel);
         fields["layout"] = name_of(row.kernel->layout);
         fields["features"] = features_of(*row.kernel);
-        fields["runnable"] = chosen.runnable(row);
+        fields["runnable"] = chosen.runnable(*row.kernel);
         fields["selectable"] = chosen.selectable(row);
         rows.append(fields);
     }
@@ -97,26 +98,24 @@ QuantSpec spec_from_python(const py::handle& object) {
     QuantSpec spec;
     spec.bits = static_cast<uint8_t>(parse_int(object, "bits", 1, 8));
     spec.group_size = static_cast<int32_t>(parse_int(object, "group_size", -1, INT32_MAX));
-    spec.codebook = parse<Codebook>(object, "codebook", {"uniform", "ternary"});
-    spec.zero_point = parse<ZeroPoint>(object, "zero_point", {"fixed", "integer", "real", "offset"});
-    spec.activation = parse<Activation>(object, "activation", {"group", "token", "float"});
-    spec.scale_format = parse<ScaleFormat>(object, "scale_format", {"f16", "f32", "two_level"});
+    spec.codebook = parse<Codebook>(object, "codebook", kCodebookNames);
+    spec.zero_point = parse<ZeroPoint>(object, "zero_point", kZeroPointNames);
+    spec.activation = parse<Activation>(object, "activation", kActivationNames);
+    spec.scale_format = parse<ScaleFormat>(object, "scale_format", kScaleFormatNames);
     spec.fixed_zero = parse_float(object, "fixed_zero");
     validate(spec);
     return spec;
 }
 
 py::dict spec_to_python(const QuantSpec& spec) {
-    static constexpr const char* kZeroPoints[] = {"fixed", "integer", "real", "offset"};
-    static constexpr const char* kScaleFormats[] = {"f16", "f32", "two_level"};
     py::dict fields;
     fields["bits"] = int{spec.bits};
     fields["group_size"] = spec.group_size;
-    fields["codebook"] = spec.codebook == Codebook::ternary ? "ternary" : "uniform";
-    fields["zero_point"] = kZeroPoints[static_cast<int>(spec.zero_point)];
+    fields["codebook"] = name_of(spec.codebook);
+    fields["zero_point"] = name_of(spec.zero_point);
     fields["fixed_zero"] = spec.fixed_zero;
     fields["activation"] = name_of(spec.activation);
-    fields["scale_format"] = kScaleFormats[static_cast<int>(spec.scale_format)];
+    fields["scale_format"] = name_of(spec.scale_format);
     return fields;
 }
 

@@ -29,21 +29,16 @@ int64_t num_groups(const QuantSpec& spec, int64_t k) {
 }
 
 std::string to_string(const QuantSpec& spec) {
-    static constexpr const char* kZeroPoints[] = {"fixed", "integer", "real", "offset"};
-    static constexpr const char* kActivations[] = {"group", "token", "float"};
-    static constexpr const char* kScaleFormats[] = {"f16", "f32", "two_level"};
     std::ostringstream text;
     text << "QuantSpec(bits=" << int{spec.bits};
     if (spec.codebook == Codebook::ternary) {
         text << ", codebook='ternary'";
     }
-    text << ", group_size=" << spec.group_size << ", zero_point='" << kZeroPoints[static_cast<int>(spec.zero_point)]
-         << "'";
+    text << ", group_size=" << spec.group_size << ", zero_point='" << name_of(spec.zero_point) << "'";
     if (spec.zero_point == ZeroPoint::fixed) {
         text << ", fixed_zero=" << spec.fixed_zero;
     }
-    text << ", activation='" << kActivations[static_cast<int>(spec.activation)] << "', scale_format='"
-         << kScaleFormats[static_cast<int>(spec.scale_format)] << "')";
+    text << ", activation='" << name_of(spec.activation) << "', scale_format='" << name_of(spec.scale_format) << "')";
     return text.str();
 }
 

@@ -28,6 +28,17 @@ struct QuantSpec {
     friend bool operator==(const QuantSpec&, const QuantSpec&) = default;
 };
 
+/// The names that Python, checkpoints and messages use, in the order of the enumerators.
+inline constexpr const char* kCodebookNames[] = {"uniform", "ternary"};
+inline constexpr const char* kZeroPointNames[] = {"fixed", "integer", "real", "offset"};
+inline constexpr const char* kActivationNames[] = {"group", "token", "float"};
+inline constexpr const char* kScaleFormatNames[] = {"f16", "f32", "two_level"};
+
+constexpr const char* name_of(Codebook value) { return kCodebookNames[static_cast<int>(value)]; }
+constexpr const char* name_of(ZeroPoint value) { return kZeroPointNames[static_cast<int>(value)]; }
+constexpr const char* name_of(Activation value) { return kActivationNames[static_cast<int>(value)]; }
+constexpr const char* name_of(ScaleFormat value) { return kScaleFormatNames[static_cast<int>(value)]; }
+
 /// Throws std::invalid_argument when `spec` has no meaning. A valid spec may still be one that no kernel serves.
 void validate(const QuantSpec& spec);
 

@@ -119,7 +119,6 @@ void parallel_for(int64_t count, int64_t grain, int num_threads, const std::func
         body({0, count});
         return;
     }
-    watch_forks();
     used_threads.store(true);
     std::exception_ptr error;
     std::mutex error_mutex;

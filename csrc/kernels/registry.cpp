@@ -52,19 +52,16 @@ void check_isa(const Selection& chosen) {
         std::any_of(std::begin(kIsas), std::end(kIsas), [&](Isa isa) { return has_name(chosen.isa, isa); });
     TMAC_CHECK(known, "[TMAC_ISA] unknown '", chosen.isa, "'; known are scalar, avx2, avx512, neon");
     const bool usable = std::any_of(registry().begin(), registry().end(), [&](const RegistryRow& row) {
-        return has_name(chosen.isa, row.isa) && chosen.runnable(row);
+        return has_name(chosen.isa, row.isa) && chosen.runnable(*row.kernel);
     });
     TMAC_CHECK(usable, "[TMAC_ISA] this CPU or build cannot run any kernel of '", chosen.isa, "'");
 }
 
 const Kernel* require_kernel(const std::string& name, const Selection& chosen) {
-    for (const RegistryRow& row : registry()) {
-        if (name == row.kernel->name) {
-            TMAC_CHECK(chosen.runnable(row), "[TMAC_KERNEL] this CPU cannot run '", name, "'");
-            return row.kernel;
-        }
-    }
-    fail("[TMAC_KERNEL] unknown kernel '", name, "'; `tmac info` lists them");
+    const Kernel* kernel = find_kernel(name);
+    TMAC_CHECK(kernel != nullptr, "[TMAC_KERNEL] unknown kernel '", name, "'; `tmac info` lists them");
+    TMAC_CHECK(chosen.runnable(*kernel), "[TMAC_KERNEL] this CPU cannot run '", name, "'");
+    return kernel;
 }
 
 }  // namespace
@@ -89,12 +86,7 @@ const char* name_of(Layout layout) {
     return kNames[static_cast<int>(layout)];
 }
 
-const char* name_of(Activation activation) {
-    static constexpr const char* kNames[] = {"group", "token", "float"};
-    return kNames[static_cast<int>(activation)];
-}
-
-const Kernel* find_kernel(const std::string& name) {
+const Kernel* find_kernel(std::string_view name) {
     for (const RegistryRow& row : registry()) {
         if (name == row.kernel->name) {
             return row.kernel;
@@ -109,11 +101,11 @@ bool serves(const Kernel& kernel, const QuantSpec& spec) {
            spec.scale_format != ScaleFormat::two_level;
 }
 
-bool Selection::runnable(const RegistryRow& row) const { return (row.kernel->features & ~features) == 0; }
+bool Selection::runnable(const Kernel& kernel) const { return (kernel.features & ~features) == 0; }
 
 bool Selection::selectable(const RegistryRow& row) const {
     const bool any_isa = row.kernel->method == Method::float_exact;  // the exact path has portable kernels only
-    return runnable(row) && (isa.empty() || any_isa || has_name(isa, row.isa));
+    return runnable(*row.kernel) && (isa.empty() || any_isa || has_name(isa, row.isa));
 }
 
 Selection make_selection(uint32_t features, const std::string& isa, const std::string& kernel_names) {

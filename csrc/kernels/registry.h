@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/quant_spec.h"
@@ -20,10 +21,9 @@ const std::vector<RegistryRow>& registry();
 const char* name_of(Isa isa);
 const char* name_of(Method method);
 const char* name_of(Layout layout);
-const char* name_of(Activation activation);
 
 /// The kernel called `name`, or null.
-const Kernel* find_kernel(const std::string& name);
+const Kernel* find_kernel(std::string_view name);
 
 /// Whether the kernel can compute what `spec` means.
 bool serves(const Kernel& kernel, const QuantSpec& spec);
@@ -34,7 +34,7 @@ struct Selection {
     std::string isa;                     ///< TMAC_ISA, or empty
     std::vector<const Kernel*> kernels;  ///< TMAC_KERNEL, each bound to the specs it serves
 
-    bool runnable(const RegistryRow& row) const;
+    bool runnable(const Kernel& kernel) const;
     bool selectable(const RegistryRow& row) const;
 };
 

@@ -6,7 +6,7 @@
 
 #include "core/act_groups.h"
 #include "core/check.h"
-#include "core/half.h"
+#include "core/group_value.h"
 #include "core/thread_pool.h"
 #include "kernels/registry.h"
 #include "layout/tiles.h"
@@ -92,25 +92,14 @@ std::vector<ActGroup> act_groups_of(const WeightView& view) {
     return make_act_groups(view.header.spec, view.header.k, shape.k_chunk);
 }
 
-float group_value(const void* values, GroupType type, int64_t index) {
-    switch (type) {
-        case GroupType::u8:
-            return static_cast<float>(static_cast<const uint8_t*>(values)[index]);
-        case GroupType::f16:
-            return f16_to_f32(static_cast<const uint16_t*>(values)[index]);
-        default:
-            return static_cast<const float*>(values)[index];
-    }
-}
-
 /// Weights of one row from its codes and its group values (row order).
 void dequantize_row(const WeightView& view, const uint8_t* codes, const void* scales, const void* zeros, float* out) {
     const QuantSpec& spec = view.header.spec;
     const int64_t size = spec.group_size == -1 ? view.header.k : spec.group_size;
     for (int64_t group = 0; group < view.parts.num_groups; ++group) {
-        const float scale = group_value(scales, view.header.scale_type, group);
-        const float zero =
-            spec.zero_point == ZeroPoint::fixed ? spec.fixed_zero : group_value(zeros, view.header.zero_type, group);
+        const float scale = load_group_value(scales, view.header.scale_type, group);
+        const float zero = spec.zero_point == ZeroPoint::fixed ? spec.fixed_zero
+                                                               : load_group_value(zeros, view.header.zero_type, group);
         const int64_t end = std::min(view.header.k, (group + 1) * size);
         for (int64_t column = group * size; column < end; ++column) {
             const auto code = static_cast<float>(codes[column]);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 
 #include "core/check.h"
 #include "kernels/registry.h"
@@ -11,16 +12,16 @@ namespace {
 
 /// The header's kernel, which must be the one that its layout and spec were made for.
 const Kernel* kernel_of(const PackedHeader& header) {
-    for (const RegistryRow& row : registry()) {
-        if (std::strncmp(header.kernel, row.kernel->name, sizeof(header.kernel)) == 0) {
-            TMAC_CHECK(selection().runnable(row), "[linear] the weight was packed for ", row.kernel->name,
-                       ", which this CPU cannot run: load it from its planes again");
-            TMAC_CHECK(row.kernel->layout == header.layout && serves(*row.kernel, header.spec),
-                       "[linear] the weight's layout or spec is not that of ", row.kernel->name);
-            return row.kernel;
-        }
-    }
-    fail("[linear] the weight was packed for a kernel that this build does not have: load it from its planes again");
+    const auto length = static_cast<size_t>(std::find(header.kernel, std::end(header.kernel), '\0') - header.kernel);
+    const Kernel* kernel = find_kernel({header.kernel, length});
+    TMAC_CHECK(
+        kernel != nullptr,
+        "[linear] the weight was packed for a kernel that this build does not have: load it from its planes again");
+    TMAC_CHECK(selection().runnable(*kernel), "[linear] the weight was packed for ", kernel->name,
+               ", which this CPU cannot run: load it from its planes again");
+    TMAC_CHECK(kernel->layout == header.layout && serves(*kernel, header.spec),
+               "[linear] the weight's layout or spec is not that of ", kernel->name);
+    return kernel;
 }
 
 void check_group_types(const PackedHeader& header) {

@@ -38,24 +38,19 @@ def describe() -> dict[str, Any]:
     import tmac
     from tmac import _core
 
-    try:
-        kernels = [dict(row) for row in tmac.kernels()]
-        features = tmac.cpu_features()
-        selected = _selected()
-    except (ValueError, RuntimeError) as error:
-        raise CommandError(str(error)) from error
+    check_overrides()
     return {
         "version": tmac.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": _versions(),
         "cpu": _core.cpu_model(),
-        "features": features,
+        "features": tmac.cpu_features(),
         "threads": tmac.get_num_threads(),
         "cpus": os.cpu_count(),
         "overrides": overrides(),
-        "kernels": kernels,
-        "selected": selected,
+        "kernels": [dict(row) for row in tmac.kernels()],
+        "selected": _selected(),
     }
 
 

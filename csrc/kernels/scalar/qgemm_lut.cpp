@@ -24,24 +24,12 @@ int32_t group_isum(const Row& row, const ActGroup& group, const int8_t* tables) 
 }
 
 void qgemm(const QgemmArgs& args) {
+    const int64_t per_column = kLutEntries / kLutGroup;  // bytes of tables
     const float centre = static_cast<float>((1 << args.spec->bits) - 1) * 0.5F;
-    for (int64_t n = args.row_begin; n < args.row_end; ++n) {
-        const Row row = row_of(args, n);
-        for (int32_t token = 0; token < args.m; ++token) {
-            const auto* tables =
-                static_cast<const int8_t*>(args.act) + token * args.padded_k * (kLutEntries / kLutGroup);
-            const float* act_scale = args.act_scale + int64_t{token} * args.num_act_groups;
-            const float* act_sum = args.act_sum + int64_t{token} * args.num_act_groups;
-            float y = 0.0F;
-            for (int32_t i = 0; i < args.num_act_groups; ++i) {
-                const ActGroup& group = args.act_groups[i];
-                const int32_t isum =
-                    group_isum(row, group, tables + int64_t{group.padded_begin} * (kLutEntries / kLutGroup));
-                y = add_group(row, group, centre, isum, act_scale[i], act_sum[i], y);
-            }
-            args.y[token * args.ldy + n] = y;
-        }
-    }
+    multiply_rows(args, centre, [&](const Row& row, const ActGroup& group, int32_t token) {
+        const auto* tables = static_cast<const int8_t*>(args.act) + token * args.padded_k * per_column;
+        return group_isum(row, group, tables + group.padded_begin * per_column);
+    });
 }
 
 constexpr uint8_t kGroupActivation = 1U << static_cast<int>(Activation::group);

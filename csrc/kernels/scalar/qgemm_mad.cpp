@@ -20,21 +20,10 @@ int32_t group_isum(const Row& row, const ActGroup& group, const int8_t* q, int32
 
 void qgemm(const QgemmArgs& args) {
     const int32_t centre = 1 << (args.spec->bits - 1);
-    for (int64_t n = args.row_begin; n < args.row_end; ++n) {
-        const Row row = row_of(args, n);
-        for (int32_t token = 0; token < args.m; ++token) {
-            const auto* q = static_cast<const int8_t*>(args.act) + token * args.padded_k;
-            const float* act_scale = args.act_scale + int64_t{token} * args.num_act_groups;
-            const float* act_sum = args.act_sum + int64_t{token} * args.num_act_groups;
-            float y = 0.0F;
-            for (int32_t i = 0; i < args.num_act_groups; ++i) {
-                const ActGroup& group = args.act_groups[i];
-                const int32_t isum = group_isum(row, group, q + group.padded_begin, centre);
-                y = add_group(row, group, static_cast<float>(centre), isum, act_scale[i], act_sum[i], y);
-            }
-            args.y[token * args.ldy + n] = y;
-        }
-    }
+    multiply_rows(args, static_cast<float>(centre), [&](const Row& row, const ActGroup& group, int32_t token) {
+        const auto* q = static_cast<const int8_t*>(args.act) + token * args.padded_k;
+        return group_isum(row, group, q + group.padded_begin, centre);
+    });
 }
 
 constexpr uint8_t kToken = 1U << static_cast<int>(Activation::token);

@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "core/bits.h"
-#include "core/half.h"
+#include "core/group_value.h"
 #include "kernels/shared.h"
 
 // What the reference kernels share: reading one row of Layout::planes, and the float epilogue of docs/numerics.md.
@@ -12,19 +12,20 @@
 namespace tmac::scalar {
 namespace {
 
-TMAC_ALWAYS_INLINE float load_group_value(const void* values, GroupType type, int64_t index) {
-    switch (type) {
-        case GroupType::u8:
-            return static_cast<float>(static_cast<const uint8_t*>(values)[index]);
-        case GroupType::f16:
-            return f16_to_f32(static_cast<const uint16_t*>(values)[index]);
-        case GroupType::f32:
-            return static_cast<const float*>(values)[index];
-        case GroupType::none:
-            break;
-    }
-    return 0.0F;
-}
+/// One row at a time: the registers that kernels/shared.h asks for are plain numbers.
+struct Floats {
+    using F = float;
+    using I = int32_t;
+
+    static TMAC_ALWAYS_INLINE F set1(float value) { return value; }
+    static TMAC_ALWAYS_INLINE F to_float(I value) { return static_cast<float>(value); }
+    static TMAC_ALWAYS_INLINE F subtract(F a, F b) { return a - b; }
+    static TMAC_ALWAYS_INLINE F multiply(F a, F b) { return a * b; }
+    static TMAC_ALWAYS_INLINE F multiply_add(F a, F b, F c) { return std::fma(a, b, c); }
+    static TMAC_ALWAYS_INLINE F load(const float* value) { return *value; }
+    static TMAC_ALWAYS_INLINE F widen(const uint16_t* half) { return f16_to_f32(*half); }
+    static TMAC_ALWAYS_INLINE F widen(const uint8_t* byte) { return static_cast<float>(*byte); }
+};
 
 /// The bits of columns [column, column + 8) of a plane's row; past the end of the row they are zero.
 TMAC_ALWAYS_INLINE uint8_t load_eight(const uint8_t* row, int64_t row_bytes, int64_t column) {
@@ -67,24 +68,23 @@ struct Row {
 
 TMAC_ALWAYS_INLINE Row row_of(const QgemmArgs& args, int64_t index) { return {args, index, (args.k + 7) / 8}; }
 
-/// What the group's sum of activations is multiplied by, when the integer sum counts codes from `centre`.
-TMAC_ALWAYS_INLINE float coefficient(ZeroPoint kind, float scale, float zero, float centre) {
-    return kind == ZeroPoint::offset ? std::fma(scale, centre, zero) : scale * (centre - zero);
-}
-
-TMAC_ALWAYS_INLINE bool has_coefficient(const QuantSpec& spec, float centre) {
-    return spec.zero_point != ZeroPoint::fixed || spec.fixed_zero != centre;
-}
-
-/// Adds one act group to a row's result.
-TMAC_ALWAYS_INLINE float add_group(const Row& row, const ActGroup& group, float centre, int32_t isum, float act_scale,
-                                   float act_sum, float y) {
-    const float scale = row.scale(group.weight_group);
-    y = std::fma(static_cast<float>(isum), scale * act_scale, y);
-    if (has_coefficient(*row.args.spec, centre)) {
-        y = std::fma(coefficient(row.args.spec->zero_point, scale, row.zero(group.weight_group), centre), act_sum, y);
+/// The integer methods: `isum(row, group, token)` is a group's exact sum, counted from `centre`.
+template <class Isum>
+TMAC_ALWAYS_INLINE void multiply_rows(const QgemmArgs& args, float centre, const Isum& isum) {
+    const Epilogue<Floats> epilogue(args, centre);
+    for (int64_t n = args.row_begin; n < args.row_end; ++n) {
+        const Row row = row_of(args, n);
+        for (int32_t token = 0; token < args.m; ++token) {
+            float y = 0.0F;
+            for (int32_t i = 0; i < args.num_act_groups; ++i) {
+                const ActGroup& group = args.act_groups[i];
+                const GroupTerms<Floats> terms = epilogue.load(n * args.num_groups + group.weight_group);
+                const int64_t at = int64_t{token} * args.num_act_groups + i;
+                y = epilogue.add(terms, isum(row, group, token), args.act_scale[at], args.act_sum[at], y);
+            }
+            args.y[token * args.ldy + n] = y;
+        }
     }
-    return y;
 }
 
 /// Sixteen lanes to one number, halving: the order that vector registers fold in.

@@ -107,7 +107,7 @@ TEST_CASE("a hidden feature makes its kernels not runnable", "[registry]") {
     for (const RegistryRow& row : registry()) {
         for (const FeatureName& feature : feature_names()) {
             const Selection without = make_selection(~0U & ~static_cast<uint32_t>(feature.bit), "", "");
-            CHECK(without.runnable(row) == ((row.kernel->features & feature.bit) == 0));
+            CHECK(without.runnable(*row.kernel) == ((row.kernel->features & feature.bit) == 0));
         }
     }
 }

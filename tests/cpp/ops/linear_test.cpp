@@ -81,7 +81,7 @@ std::vector<QuantSpec> specs_of(const Kernel& kernel) {
 template <class Check>
 void for_each_runnable(const Check& check) {
     for (const RegistryRow& row : registry()) {
-        if (selection().runnable(row)) {
+        if (selection().runnable(*row.kernel)) {
             for (const QuantSpec& spec : specs_of(*row.kernel)) {
                 INFO(row.kernel->name << " " << to_string(spec));
                 check(*row.kernel, spec);

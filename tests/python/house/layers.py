@@ -29,7 +29,9 @@ INTRINSICS = ("immintrin.h", "arm_neon.h")
 BARE = ("cstdint", "cstddef", "cstring", "cmath", *INTRINSICS)
 FOREIGN = ("omp.h", "pybind11/*", "Python.h", "torch/*", "ATen/*")
 THREADS = ("thread", "mutex", "atomic", "future", "condition_variable", "core/thread_pool.h")
-PLAIN_CORE = tuple(f"core/{name}.h" for name in ("bits", "cpu_features", "half", "layout", "portable", "quant_spec"))
+PLAIN_CORE = tuple(
+    f"core/{name}.h" for name in ("bits", "cpu_features", "group_value", "half", "layout", "portable", "quant_spec")
+)
 
 
 def kernel_layer(isa: str) -> CppLayer:
