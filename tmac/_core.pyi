@@ -12,7 +12,8 @@ class KernelRow(TypedDict):
     bits: int
     codebook: str
     activations: list[str]
-    layout: str
+    layout: str  # what it packs weights into
+    layouts: list[str]  # what it can read
     features: list[str]
     runnable: bool  # this CPU (with TMAC_CPU_FEATURES applied) can execute it
     selectable: bool  # runnable and admitted by TMAC_ISA and TMAC_KERNEL
@@ -29,6 +30,8 @@ class PackedWeight:
     @property
     def kernel(self) -> str: ...
     @property
+    def prompt_kernel(self) -> str: ...
+    @property
     def layout(self) -> str: ...
     @property
     def nbytes(self) -> int: ...
@@ -43,7 +46,10 @@ class PackedWeight:
 
 def check_spec(spec: object) -> None: ...
 def select_kernel(spec: object) -> str:
-    """Name of the kernel that serves `spec` here; UnsupportedSpecError when there is none."""
+    """Name of the kernel that decodes `spec` here; UnsupportedSpecError when there is none."""
+
+def candidate_kernels(spec: object) -> list[tuple[str, str]]:
+    """(decoding kernel, prompt kernel) of every choice that the environment leaves for `spec`, the default first."""
 
 def pack(
     spec: object,
@@ -56,23 +62,34 @@ def pack(
     num_threads: int = 0,
 ) -> PackedWeight:
     """Canonical planes [bits, n, ceil(k/8)] (most significant first), scales [n, groups] f16/f32, zeros (or offsets)
-    [n, groups] u8/f16/f32 -> packed for `kernel`, default `select_kernel(spec)`."""
+    [n, groups] u8/f16/f32 -> packed for `kernel` ("decode" or "decode,prompt"), by default the first of
+    `candidate_kernels(spec)`."""
 
 def unpack(buffer: NDArray[np.uint8], num_threads: int = 0) -> dict[str, Any]:
-    """The inverse: {"spec": dict, "in_features", "out_features", "kernel", "layout", "planes", "scales",
+    """The inverse: {"spec": dict, "in_features", "out_features", "kernel", "prompt_kernel", "layout", "planes", "scales",
     "zeros": array | None, "perm": array | None}."""
 
 def describe(buffer: NDArray[np.uint8]) -> dict[str, Any]:
-    """{"spec": dict, "in_features", "out_features", "kernel", "layout", "nbytes"}; ValueError for bytes that this CPU
+    """{"spec": dict, "in_features", "out_features", "kernel", "prompt_kernel", "layout", "nbytes"}; ValueError for bytes that this CPU
     cannot read."""
 
 def dequantize(buffer: NDArray[np.uint8], num_threads: int = 0) -> NDArray[np.float32]:
     """[out_features, in_features] in the checkpoint's column order (perm undone)."""
 
 def linear(
-    x: NDArray[np.float32], buffer: NDArray[np.uint8], bias: NDArray[np.float32] | None = None, num_threads: int = 0
+    x: NDArray[np.float32],
+    buffer: NDArray[np.uint8],
+    bias: NDArray[np.float32] | None = None,
+    num_threads: int = 0,
+    phase: str = "by_tokens",
 ) -> NDArray[np.float32]:
-    """x [tokens, in_features] -> [tokens, out_features]."""
+    """x [tokens, in_features] -> [tokens, out_features]. `phase` "decode" or "prompt" takes that class of the weight;
+    "by_tokens" decodes up to 16 tokens."""
+
+def linear_shared(
+    x: NDArray[np.float32], buffers: list[NDArray[np.uint8]], num_threads: int = 0, phase: str = "by_tokens"
+) -> list[NDArray[np.float32]]:
+    """The same for several weights of one input, whose activations are encoded once."""
 
 def linear_pointers(
     x: int,

@@ -24,6 +24,7 @@ struct QgemmArgs {
     const void* zeros;      ///< same order, or null
     GroupType scale_type;
     GroupType zero_type;
+    Layout layout;
     const ActGroup* act_groups;
     int32_t num_act_groups;
     int32_t num_groups;
@@ -44,6 +45,7 @@ struct QgemmArgs {
 /// Encodes one token's activations.
 struct PrepareArgs {
     const QuantSpec* spec;
+    Layout layout;
     const float* x;  ///< [k], columns already in the weight's order
     int64_t k;
     const ActGroup* act_groups;
@@ -64,7 +66,8 @@ struct Kernel {
     Codebook codebook;
     uint8_t activations;  ///< bit set of 1 << Activation
     Method method;
-    Layout layout;
+    Layout layout;      ///< what a weight is packed into when this kernel decodes it
+    uint8_t layouts;    ///< bit set of those that it can read, `layout` among them
     uint32_t features;  ///< CpuFeature bits that must be present
     QgemmFn run;
     PrepareFn prepare;

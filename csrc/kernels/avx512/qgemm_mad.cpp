@@ -99,10 +99,10 @@ void qgemm(const QgemmArgs& args) {
 constexpr uint8_t kGroup = 1U << static_cast<int>(Activation::group);
 constexpr uint32_t kFeatures = kAvx2 | kFma | kF16c | kAvx512f | kAvx512bw | kAvx512dq | kAvx512vl | kAvx512vnni;
 
-#define TMAC_ROW(suffix, bits)                                                                                        \
-    Kernel {                                                                                                          \
-        "qgemm_mad_" suffix "_avx512_vnni", bits, Codebook::uniform, kGroup, Method::mad, Layout::nibbles, kFeatures, \
-            qgemm, act_quant                                                                                          \
+#define TMAC_ROW(suffix, bits)                                                                             \
+    Kernel {                                                                                               \
+        "qgemm_mad_" suffix "_avx512_vnni", bits, Codebook::uniform, kGroup, Method::mad, Layout::nibbles, \
+            bit_of(Layout::nibbles), kFeatures, qgemm, act_quant                                           \
     }
 
 constinit const Kernel rows[] = {TMAC_ROW("w5", 5), TMAC_ROW("w6", 6), TMAC_ROW("w7", 7), TMAC_ROW("w8", 8)};

@@ -59,10 +59,10 @@ void qgemm(const QgemmArgs& args) {
 
 constexpr uint8_t kFloat = 1U << static_cast<int>(Activation::float_exact);
 
-#define TMAC_ROW(suffix, bits, codebook)                                                                        \
-    Kernel {                                                                                                    \
-        "qgemm_float_" suffix "_scalar", bits, codebook, kFloat, Method::float_exact, Layout::planes, 0, qgemm, \
-            act_copy                                                                                            \
+#define TMAC_ROW(suffix, bits, codebook)                                                              \
+    Kernel {                                                                                          \
+        "qgemm_float_" suffix "_scalar", bits, codebook, kFloat, Method::float_exact, Layout::planes, \
+            bit_of(Layout::planes), 0, qgemm, act_copy                                                \
     }
 
 constinit const Kernel rows[] = {

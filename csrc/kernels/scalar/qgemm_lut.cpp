@@ -34,10 +34,10 @@ void qgemm(const QgemmArgs& args) {
 
 constexpr uint8_t kGroupActivation = 1U << static_cast<int>(Activation::group);
 
-#define TMAC_ROW(suffix, bits, codebook)                                                                        \
-    Kernel {                                                                                                    \
-        "qgemm_lut_" suffix "_scalar", bits, codebook, kGroupActivation, Method::lut, Layout::planes, 0, qgemm, \
-            lut_ctor                                                                                            \
+#define TMAC_ROW(suffix, bits, codebook)                                                              \
+    Kernel {                                                                                          \
+        "qgemm_lut_" suffix "_scalar", bits, codebook, kGroupActivation, Method::lut, Layout::planes, \
+            bit_of(Layout::planes), 0, qgemm, lut_ctor                                                \
     }
 
 constinit const Kernel rows[] = {

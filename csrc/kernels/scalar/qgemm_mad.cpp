@@ -29,17 +29,18 @@ void qgemm(const QgemmArgs& args) {
 constexpr uint8_t kToken = 1U << static_cast<int>(Activation::token);
 constexpr uint8_t kBoth = kToken | (1U << static_cast<int>(Activation::group));
 
-#define TMAC_ROW(suffix, bits, codebook, activations)                                                                \
-    Kernel {                                                                                                         \
-        "qgemm_mad_" suffix "_scalar", bits, codebook, activations, Method::mad, Layout::planes, 0, qgemm, act_quant \
+#define TMAC_ROW(suffix, bits, codebook, activations)                                            \
+    Kernel {                                                                                     \
+        "qgemm_mad_" suffix "_scalar", bits, codebook, activations, Method::mad, Layout::planes, \
+            bit_of(Layout::planes), 0, qgemm, act_quant                                          \
     }
 
 constinit const Kernel rows[] = {
-    TMAC_ROW("w1", 1, Codebook::uniform, kToken),      TMAC_ROW("w2", 2, Codebook::uniform, kToken),
-    TMAC_ROW("w3", 3, Codebook::uniform, kToken),      TMAC_ROW("w4", 4, Codebook::uniform, kToken),
-    TMAC_ROW("w5", 5, Codebook::uniform, kBoth),       TMAC_ROW("w6", 6, Codebook::uniform, kBoth),
-    TMAC_ROW("w7", 7, Codebook::uniform, kBoth),       TMAC_ROW("w8", 8, Codebook::uniform, kBoth),
-    TMAC_ROW("ternary", 2, Codebook::ternary, kToken),
+    TMAC_ROW("w1", 1, Codebook::uniform, kBoth),      TMAC_ROW("w2", 2, Codebook::uniform, kBoth),
+    TMAC_ROW("w3", 3, Codebook::uniform, kBoth),      TMAC_ROW("w4", 4, Codebook::uniform, kBoth),
+    TMAC_ROW("w5", 5, Codebook::uniform, kBoth),      TMAC_ROW("w6", 6, Codebook::uniform, kBoth),
+    TMAC_ROW("w7", 7, Codebook::uniform, kBoth),      TMAC_ROW("w8", 8, Codebook::uniform, kBoth),
+    TMAC_ROW("ternary", 2, Codebook::ternary, kBoth),
 };
 
 }  // namespace

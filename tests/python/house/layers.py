@@ -48,6 +48,7 @@ CPP_LAYERS = (
     CppLayer("kernels/kernel.h", ours=PLAIN_CORE, system=("cstdint",)),
     CppLayer("kernels/shared.h", ours=("kernels/kernel.h", *PLAIN_CORE), system=BARE),
     CppLayer("kernels/registry.*", ours=("core/*", "kernels/*"), never=(*FOREIGN, *INTRINSICS)),
+    CppLayer("kernels/registry_choice.cpp", ours=("core/*", "kernels/registry.h"), never=(*FOREIGN, *INTRINSICS)),
     kernel_layer("scalar"),
     kernel_layer("avx2"),
     kernel_layer("avx512"),
