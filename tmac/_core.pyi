@@ -66,12 +66,12 @@ def pack(
     `candidate_kernels(spec)`."""
 
 def unpack(buffer: NDArray[np.uint8], num_threads: int = 0) -> dict[str, Any]:
-    """The inverse: {"spec": dict, "in_features", "out_features", "kernel", "prompt_kernel", "layout", "planes", "scales",
-    "zeros": array | None, "perm": array | None}."""
+    """The inverse: {"spec": dict, "in_features", "out_features", "kernel", "prompt_kernel", "layout", "planes",
+    "scales", "zeros": array | None, "perm": array | None}."""
 
 def describe(buffer: NDArray[np.uint8]) -> dict[str, Any]:
-    """{"spec": dict, "in_features", "out_features", "kernel", "prompt_kernel", "layout", "nbytes"}; ValueError for bytes that this CPU
-    cannot read."""
+    """{"spec": dict, "in_features", "out_features", "kernel", "prompt_kernel", "layout", "nbytes"}; ValueError for
+    bytes that this CPU cannot read."""
 
 def dequantize(buffer: NDArray[np.uint8], num_threads: int = 0) -> NDArray[np.float32]:
     """[out_features, in_features] in the checkpoint's column order (perm undone)."""

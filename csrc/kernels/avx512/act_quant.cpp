@@ -1,26 +1,45 @@
 #include "kernels/avx512/kernels.h"
 #include "kernels/avx512/simd.h"
 
-// int8 activations of the class `mad`, one scale per act group (docs/numerics.md).
+// int8 activations of the class `mad`, one scale per act group or per token (docs/numerics.md).
 
 namespace tmac::avx512 {
 namespace {
 
-void quantize_group(const PrepareArgs& args, const ActGroup& group, int32_t index) {
-    __m512 largest_lanes = _mm512_setzero_ps();
-    __mmask16 special = 0;
+constexpr float kTokenFloor = 1e-5F;  ///< BitNet's clamp of a token's largest activation
+
+struct Magnitudes {
+    float largest;
+    bool finite;
+};
+
+/// NaN and infinities are all that is not below infinity in magnitude, as integers too.
+Magnitudes magnitudes_of(const PrepareArgs& args, const ActGroup& group) {
+    __m512i largest_lanes = _mm512_setzero_si512();
+    const __m512i magnitude_bits = _mm512_set1_epi32(INT32_MAX);
     for (int32_t at = 0; at < group.k_count; at += kLanes) {
-        const __m512 columns = load_columns(args.x, group, at);
-        constexpr int kNanOrInfinity = 0x81 | 0x08 | 0x10;  // quiet and signalling NaN, both infinities
-        special = static_cast<__mmask16>(special | _mm512_fpclass_ps_mask(columns, kNanOrInfinity));
-        largest_lanes = _mm512_max_ps(_mm512_abs_ps(columns), largest_lanes);
+        const __m512i bits = _mm512_castps_si512(load_columns(args.x, group, at));
+        largest_lanes = _mm512_max_epu32(largest_lanes, _mm512_and_si512(bits, magnitude_bits));
     }
-    if (special != 0) {
+    const auto bits = static_cast<uint32_t>(_mm512_reduce_max_epu32(largest_lanes));
+    float largest = 0.0F;
+    std::memcpy(&largest, &bits, sizeof(largest));
+    return {largest, bits < 0x7f800000U};
+}
+
+/// Layout::quads wants column 4i + j of sixteen at byte 4j + i (mad_codes.h).
+TMAC_ALWAYS_INLINE __m128i in_order(Layout layout, __m128i sixteen) {
+    const __m128i transposed = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    return layout == Layout::quads ? _mm_shuffle_epi8(sixteen, transposed) : sixteen;
+}
+
+void quantize_group(const PrepareArgs& args, int32_t index, const Magnitudes& magnitudes) {
+    const ActGroup& group = args.act_groups[index];
+    if (!magnitudes.finite) {
         refuse_int8(args, index);
         return;
     }
-    const float largest = _mm512_reduce_max_ps(largest_lanes);
-    const ActScale scale = act_scale_of(largest);
+    const ActScale scale = act_scale_of(magnitudes.largest);
     auto* q = static_cast<int8_t*>(args.act) + group.padded_begin;
     __m512i sum_i32x16 = _mm512_setzero_si512();
     for (int32_t at = 0; at < group.padded_count; at += kLanes) {
@@ -28,8 +47,12 @@ void quantize_group(const PrepareArgs& args, const ActGroup& group, int32_t inde
         const __m512i rounded_i32x16 = _mm512_cvtps_epi32(scaled);
         sum_i32x16 = _mm512_add_epi32(sum_i32x16, rounded_i32x16);
         const int32_t left = group.padded_count - at;  // a multiple of 8, so the last step may be half
-        const auto mask = static_cast<__mmask16>(left >= kLanes ? 0xffffU : (1U << left) - 1U);
-        _mm512_mask_cvtepi32_storeu_epi8(q + at, mask, rounded_i32x16);
+        const __m128i bytes = in_order(args.layout, _mm512_cvtepi32_epi8(rounded_i32x16));
+        if (left >= kLanes) {
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(q + at), bytes);
+        } else {
+            _mm_storel_epi64(reinterpret_cast<__m128i*>(q + at), bytes);
+        }
     }
     finish_int8(args, index, _mm512_reduce_add_epi32(sum_i32x16), scale.scale);
 }
@@ -37,8 +60,15 @@ void quantize_group(const PrepareArgs& args, const ActGroup& group, int32_t inde
 }  // namespace
 
 void act_quant(const PrepareArgs& args) {
+    const bool per_token = args.spec->activation == Activation::token;
+    Magnitudes token{kTokenFloor, true};
+    for (int32_t index = 0; per_token && index < args.num_act_groups; ++index) {
+        const Magnitudes group = magnitudes_of(args, args.act_groups[index]);
+        token.largest = group.largest > token.largest ? group.largest : token.largest;
+        token.finite = token.finite && group.finite;
+    }
     for (int32_t index = 0; index < args.num_act_groups; ++index) {
-        quantize_group(args, args.act_groups[index], index);
+        quantize_group(args, index, per_token ? token : magnitudes_of(args, args.act_groups[index]));
     }
 }
 

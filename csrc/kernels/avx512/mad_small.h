@@ -1,0 +1,158 @@
+#pragma once
+
+#include <utility>
+
+#include "kernels/avx512/mad_codes.h"
+
+// A few tokens at a time: codes are unpacked in registers, right before they are multiplied.
+
+namespace tmac::avx512 {
+namespace {
+
+constexpr int32_t kPrefetch = 4096;  ///< bytes ahead in every region
+constexpr int kMaxSmall = 8;         ///< tokens whose sums, for 32 rows, leave room for the codes in 32 registers
+
+/// Integer sums of 16 rows and one token. One or two tokens have registers to spare: codes are only masked, not shifted
+/// down, and those at different places of a byte have sums of their own.
+template <class Codes, int M>
+struct Sums {
+    static constexpr bool kSplit = M <= 2;
+    static constexpr int kCount = kSplit ? Codes::kScales : 1;
+    __m512i by_scale[kCount];
+
+    TMAC_ALWAYS_INLINE void start(__m512i value) {
+        by_scale[0] = value;
+        for (int i = 1; i < kCount; ++i) {
+            by_scale[i] = _mm512_setzero_si512();
+        }
+    }
+
+    template <int V>
+    TMAC_ALWAYS_INLINE void add(__m512i codes, __m512i q) {
+        constexpr int kAt = kSplit ? V / (Codes::kVectors / Codes::kScales) : 0;
+        by_scale[kAt] = _mm512_dpbusd_epi32(by_scale[kAt], codes, q);
+    }
+
+    TMAC_ALWAYS_INLINE __m512i total() const {
+        __m512i sum = by_scale[0];
+        constexpr int kStep = 8 / Codes::kScales;
+        TMAC_UNROLL
+        for (int i = 1; i < kCount; ++i) {
+            sum = _mm512_add_epi32(sum, _mm512_srai_epi32(by_scale[i], i * kStep));
+        }
+        return Codes::kShift == 0 ? sum : _mm512_srai_epi32(sum, Codes::kShift);
+    }
+};
+
+/// One chunk: the code vectors of R * 16 rows, each times M tokens. A broadcast of activations serves all rows.
+template <class Codes, int R, int M, int... V>
+TMAC_ALWAYS_INLINE void multiply_chunk(const Codes (&codes)[R], const int8_t* q, int64_t q_stride,
+                                       Sums<Codes, M> (&sums)[R][M], std::integer_sequence<int, V...>) {
+    const auto step = [&]<int Vector>() {
+        __m512i bytes[R];
+        TMAC_UNROLL
+        for (int r = 0; r < R; ++r) {
+            bytes[r] = Sums<Codes, M>::kSplit ? codes[r].template scaled<Vector>() : codes[r].template code<Vector>();
+        }
+        TMAC_UNROLL
+        for (int m = 0; m < M; ++m) {
+            const __m512i four = broadcast_four(q + m * q_stride + 4 * Vector);
+            TMAC_UNROLL
+            for (int r = 0; r < R; ++r) {
+                sums[r][m].template add<Vector>(bytes[r], four);
+            }
+        }
+    };
+    (step.template operator()<V>(), ...);
+}
+
+/// Rows [row, row + 16 R) times M tokens.
+template <class Codes, int Bits, int R, int M>
+void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t row, int32_t token) {
+    const uint8_t* codes[R];
+    __m512 y[R][M];
+    TMAC_UNROLL
+    for (int r = 0; r < R; ++r) {
+        codes[r] = codes_of_rows<Codes>(args, row + r * kLanes);
+        TMAC_UNROLL
+        for (int m = 0; m < M; ++m) {
+            y[r][m] = _mm512_setzero_ps();
+        }
+    }
+    const auto* q = static_cast<const int8_t*>(args.act) + token * args.padded_k;
+    const int64_t first_group = int64_t{token} * args.num_act_groups;
+    int64_t at = 0;
+    for (int32_t g = 0; g < args.num_act_groups; ++g) {
+        Sums<Codes, M> sums[R][M];
+        TMAC_UNROLL
+        for (int m = 0; m < M; ++m) {
+            const __m512i start = start_of_sum<Codes, Bits>(args, first_group + int64_t{m} * args.num_act_groups + g);
+            TMAC_UNROLL
+            for (int r = 0; r < R; ++r) {
+                sums[r][m].start(start);
+            }
+        }
+        const int32_t chunks = args.act_groups[g].padded_count / Codes::kColumns;
+        for (int32_t chunk = 0; chunk < chunks; ++chunk) {
+            const auto unpacked = [&]<int... Row>(std::integer_sequence<int, Row...>) {
+                TMAC_UNROLL
+                for (int region = 0; region < Codes::kRegions; ++region) {
+                    (TMAC_PREFETCH(codes[Row] + at + region * args.region_stride + kPrefetch), ...);
+                }
+                const Codes loaded[R] = {Codes(codes[Row] + at, args.region_stride)...};
+                multiply_chunk<Codes, R, M>(loaded, q, args.padded_k, sums,
+                                            std::make_integer_sequence<int, Codes::kVectors>());
+            };
+            unpacked(std::make_integer_sequence<int, R>());
+            at += Codes::kChunkBytes;
+            q += Codes::kColumns;
+        }
+        TMAC_UNROLL
+        for (int r = 0; r < R; ++r) {
+            const GroupTerms<Floats> terms =
+                epilogue.load(values_of_rows<Codes>(args, row + r * kLanes, args.act_groups[g].weight_group));
+            TMAC_UNROLL
+            for (int m = 0; m < M; ++m) {
+                const int64_t index = first_group + int64_t{m} * args.num_act_groups + g;
+                y[r][m] = epilogue.add(terms, sums[r][m].total(), args.act_scale[index], args.act_sum[index], y[r][m]);
+            }
+        }
+    }
+    TMAC_UNROLL
+    for (int r = 0; r < R; ++r) {
+        TMAC_UNROLL
+        for (int m = 0; m < M; ++m) {
+            store_rows(args.y + (token + m) * args.ldy, row + r * kLanes, args.row_end, y[r][m]);
+        }
+    }
+}
+
+/// All rows times `m` <= kMaxSmall tokens.
+template <class Codes, int Bits, int M>
+void small_rows(const QgemmArgs& args, int32_t token) {
+    const Epilogue<Floats> epilogue(args, static_cast<float>(1 << (Bits - 1)));
+    int64_t row = args.row_begin;
+    for (; row + kLanes < args.row_end; row += 2 * kLanes) {
+        multiply_small<Codes, Bits, 2, M>(args, epilogue, row, token);
+    }
+    if (row < args.row_end) {
+        multiply_small<Codes, Bits, 1, M>(args, epilogue, row, token);
+    }
+}
+
+template <class Codes, int Bits>
+void qgemm_small(const QgemmArgs& args) {
+    using Run = void (*)(const QgemmArgs&, int32_t);
+    static constexpr Run kRuns[kMaxSmall] = {
+        small_rows<Codes, Bits, 1>, small_rows<Codes, Bits, 2>, small_rows<Codes, Bits, 3>, small_rows<Codes, Bits, 4>,
+        small_rows<Codes, Bits, 5>, small_rows<Codes, Bits, 6>, small_rows<Codes, Bits, 7>, small_rows<Codes, Bits, 8>};
+    // Blocks of equal size, so that nine tokens cost no more than two blocks of five.
+    for (int32_t token = 0, left = (args.m + kMaxSmall - 1) / kMaxSmall; token < args.m; --left) {
+        const int32_t count = (args.m - token + left - 1) / left;
+        kRuns[count - 1](args, token);
+        token += count;
+    }
+}
+
+}  // namespace
+}  // namespace tmac::avx512
