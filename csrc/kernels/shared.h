@@ -70,6 +70,14 @@ struct Epilogue {
         return {scale, V::multiply(scale, V::subtract(from, zero))};
     }
 
+    /// The same where it is known whether there is a coefficient: no branch between the tokens of a block.
+    template <bool HasCoefficient>
+    static TMAC_ALWAYS_INLINE F add_known(const GroupTerms<V>& terms, typename V::I isum, float act_scale,
+                                          float act_sum, F y) {
+        y = V::multiply_add(V::to_float(isum), V::multiply(terms.scale, V::set1(act_scale)), y);
+        return HasCoefficient ? V::multiply_add(terms.coefficient, V::set1(act_sum), y) : y;
+    }
+
     /// Adds one act group of one token.
     TMAC_ALWAYS_INLINE F add(const GroupTerms<V>& terms, typename V::I isum, float act_scale, float act_sum,
                              F y) const {

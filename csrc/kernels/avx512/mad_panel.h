@@ -5,7 +5,7 @@
 #include "kernels/avx512/mad_codes.h"
 
 // Many tokens: 32 rows of at most 128 columns are unpacked once, into a panel that stays in the L1 cache, and
-// multiplied with all tokens, twelve at a time. Results wait in a small tile until all columns are through.
+// multiplied with all tokens, eight at a time. Results wait in a small tile until all columns are through.
 
 namespace tmac::avx512 {
 namespace {
@@ -52,18 +52,21 @@ struct PanelPart {
     const int8_t* q;
 };
 
-template <class Codes, int Bits, int M>
-TMAC_ALWAYS_INLINE void multiply_panel(const QgemmArgs& args, const Epilogue<Floats>& epilogue,
-                                       const GroupTerms<Floats> (&terms)[kPanelVectors], const PanelPart& part,
-                                       int32_t token, Panel& panel) {
+template <class Codes, int Bits, bool HasCoefficient, int M>
+TMAC_ALWAYS_INLINE void multiply_panel(const QgemmArgs& args, const GroupTerms<Floats> (&terms)[kPanelVectors],
+                                       const PanelPart& part, int32_t token, Panel& panel) {
     __m512i isum_i32x16[M][kPanelVectors];
     const int64_t first_group = int64_t{token} * args.num_act_groups + part.group;
-    TMAC_UNROLL
-    for (int m = 0; m < M; ++m) {
-        const __m512i start = start_of_sum<Codes, Bits>(args, first_group + int64_t{m} * args.num_act_groups);
+    if (part.first) {
         TMAC_UNROLL
-        for (int v = 0; v < kPanelVectors; ++v) {
-            isum_i32x16[m][v] = part.first ? start : _mm512_load_si512(panel.isum[token + m][v]);
+        for (int m = 0; m < M; ++m) {
+            isum_i32x16[m][0] = start_of_sum<Codes, Bits>(args, first_group + int64_t{m} * args.num_act_groups);
+            isum_i32x16[m][1] = isum_i32x16[m][0];
+        }
+    } else {
+        TMAC_UNROLL
+        for (int i = 0; i < M * kPanelVectors; ++i) {
+            isum_i32x16[i / 2][i % 2] = _mm512_load_si512(panel.isum[token + i / 2][i % 2]);
         }
     }
     const int8_t* q = part.q + token * args.padded_k;
@@ -78,25 +81,28 @@ TMAC_ALWAYS_INLINE void multiply_panel(const QgemmArgs& args, const Epilogue<Flo
         }
         q += 4;
     }
-    TMAC_UNROLL
-    for (int m = 0; m < M; ++m) {
+    if (!part.last) {
         TMAC_UNROLL
-        for (int v = 0; v < kPanelVectors; ++v) {
-            if (!part.last) {
-                _mm512_store_si512(panel.isum[token + m][v], isum_i32x16[m][v]);
-                continue;
-            }
-            const __m512i isum =
-                Codes::kShift == 0 ? isum_i32x16[m][v] : _mm512_srai_epi32(isum_i32x16[m][v], Codes::kShift);
-            const int64_t at = first_group + int64_t{m} * args.num_act_groups;
-            float* y = panel.y[token + m][v];
-            _mm512_store_ps(y, epilogue.add(terms[v], isum, args.act_scale[at], args.act_sum[at], _mm512_load_ps(y)));
+        for (int i = 0; i < M * kPanelVectors; ++i) {
+            _mm512_store_si512(panel.isum[token + i / 2][i % 2], isum_i32x16[i / 2][i % 2]);
         }
+        return;
+    }
+    TMAC_UNROLL
+    for (int i = 0; i < M * kPanelVectors; ++i) {
+        const int m = i / 2;
+        const int v = i % 2;
+        const __m512i isum =
+            Codes::kShift == 0 ? isum_i32x16[m][v] : _mm512_srai_epi32(isum_i32x16[m][v], Codes::kShift);
+        const int64_t at = first_group + int64_t{m} * args.num_act_groups;
+        float* y = panel.y[token + m][v];
+        _mm512_store_ps(y, Epilogue<Floats>::add_known<HasCoefficient>(terms[v], isum, args.act_scale[at],
+                                                                       args.act_sum[at], _mm512_load_ps(y)));
     }
 }
 
 /// Rows [row, row + 32) times at most kPanelTokens tokens.
-template <class Codes, int Bits>
+template <class Codes, int Bits, bool HasCoefficient>
 void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t row, Panel& panel) {
     const int vectors = row + kLanes < args.row_end ? 2 : 1;
     const uint8_t* rows[kPanelVectors];
@@ -119,8 +125,8 @@ void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
                               panel);
             const PanelPart part{g, columns / 4, done == 0, columns == left,
                                  static_cast<const int8_t*>(args.act) + column};
-            for_each_token_block<12, 8, 4, 2, 1>(args.m, [&]<int M>(int32_t token) {
-                multiply_panel<Codes, Bits, M>(args, epilogue, terms, part, token, panel);
+            for_each_token_block<8, 4, 2, 1>(args.m, [&]<int M>(int32_t token) {
+                multiply_panel<Codes, Bits, HasCoefficient, M>(args, terms, part, token, panel);
             });
         }
     }
@@ -131,9 +137,18 @@ void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
     }
 }
 
+/// The same for args.m <= kPanelTokens.
+template <class Codes, int Bits>
+void multiply_tokens(const QgemmArgs& args, Panel& panel) {
+    const Epilogue<Floats> epilogue(args, static_cast<float>(1 << (Bits - 1)));
+    const auto run = epilogue.has_coefficient ? multiply_rows<Codes, Bits, true> : multiply_rows<Codes, Bits, false>;
+    for (int64_t row = args.row_begin; row < args.row_end; row += kPanelVectors * kLanes) {
+        run(args, epilogue, row, panel);
+    }
+}
+
 template <class Codes, int Bits>
 void qgemm_panel(const QgemmArgs& args) {
-    const Epilogue<Floats> epilogue(args, static_cast<float>(1 << (Bits - 1)));
     Panel panel;
     std::memset(panel.codes, 0, sizeof(panel.codes));  // the second vector of a last tile of 16 rows is never filled
     for (int32_t token = 0; token < args.m; token += kPanelTokens) {
@@ -144,10 +159,7 @@ void qgemm_panel(const QgemmArgs& args) {
         part.act_sum += int64_t{token} * args.num_act_groups;
         part.act_isum += int64_t{token} * args.num_act_groups;
         part.y += token * args.ldy;
-        const Epilogue<Floats> terms(part, epilogue.centre);
-        for (int64_t row = args.row_begin; row < args.row_end; row += kPanelVectors * kLanes) {
-            multiply_rows<Codes, Bits>(part, terms, row, panel);
-        }
+        multiply_tokens<Codes, Bits>(part, panel);
     }
 }
 

@@ -67,7 +67,7 @@ TMAC_ALWAYS_INLINE void multiply_chunk(const Codes (&codes)[R], const int8_t* q,
 }
 
 /// Rows [row, row + 16 R) times M tokens.
-template <class Codes, int Bits, int R, int M>
+template <class Codes, int Bits, bool HasCoefficient, int R, int M>
 void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t row, int32_t token) {
     const uint8_t* codes[R];
     __m512 y[R][M];
@@ -114,7 +114,8 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
             TMAC_UNROLL
             for (int m = 0; m < M; ++m) {
                 const int64_t index = first_group + int64_t{m} * args.num_act_groups + g;
-                y[r][m] = epilogue.add(terms, sums[r][m].total(), args.act_scale[index], args.act_sum[index], y[r][m]);
+                y[r][m] = Epilogue<Floats>::add_known<HasCoefficient>(terms, sums[r][m].total(), args.act_scale[index],
+                                                                      args.act_sum[index], y[r][m]);
             }
         }
     }
@@ -127,17 +128,23 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
     }
 }
 
-/// All rows times `m` <= kMaxSmall tokens.
+/// All rows times M tokens.
+template <class Codes, int Bits, int M, bool HasCoefficient>
+void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int32_t token) {
+    int64_t row = args.row_begin;
+    for (; row + kLanes < args.row_end; row += 2 * kLanes) {
+        multiply_small<Codes, Bits, HasCoefficient, 2, M>(args, epilogue, row, token);
+    }
+    if (row < args.row_end) {
+        multiply_small<Codes, Bits, HasCoefficient, 1, M>(args, epilogue, row, token);
+    }
+}
+
 template <class Codes, int Bits, int M>
 void small_rows(const QgemmArgs& args, int32_t token) {
     const Epilogue<Floats> epilogue(args, static_cast<float>(1 << (Bits - 1)));
-    int64_t row = args.row_begin;
-    for (; row + kLanes < args.row_end; row += 2 * kLanes) {
-        multiply_small<Codes, Bits, 2, M>(args, epilogue, row, token);
-    }
-    if (row < args.row_end) {
-        multiply_small<Codes, Bits, 1, M>(args, epilogue, row, token);
-    }
+    epilogue.has_coefficient ? multiply_rows<Codes, Bits, M, true>(args, epilogue, token)
+                             : multiply_rows<Codes, Bits, M, false>(args, epilogue, token);
 }
 
 template <class Codes, int Bits>
