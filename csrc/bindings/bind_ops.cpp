@@ -1,4 +1,5 @@
 #include "bindings/bindings.h"
+#include "ops/dot_peak.h"
 #include "ops/linear.h"
 #include "ops/read_pass.h"
 
@@ -56,6 +57,8 @@ void bind_ops(py::module_& module) {
                py::arg("tokens"), py::arg("buffer"), py::arg("buffer_bytes"), py::arg("bias"), py::arg("y"),
                py::arg("y_type"), py::arg("y_stride"), py::arg("in_features"), py::arg("out_features"),
                py::arg("num_threads"));
+    module.def("dot_peak", &dot_peak, py::arg("isa"), py::arg("num_threads") = 0,
+               py::call_guard<py::gil_scoped_release>());
     module.def("read_pass", &read_pass_array, py::arg("buffer"), py::arg("num_threads") = 0, py::arg("streams") = 1);
 }
 
