@@ -1,5 +1,7 @@
 #include "bindings/bindings.h"
+#include "ops/dot_peak.h"
 #include "ops/linear.h"
+#include "ops/prepare_time.h"
 #include "ops/read_pass.h"
 
 namespace tmac {
@@ -77,6 +79,14 @@ uint64_t read_pass_array(const py::array& buffer, int num_threads, int streams) 
     return read_pass(data, bytes, streams, num_threads);
 }
 
+double prepare_seconds_array(const py::array& x, const py::array& buffer, int repeats, int num_threads) {
+    const auto* input = require_array<float>(x, "x", 2);
+    const WeightView weight = view_weight(require_array<uint8_t>(buffer, "buffer", 1), buffer.shape(0));
+    const Tensor in{const_cast<float*>(input), DType::f32, x.shape(0), x.shape(1), x.shape(1)};
+    const py::gil_scoped_release release;
+    return prepare_seconds(weight, in, repeats, num_threads);
+}
+
 }  // namespace
 
 void bind_ops(py::module_& module) {
@@ -88,6 +98,10 @@ void bind_ops(py::module_& module) {
                py::arg("tokens"), py::arg("buffer"), py::arg("buffer_bytes"), py::arg("bias"), py::arg("y"),
                py::arg("y_type"), py::arg("y_stride"), py::arg("in_features"), py::arg("out_features"),
                py::arg("num_threads"));
+    module.def("dot_peak", &dot_peak, py::arg("isa"), py::arg("num_threads") = 0,
+               py::call_guard<py::gil_scoped_release>());
+    module.def("prepare_seconds", &prepare_seconds_array, py::arg("x"), py::arg("buffer"), py::arg("repeats"),
+               py::arg("num_threads") = 0);
     module.def("read_pass", &read_pass_array, py::arg("buffer"), py::arg("num_threads") = 0, py::arg("streams") = 1);
 }
 
