@@ -1,6 +1,6 @@
 #include "bindings/bindings.h"
-#include "ops/dot_peak.h"
 #include "ops/barrier_time.h"
+#include "ops/dot_peak.h"
 #include "ops/linear.h"
 #include "ops/prepare_time.h"
 #include "ops/read_pass.h"
@@ -99,8 +99,7 @@ void bind_ops(py::module_& module) {
                py::arg("tokens"), py::arg("buffer"), py::arg("buffer_bytes"), py::arg("bias"), py::arg("y"),
                py::arg("y_type"), py::arg("y_stride"), py::arg("in_features"), py::arg("out_features"),
                py::arg("num_threads"));
-    module.def("dot_peak", &dot_peak, py::arg("isa"), py::arg("num_threads") = 0,
-               py::call_guard<ReleasedGil>());
+    module.def("dot_peak", &dot_peak, py::arg("isa"), py::arg("num_threads") = 0, py::call_guard<ReleasedGil>());
     module.def("prepare_seconds", &prepare_seconds_array, py::arg("x"), py::arg("buffer"), py::arg("repeats"),
                py::arg("num_threads") = 0);
     module.def("barrier_seconds", &barrier_seconds, py::arg("repeats"), py::arg("num_threads") = 0,

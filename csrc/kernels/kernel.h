@@ -31,6 +31,7 @@ struct QgemmArgs {
     int64_t k;
     int64_t padded_k;         ///< columns after padding every act group to the layout's k_chunk
     const void* act;          ///< int8 [m][padded_k / 4][16] (lut), int8 [m][padded_k] (mad), float [m][padded_k]
+    int64_t act_stride;       ///< bytes from one token's `act` to the next; an odd number of cache lines
     const float* act_scale;   ///< [m][num_act_groups]
     const float* act_sum;     ///< [m][num_act_groups]
     const int32_t* act_isum;  ///< mad: [m][num_act_groups], sum of the int8 activations

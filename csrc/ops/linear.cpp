@@ -44,6 +44,7 @@ QgemmArgs make_args(const WeightView& weight, const PreparedInput& input, int32_
     args.k = weight.header.k;
     args.padded_k = weight.parts.padded_k;
     args.act = input.act.data();
+    args.act_stride = input.act_bytes;
     args.act_scale = input.act_scale.data();
     args.act_sum = input.act_sum.data();
     args.act_isum = input.act_isum.data();

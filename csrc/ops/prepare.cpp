@@ -11,7 +11,9 @@
 namespace tmac {
 namespace {
 
-int64_t bytes_per_token(Method method, int64_t padded_k) {
+constexpr int64_t kLine = 64;
+
+int64_t bytes_of_columns(Method method, int64_t padded_k) {
     switch (method) {
         case Method::lut:
             return padded_k * (kLutEntries / kLutGroup);
@@ -21,6 +23,12 @@ int64_t bytes_per_token(Method method, int64_t padded_k) {
             break;
     }
     return padded_k * static_cast<int64_t>(sizeof(float));
+}
+
+/// An odd number of cache lines: tokens that lie a power of two apart would all fall into the same sets of the cache.
+int64_t bytes_per_token(Method method, int64_t padded_k) {
+    const int64_t lines = (bytes_of_columns(method, padded_k) + kLine - 1) / kLine;
+    return (lines | 1) * kLine;
 }
 
 void reserve(const Kernel& kernel, const WeightView& weight, int32_t tokens, PreparedInput& out) {

@@ -55,6 +55,7 @@ struct PanelPart {
 template <class Codes, int Bits, bool HasCoefficient, int M>
 TMAC_ALWAYS_INLINE void multiply_panel(const QgemmArgs& args, const GroupTerms<Floats> (&terms)[kPanelVectors],
                                        const PanelPart& part, int32_t token, Panel& panel) {
+    constexpr int kUnroll = Codes::kColumns / 4;  // steps: every act group is padded to a multiple of them
     __m512i isum_i32x16[M][kPanelVectors];
     const int64_t first_group = int64_t{token} * args.num_act_groups + part.group;
     if (part.first) {
@@ -69,17 +70,20 @@ TMAC_ALWAYS_INLINE void multiply_panel(const QgemmArgs& args, const GroupTerms<F
             isum_i32x16[i / 2][i % 2] = _mm512_load_si512(panel.isum[token + i / 2][i % 2]);
         }
     }
-    const int8_t* q = part.q + token * args.padded_k;
-    for (int32_t step = 0; step < part.steps; ++step) {
-        const __m512i first_u8x64 = _mm512_load_si512(panel.codes[step][0]);
-        const __m512i second_u8x64 = _mm512_load_si512(panel.codes[step][1]);
+    const int8_t* q = part.q + token * args.act_stride;
+    for (int32_t begin = 0; begin < part.steps; begin += kUnroll) {
         TMAC_UNROLL
-        for (int m = 0; m < M; ++m) {
-            const __m512i four = broadcast_four(q + m * args.padded_k);
-            isum_i32x16[m][0] = _mm512_dpbusd_epi32(isum_i32x16[m][0], first_u8x64, four);
-            isum_i32x16[m][1] = _mm512_dpbusd_epi32(isum_i32x16[m][1], second_u8x64, four);
+        for (int step = 0; step < kUnroll; ++step) {
+            const __m512i first_u8x64 = _mm512_load_si512(panel.codes[begin + step][0]);
+            const __m512i second_u8x64 = _mm512_load_si512(panel.codes[begin + step][1]);
+            TMAC_UNROLL
+            for (int m = 0; m < M; ++m) {
+                const __m512i four = broadcast_four(q + m * args.act_stride + 4 * step);
+                isum_i32x16[m][0] = _mm512_dpbusd_epi32(isum_i32x16[m][0], first_u8x64, four);
+                isum_i32x16[m][1] = _mm512_dpbusd_epi32(isum_i32x16[m][1], second_u8x64, four);
+            }
         }
-        q += 4;
+        q += 4 * kUnroll;
     }
     if (!part.last) {
         TMAC_UNROLL
@@ -154,7 +158,7 @@ void qgemm_panel(const QgemmArgs& args) {
     for (int32_t token = 0; token < args.m; token += kPanelTokens) {
         QgemmArgs part = args;
         part.m = args.m - token < kPanelTokens ? args.m - token : kPanelTokens;
-        part.act = static_cast<const int8_t*>(args.act) + token * args.padded_k;
+        part.act = static_cast<const int8_t*>(args.act) + token * args.act_stride;
         part.act_scale += int64_t{token} * args.num_act_groups;
         part.act_sum += int64_t{token} * args.num_act_groups;
         part.act_isum += int64_t{token} * args.num_act_groups;

@@ -79,7 +79,7 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
             y[r][m] = _mm512_setzero_ps();
         }
     }
-    const auto* q = static_cast<const int8_t*>(args.act) + token * args.padded_k;
+    const auto* q = static_cast<const int8_t*>(args.act) + token * args.act_stride;
     const int64_t first_group = int64_t{token} * args.num_act_groups;
     int64_t at = 0;
     for (int32_t g = 0; g < args.num_act_groups; ++g) {
@@ -100,7 +100,7 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
                     (TMAC_PREFETCH(codes[Row] + at + region * args.region_stride + kPrefetch), ...);
                 }
                 const Codes loaded[R] = {Codes(codes[Row] + at, args.region_stride)...};
-                multiply_chunk<Codes, R, M>(loaded, q, args.padded_k, sums,
+                multiply_chunk<Codes, R, M>(loaded, q, args.act_stride, sums,
                                             std::make_integer_sequence<int, Codes::kVectors>());
             };
             unpacked(std::make_integer_sequence<int, R>());

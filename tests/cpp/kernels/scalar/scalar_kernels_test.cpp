@@ -105,6 +105,7 @@ Run run_kernel(const Kernel& kernel, const Problem& problem) {
     args.num_groups = static_cast<int32_t>(num_groups(problem.spec, problem.k));
     args.k = problem.k;
     args.padded_k = padded_k;
+    args.act_stride = act_bytes;
     args.act = input.act.data();
     args.act_scale = input.act_scale.data();
     args.act_sum = input.act_sum.data();
