@@ -128,7 +128,11 @@ TMAC_ALWAYS_INLINE void finish_int8(const PrepareArgs& args, int32_t index, int3
 /// The same where an activation is not finite: zeros, and NaN terms.
 TMAC_ALWAYS_INLINE void refuse_int8(const PrepareArgs& args, int32_t index) {
     const ActGroup& group = args.act_groups[index];
-    std::memset(static_cast<int8_t*>(args.act) + group.padded_begin, 0, static_cast<size_t>(group.padded_count));
+    int8_t* four = static_cast<int8_t*>(args.act) + group.padded_begin / 4 * args.act_step;
+    for (int32_t column = 0; column < group.padded_count; column += 4) {
+        std::memset(four, 0, 4);
+        four += args.act_step;
+    }
     finish_int8(args, index, 0, NAN);
 }
 

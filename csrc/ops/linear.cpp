@@ -14,7 +14,7 @@ namespace {
 
 /// Tokens that are encoded and multiplied together: bounds the tables (4 bytes a column) to a few MiB at any batch.
 constexpr int64_t kLutTokens = 32;
-constexpr int64_t kTokens = 128;
+constexpr int64_t kTokens = kMaxTokens;
 
 /// Weights per thread under which starting one costs more than it saves.
 constexpr int64_t kMinWork = 1 << 16;

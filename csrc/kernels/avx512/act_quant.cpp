@@ -33,6 +33,19 @@ TMAC_ALWAYS_INLINE __m128i in_order(Layout layout, __m128i sixteen) {
     return layout == Layout::quads ? _mm_shuffle_epi8(sixteen, transposed) : sixteen;
 }
 
+/// The first `count` groups of four bytes, `step` apart.
+TMAC_ALWAYS_INLINE void store_fours(int8_t* q, int64_t step, __m128i bytes, int32_t count) {
+    if (step == 4 && count == 4) {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(q), bytes);
+        return;
+    }
+    alignas(16) int8_t fours[16];
+    _mm_store_si128(reinterpret_cast<__m128i*>(fours), bytes);
+    for (int32_t i = 0; i < count; ++i) {
+        std::memcpy(q + i * step, fours + 4 * i, 4);
+    }
+}
+
 void quantize_group(const PrepareArgs& args, int32_t index, const Magnitudes& magnitudes) {
     const ActGroup& group = args.act_groups[index];
     if (!magnitudes.finite) {
@@ -40,19 +53,16 @@ void quantize_group(const PrepareArgs& args, int32_t index, const Magnitudes& ma
         return;
     }
     const ActScale scale = act_scale_of(magnitudes.largest);
-    auto* q = static_cast<int8_t*>(args.act) + group.padded_begin;
+    auto* q = static_cast<int8_t*>(args.act) + group.padded_begin / 4 * args.act_step;
     __m512i sum_i32x16 = _mm512_setzero_si512();
     for (int32_t at = 0; at < group.padded_count; at += kLanes) {
         const __m512 scaled = _mm512_mul_ps(load_columns(args.x, group, at), _mm512_set1_ps(scale.inverse));
         const __m512i rounded_i32x16 = _mm512_cvtps_epi32(scaled);
         sum_i32x16 = _mm512_add_epi32(sum_i32x16, rounded_i32x16);
-        const int32_t left = group.padded_count - at;  // a multiple of 8, so the last step may be half
         const __m128i bytes = in_order(args.layout, _mm512_cvtepi32_epi8(rounded_i32x16));
-        if (left >= kLanes) {
-            _mm_storeu_si128(reinterpret_cast<__m128i*>(q + at), bytes);
-        } else {
-            _mm_storel_epi64(reinterpret_cast<__m128i*>(q + at), bytes);
-        }
+        const int32_t left = group.padded_count - at;  // a multiple of 8, so the last step may be half
+        store_fours(q, args.act_step, bytes, left >= kLanes ? 4 : left / 4);
+        q += 4 * args.act_step;
     }
     finish_int8(args, index, _mm512_reduce_add_epi32(sum_i32x16), scale.scale);
 }

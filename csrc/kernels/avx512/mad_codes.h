@@ -1,5 +1,7 @@
 #pragma once
 
+#include <utility>
+
 #include "kernels/avx512/simd.h"
 
 // Codes of the class `mad` as bytes for vpdpbusd: a vector holds 16 rows, in each row's four bytes four columns.
@@ -155,6 +157,21 @@ TMAC_ALWAYS_INLINE __m512i broadcast_four(const int8_t* q) {
     int32_t word = 0;
     std::memcpy(&word, q, sizeof(word));
     return _mm512_set1_epi32(word);
+}
+
+constexpr int kTokenBlock = 8;  ///< tokens whose sums, for 32 rows, leave room for the codes in 32 registers
+
+/// Calls body.template operator()<M>(token) for every block of M tokens of [0, m).
+template <class Body>
+TMAC_ALWAYS_INLINE void for_each_block(int32_t m, const Body& body) {
+    for (int32_t token = 0; token < m;) {
+        const int32_t count = tokens_in_block(m - token, kTokenBlock);
+        const auto run = [&]<int... Less>(std::integer_sequence<int, Less...>) {
+            ((count == Less + 1 ? body.template operator()<Less + 1>(token) : void()), ...);
+        };
+        run(std::make_integer_sequence<int, kTokenBlock>());
+        token += count;
+    }
 }
 
 /// Where the integer sum of one act group of one token starts: it counts codes from `centre`.

@@ -1,7 +1,5 @@
 #pragma once
 
-#include <utility>
-
 #include "kernels/avx512/mad_codes.h"
 
 // Many tokens: 32 rows of at most 128 columns are unpacked once, into a panel that stays in the L1 cache, and
@@ -12,7 +10,7 @@ namespace {
 
 constexpr int kPanelVectors = 2;  ///< registers of 16 rows
 constexpr int kPanelColumns = 128;
-constexpr int kPanelTokens = 128;  ///< tokens per call
+constexpr int kPanelTokens = kMaxTokens;
 constexpr int kPanelSteps = kPanelColumns / 4;
 
 struct Panel {
@@ -47,9 +45,9 @@ void fill_panel(const QgemmArgs& args, const uint8_t* const (&rows)[kPanelVector
 struct PanelPart {
     int32_t group;
     int32_t steps;
-    bool first;  ///< starts the group's integer sums
-    bool last;   ///< ends them: they enter the results
-    const int8_t* q;
+    bool first;      ///< starts the group's integer sums
+    bool last;       ///< ends them: they enter the results
+    int32_t column;  ///< its first, in padded columns
 };
 
 template <class Codes, int Bits, bool HasCoefficient, int M>
@@ -70,7 +68,7 @@ TMAC_ALWAYS_INLINE void multiply_panel(const QgemmArgs& args, const GroupTerms<F
             isum_i32x16[i / 2][i % 2] = _mm512_load_si512(panel.isum[token + i / 2][i % 2]);
         }
     }
-    const int8_t* q = part.q + token * args.act_stride;
+    const int8_t* q = static_cast<const int8_t*>(args.act) + token * args.act_stride + M * part.column;
     for (int32_t begin = 0; begin < part.steps; begin += kUnroll) {
         TMAC_UNROLL
         for (int step = 0; step < kUnroll; ++step) {
@@ -78,12 +76,12 @@ TMAC_ALWAYS_INLINE void multiply_panel(const QgemmArgs& args, const GroupTerms<F
             const __m512i second_u8x64 = _mm512_load_si512(panel.codes[begin + step][1]);
             TMAC_UNROLL
             for (int m = 0; m < M; ++m) {
-                const __m512i four = broadcast_four(q + m * args.act_stride + 4 * step);
+                const __m512i four = broadcast_four(q + 4 * (step * M + m));
                 isum_i32x16[m][0] = _mm512_dpbusd_epi32(isum_i32x16[m][0], first_u8x64, four);
                 isum_i32x16[m][1] = _mm512_dpbusd_epi32(isum_i32x16[m][1], second_u8x64, four);
             }
         }
-        q += 4 * kUnroll;
+        q += 4 * kUnroll * M;
     }
     if (!part.last) {
         TMAC_UNROLL
@@ -127,9 +125,8 @@ void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
             const int32_t column = group.padded_begin + done;
             fill_panel<Codes>(args, rows, vectors, int64_t{column / Codes::kColumns} * Codes::kChunkBytes, columns,
                               panel);
-            const PanelPart part{g, columns / 4, done == 0, columns == left,
-                                 static_cast<const int8_t*>(args.act) + column};
-            for_each_token_block<8, 4, 2, 1>(args.m, [&]<int M>(int32_t token) {
+            const PanelPart part{g, columns / 4, done == 0, columns == left, column};
+            for_each_block(args.m, [&]<int M>(int32_t token) {
                 multiply_panel<Codes, Bits, HasCoefficient, M>(args, terms, part, token, panel);
             });
         }
@@ -141,29 +138,14 @@ void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
     }
 }
 
-/// The same for args.m <= kPanelTokens.
-template <class Codes, int Bits>
-void multiply_tokens(const QgemmArgs& args, Panel& panel) {
-    const Epilogue<Floats> epilogue(args, static_cast<float>(1 << (Bits - 1)));
-    const auto run = epilogue.has_coefficient ? multiply_rows<Codes, Bits, true> : multiply_rows<Codes, Bits, false>;
-    for (int64_t row = args.row_begin; row < args.row_end; row += kPanelVectors * kLanes) {
-        run(args, epilogue, row, panel);
-    }
-}
-
 template <class Codes, int Bits>
 void qgemm_panel(const QgemmArgs& args) {
     Panel panel;
     std::memset(panel.codes, 0, sizeof(panel.codes));  // the second vector of a last tile of 16 rows is never filled
-    for (int32_t token = 0; token < args.m; token += kPanelTokens) {
-        QgemmArgs part = args;
-        part.m = args.m - token < kPanelTokens ? args.m - token : kPanelTokens;
-        part.act = static_cast<const int8_t*>(args.act) + token * args.act_stride;
-        part.act_scale += int64_t{token} * args.num_act_groups;
-        part.act_sum += int64_t{token} * args.num_act_groups;
-        part.act_isum += int64_t{token} * args.num_act_groups;
-        part.y += token * args.ldy;
-        multiply_tokens<Codes, Bits>(part, panel);
+    const Epilogue<Floats> epilogue(args, static_cast<float>(1 << (Bits - 1)));
+    const auto run = epilogue.has_coefficient ? multiply_rows<Codes, Bits, true> : multiply_rows<Codes, Bits, false>;
+    for (int64_t row = args.row_begin; row < args.row_end; row += kPanelVectors * kLanes) {
+        run(args, epilogue, row, panel);
     }
 }
 

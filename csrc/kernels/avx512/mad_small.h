@@ -1,7 +1,5 @@
 #pragma once
 
-#include <utility>
-
 #include "kernels/avx512/mad_codes.h"
 
 // A few tokens at a time: codes are unpacked in registers, right before they are multiplied.
@@ -10,7 +8,6 @@ namespace tmac::avx512 {
 namespace {
 
 constexpr int32_t kPrefetch = 4096;  ///< bytes ahead in every region
-constexpr int kMaxSmall = 8;         ///< tokens whose sums, for 32 rows, leave room for the codes in 32 registers
 
 /// Integer sums of 16 rows and one token. One or two tokens have registers to spare: codes are only masked, not shifted
 /// down, and those at different places of a byte have sums of their own.
@@ -46,8 +43,8 @@ struct Sums {
 
 /// One chunk: the code vectors of R * 16 rows, each times M tokens. A broadcast of activations serves all rows.
 template <class Codes, int R, int M, int... V>
-TMAC_ALWAYS_INLINE void multiply_chunk(const Codes (&codes)[R], const int8_t* q, int64_t q_stride,
-                                       Sums<Codes, M> (&sums)[R][M], std::integer_sequence<int, V...>) {
+TMAC_ALWAYS_INLINE void multiply_chunk(const Codes (&codes)[R], const int8_t* q, Sums<Codes, M> (&sums)[R][M],
+                                       std::integer_sequence<int, V...>) {
     const auto step = [&]<int Vector>() {
         __m512i bytes[R];
         TMAC_UNROLL
@@ -56,7 +53,7 @@ TMAC_ALWAYS_INLINE void multiply_chunk(const Codes (&codes)[R], const int8_t* q,
         }
         TMAC_UNROLL
         for (int m = 0; m < M; ++m) {
-            const __m512i four = broadcast_four(q + m * q_stride + 4 * Vector);
+            const __m512i four = broadcast_four(q + 4 * (Vector * M + m));
             TMAC_UNROLL
             for (int r = 0; r < R; ++r) {
                 sums[r][m].template add<Vector>(bytes[r], four);
@@ -100,12 +97,11 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
                     (TMAC_PREFETCH(codes[Row] + at + region * args.region_stride + kPrefetch), ...);
                 }
                 const Codes loaded[R] = {Codes(codes[Row] + at, args.region_stride)...};
-                multiply_chunk<Codes, R, M>(loaded, q, args.act_stride, sums,
-                                            std::make_integer_sequence<int, Codes::kVectors>());
+                multiply_chunk<Codes, R, M>(loaded, q, sums, std::make_integer_sequence<int, Codes::kVectors>());
             };
             unpacked(std::make_integer_sequence<int, R>());
             at += Codes::kChunkBytes;
-            q += Codes::kColumns;
+            q += M * Codes::kColumns;
         }
         TMAC_UNROLL
         for (int r = 0; r < R; ++r) {
@@ -149,16 +145,7 @@ void small_rows(const QgemmArgs& args, int32_t token) {
 
 template <class Codes, int Bits>
 void qgemm_small(const QgemmArgs& args) {
-    using Run = void (*)(const QgemmArgs&, int32_t);
-    static constexpr Run kRuns[kMaxSmall] = {
-        small_rows<Codes, Bits, 1>, small_rows<Codes, Bits, 2>, small_rows<Codes, Bits, 3>, small_rows<Codes, Bits, 4>,
-        small_rows<Codes, Bits, 5>, small_rows<Codes, Bits, 6>, small_rows<Codes, Bits, 7>, small_rows<Codes, Bits, 8>};
-    // Blocks of equal size, so that nine tokens cost no more than two blocks of five.
-    for (int32_t token = 0, left = (args.m + kMaxSmall - 1) / kMaxSmall; token < args.m; --left) {
-        const int32_t count = (args.m - token + left - 1) / left;
-        kRuns[count - 1](args, token);
-        token += count;
-    }
+    for_each_block(args.m, [&]<int M>(int32_t token) { small_rows<Codes, Bits, M>(args, token); });
 }
 
 }  // namespace

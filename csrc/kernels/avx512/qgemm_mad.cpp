@@ -22,7 +22,7 @@ constexpr uint32_t kFeatures = kAvx2 | kFma | kF16c | kAvx512f | kAvx512bw | kAv
 #define TMAC_ROW(suffix, bits, codebook, codes, layout)                                                            \
     Kernel {                                                                                                       \
         "qgemm_mad_" suffix "_avx512_vnni", bits, codebook, kBoth, Method::mad, layout, bit_of(layout), kFeatures, \
-            qgemm<codes<bits>, bits>, act_quant                                                                    \
+            qgemm<codes<bits>, bits>, act_quant, kTokenBlock                                                       \
     }
 
 constinit const Kernel rows[] = {
