@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.kernels import machine
+from benchmarks.machine import machine
 from tmac import _core
 from tmac.spec import QuantSpec
 

@@ -122,6 +122,7 @@ def dot_peak(isa: str, num_threads: int = 0) -> float:
 def prepare_seconds(x: NDArray[np.float32], buffer: NDArray[np.uint8], repeats: int, num_threads: int = 0) -> float:
     """Seconds that encoding x [tokens, in_features] for the weight takes, without the product: for benchmarks, the mean
     of `repeats` calls."""
+
 def barrier_seconds(repeats: int, num_threads: int = 0) -> float:
     """Seconds that starting and joining the threads costs: the mean of `repeats` regions in which each thread waits
     until all have come. For benchmarks."""

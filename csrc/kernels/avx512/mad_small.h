@@ -2,12 +2,11 @@
 
 #include "kernels/avx512/mad_codes.h"
 
-// A few tokens at a time: codes are unpacked in registers, right before they are multiplied.
+// A few tokens at a time: codes are unpacked in registers, right before they are multiplied. The CPU prefetches these
+// few even streams by itself; prefetching by hand as well cost 10 to 25 % (docs/kernels.md).
 
 namespace tmac::avx512 {
 namespace {
-
-constexpr int32_t kPrefetch = 4096;  ///< bytes ahead in every region
 
 /// Integer sums of 16 rows and one token. One or two tokens have registers to spare: codes are only masked, not shifted
 /// down, and those at different places of a byte have sums of their own.
@@ -92,10 +91,6 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
         const int32_t chunks = args.act_groups[g].padded_count / Codes::kColumns;
         for (int32_t chunk = 0; chunk < chunks; ++chunk) {
             const auto unpacked = [&]<int... Row>(std::integer_sequence<int, Row...>) {
-                TMAC_UNROLL
-                for (int region = 0; region < Codes::kRegions; ++region) {
-                    (TMAC_PREFETCH(codes[Row] + at + region * args.region_stride + kPrefetch), ...);
-                }
                 const Codes loaded[R] = {Codes(codes[Row] + at, args.region_stride)...};
                 multiply_chunk<Codes, R, M>(loaded, q, sums, std::make_integer_sequence<int, Codes::kVectors>());
             };
