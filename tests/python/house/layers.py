@@ -26,7 +26,7 @@ class CppLayer:
 
 
 INTRINSICS = ("immintrin.h", "arm_neon.h")
-BARE = ("cstdint", "cstddef", "cstring", "cmath", *INTRINSICS)
+BARE = ("cstdint", "cstddef", "cstring", "cmath", "utility", *INTRINSICS)
 FOREIGN = ("omp.h", "pybind11/*", "Python.h", "torch/*", "ATen/*")
 THREADS = ("thread", "mutex", "atomic", "future", "condition_variable", "core/thread_pool.h")
 OWN_POOL = "core/worker_pool.h"  # behind thread_pool.h, which knows when it may be used
