@@ -7,12 +7,13 @@ namespace tmac {
 /// Memory order of the codes of a packed weight. Regions are planes, most significant first, unless said otherwise, so
 /// that the leading regions alone are a weight of fewer bits.
 enum class Layout : uint8_t {
-    planes,   ///< the file format: [bits][n][ceil(k/8)], bit i of a byte is column 8j+i
-    rows,     ///< tiles of 32 rows; 8 columns of a tile in 32 bytes, one per row, two 4-column nibbles each
-    quads,    ///< tiles of 32 rows; 32 columns of 16 rows in 64 bytes, four per row, eight 4-column nibbles
-    nibbles,  ///< tiles of 16 rows; 8 columns in 64 bytes, four per row; regions: top 4 bits of a code, and the rest
+    planes,      ///< the file format: [bits][n][ceil(k/8)], bit i of a byte is column 8j+i
+    rows,        ///< tiles of 32 rows; 8 columns of a tile in 32 bytes, one per row, two 4-column nibbles each
+    quads,       ///< tiles of 32 rows; 32 columns of 16 rows in 64 bytes, four per row, eight 4-column nibbles
+    nibbles,     ///< tiles of 16 rows; 8 columns in 64 bytes, four per row; regions: top 4 bits of a code, and the rest
+    wide_quads,  ///< quads in tiles of 64 rows
 };
-inline constexpr int kNumLayouts = 4;
+inline constexpr int kNumLayouts = 5;
 
 /// Sets of layouts.
 constexpr uint8_t bit_of(Layout layout) { return static_cast<uint8_t>(1U << static_cast<int>(layout)); }
@@ -30,6 +31,8 @@ constexpr LayoutShape layout_shape(Layout layout, int32_t bits) {
         case Layout::rows:
         case Layout::quads:
             return {32, 32, 128, bits};
+        case Layout::wide_quads:
+            return {64, 32, 256, bits};
         case Layout::nibbles:
             return {16, 8, 64, bits > 4 ? 2 : 1};
         case Layout::planes:

@@ -43,14 +43,14 @@ constexpr uint32_t gather_nibbles(uint32_t bytes) {
     return (pairs | (pairs >> 8)) & 0xffffU;
 }
 
-void put_quad(uint8_t* tile, int64_t row, int64_t chunk, uint32_t bits) {
+void put_quad(uint8_t* chunk, int64_t row, uint32_t bits) {
     const uint32_t word = spread_nibbles(bits & 0xffffU) | (spread_nibbles(bits >> 16) << 4);
-    std::memcpy(tile + chunk * 128 + row * 4, &word, 4);  // rows 16..31 follow in the second 64 bytes
+    std::memcpy(chunk + row * 4, &word, 4);
 }
 
-uint32_t get_quad(const uint8_t* tile, int64_t row, int64_t chunk) {
+uint32_t get_quad(const uint8_t* chunk, int64_t row) {
     uint32_t word = 0;
-    std::memcpy(&word, tile + chunk * 128 + row * 4, 4);
+    std::memcpy(&word, chunk + row * 4, 4);
     return gather_nibbles(word & 0x0f0f0f0fU) | (gather_nibbles((word >> 4) & 0x0f0f0f0fU) << 16);
 }
 
@@ -60,16 +60,16 @@ uint32_t get_quad(const uint8_t* tile, int64_t row, int64_t chunk) {
 /// lane's low half, their results hold rows 0..15 and 16..31 in order.
 constexpr int64_t byte_of_row(int64_t row) { return (row & 7) | ((row & 8) << 1) | ((row & 16) >> 1); }
 
-void put_row(uint8_t* tile, int64_t row, int64_t chunk, uint32_t bits) {
+void put_row(uint8_t* chunk, int64_t row, uint32_t bits) {
     for (int64_t i = 0; i < 4; ++i) {
-        tile[chunk * 128 + i * 32 + byte_of_row(row)] = static_cast<uint8_t>(bits >> (8 * i));
+        chunk[i * 32 + byte_of_row(row)] = static_cast<uint8_t>(bits >> (8 * i));
     }
 }
 
-uint32_t get_row(const uint8_t* tile, int64_t row, int64_t chunk) {
+uint32_t get_row(const uint8_t* chunk, int64_t row) {
     uint32_t bits = 0;
     for (int64_t i = 0; i < 4; ++i) {
-        bits |= uint32_t{tile[chunk * 128 + i * 32 + byte_of_row(row)]} << (8 * i);
+        bits |= uint32_t{chunk[i * 32 + byte_of_row(row)]} << (8 * i);
     }
     return bits;
 }
@@ -152,9 +152,9 @@ void planes_to_layout(const PlanesView& planes, const std::vector<ActGroup>& act
                 continue;
             }
             uint8_t* target = tile + plane * out.region_stride;
-            const auto put = out.layout == Layout::quads ? put_quad : put_row;
+            const auto put = out.layout == Layout::rows ? put_row : put_quad;
             for_each_chunk(act_groups, shape.k_chunk, [&](int64_t column, int64_t count, int64_t chunk) {
-                put(target, in_tile, chunk, load_bits(source, column, count));
+                put(target + chunk * shape.chunk_bytes, in_tile, load_bits(source, column, count));
             });
         }
     }
@@ -185,9 +185,9 @@ void layout_to_planes(const TiledCodes& in, const std::vector<ActGroup>& act_gro
                 continue;
             }
             const uint8_t* source = tile + plane * in.region_stride;
-            const auto get = in.layout == Layout::quads ? get_quad : get_row;
+            const auto get = in.layout == Layout::rows ? get_row : get_quad;
             for_each_chunk(act_groups, shape.k_chunk, [&](int64_t column, int64_t count, int64_t chunk) {
-                or_bits(plane_row(plane), column, count, get(source, in_tile, chunk));
+                or_bits(plane_row(plane), column, count, get(source + chunk * shape.chunk_bytes, in_tile));
             });
         }
     }

@@ -6,9 +6,9 @@
 
 // Codes of the class `mad` as bytes for vpdpbusd: a vector holds 16 rows, in each row's four bytes four columns.
 //
-// A chunk of Layout::quads has, for each plane, 32 columns of 16 rows in 64 bytes. Bit j of byte 4r + i is, for j < 4,
-// column 4i + j of row r, otherwise column 16 + 4i + (j - 4). So the bits j of a row's four bytes are four columns, and
-// a code vector V takes the bits V of every plane. Activations are stored in that order (`kTransposed`).
+// A chunk of Layout::wide_quads has, for each plane, 32 columns of 16 rows in 64 bytes. Bit j of byte 4r + i is, for j
+// < 4, column 4i + j of row r, otherwise column 16 + 4i + (j - 4). So the bits j of a row's four bytes are four
+// columns, and a code vector V takes the bits V of every plane. Activations are stored in that order (`kTransposed`).
 //
 // Planes become codes by halving steps, each joining two registers in two instructions, never by single bits:
 //
@@ -43,13 +43,13 @@ TMAC_ALWAYS_INLINE Pair join_pairs(__m512i high, __m512i low) {
     return {select(0xcc, _mm512_slli_epi16(high, 2), low), select(0xcc, high, _mm512_srli_epi16(low, 2))};
 }
 
-/// Planes of 1 to 4 bits in Layout::quads.
+/// Planes of 1 to 4 bits in Layout::wide_quads.
 template <int Bits>
 struct Quads {
     static constexpr int kVectors = 8;
     static constexpr int kColumns = 32;
-    static constexpr int kChunkBytes = 128;  ///< from one chunk of a tile to the next
-    static constexpr int kTileRows = 32;
+    static constexpr int kChunkBytes = 256;  ///< from one chunk of a tile to the next
+    static constexpr int kTileRows = 64;
     static constexpr int kRegions = Bits;
     static constexpr int kShift = 0;  ///< a code vector holds codes << kShift
     static constexpr int kFields = Bits == 1 ? 1 : Bits == 2 ? 2 : 4;

@@ -2,17 +2,33 @@
 
 #include "kernels/avx512/mad_codes.h"
 
-// A few tokens at a time: codes are unpacked in registers, right before they are multiplied. The CPU prefetches these
-// few even streams by itself; prefetching by hand as well cost 10 to 25 % (docs/kernels.md).
+// A few tokens at a time: codes are unpacked in registers, right before they are multiplied. One token's even streams
+// are prefetched by the CPU, and doing it by hand as well cost 10 to 25 % (docs/kernels.md). More tokens dwell so long
+// on every chunk that the CPU does not look ahead far enough.
 
 namespace tmac::avx512 {
 namespace {
 
-/// Integer sums of 16 rows and one token. One or two tokens have registers to spare: codes are only masked, not shifted
-/// down, and those at different places of a byte have sums of their own.
+/// How the rows of a tile are taken for M tokens, so that sums stay within kSums registers: more and gcc spills.
+template <class Codes, int M>
+struct Shape {
+    static constexpr int kSums = 16;
+    /// Registers of 16 rows at once. A few tokens read a tile as it lies in memory, the only order in which a
+    /// stream keeps the speed of memory; more tokens wait for arithmetic, and have rows share what is read of them.
+    static constexpr int kVectors = M <= 4 || Codes::kTileRows == kLanes ? Codes::kTileRows / kLanes : 2;
+    /// Codes are only masked, not shifted down; those at different places of a byte have sums of their own.
+    static constexpr bool kSplit = kVectors * M * Codes::kScales <= kSums;
+    /// Bytes ahead in every region, for more than two tokens.
+    static constexpr int kPrefetch = Codes::kTileRows > kLanes ? 1024 : 2048;
+    static constexpr int kRegisters = kVectors * M * (kSplit ? Codes::kScales : 1);
+    /// Chunks with sums of their own: few sums alone would wait for the latency of vpdpbusd.
+    static constexpr int kChunks = kRegisters <= 2 ? 4 : kRegisters <= 4 ? 2 : 1;
+};
+
+/// Integer sums of 16 rows and one token.
 template <class Codes, int M>
 struct Sums {
-    static constexpr bool kSplit = M <= 2;
+    static constexpr bool kSplit = Shape<Codes, M>::kSplit;
     static constexpr int kCount = kSplit ? Codes::kScales : 1;
     __m512i by_scale[kCount];
 
@@ -27,6 +43,13 @@ struct Sums {
     TMAC_ALWAYS_INLINE void add(__m512i codes, __m512i q) {
         constexpr int kAt = kSplit ? V / (Codes::kVectors / Codes::kScales) : 0;
         by_scale[kAt] = _mm512_dpbusd_epi32(by_scale[kAt], codes, q);
+    }
+
+    TMAC_ALWAYS_INLINE void add(const Sums& more) {
+        TMAC_UNROLL
+        for (int i = 0; i < kCount; ++i) {
+            by_scale[i] = _mm512_add_epi32(by_scale[i], more.by_scale[i]);
+        }
     }
 
     TMAC_ALWAYS_INLINE __m512i total() const {
@@ -65,6 +88,7 @@ TMAC_ALWAYS_INLINE void multiply_chunk(const Codes (&codes)[R], const int8_t* q,
 /// Rows [row, row + 16 R) times M tokens.
 template <class Codes, int Bits, bool HasCoefficient, int R, int M>
 void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t row, int32_t token) {
+    constexpr int kChunks = Shape<Codes, M>::kChunks;
     const uint8_t* codes[R];
     __m512 y[R][M];
     TMAC_UNROLL
@@ -79,24 +103,40 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
     const int64_t first_group = int64_t{token} * args.num_act_groups;
     int64_t at = 0;
     for (int32_t g = 0; g < args.num_act_groups; ++g) {
-        Sums<Codes, M> sums[R][M];
+        Sums<Codes, M> sums[kChunks][R][M];
         TMAC_UNROLL
         for (int m = 0; m < M; ++m) {
             const __m512i start = start_of_sum<Codes, Bits>(args, first_group + int64_t{m} * args.num_act_groups + g);
             TMAC_UNROLL
-            for (int r = 0; r < R; ++r) {
-                sums[r][m].start(start);
+            for (int i = 0; i < kChunks * R; ++i) {
+                sums[i / R][i % R][m].start(i < R ? start : _mm512_setzero_si512());
             }
         }
-        const int32_t chunks = args.act_groups[g].padded_count / Codes::kColumns;
-        for (int32_t chunk = 0; chunk < chunks; ++chunk) {
+        const auto multiply_next = [&](Sums<Codes, M>(&to)[R][M]) {
             const auto unpacked = [&]<int... Row>(std::integer_sequence<int, Row...>) {
                 const Codes loaded[R] = {Codes(codes[Row] + at, args.region_stride)...};
-                multiply_chunk<Codes, R, M>(loaded, q, sums, std::make_integer_sequence<int, Codes::kVectors>());
+                multiply_chunk<Codes, R, M>(loaded, q, to, std::make_integer_sequence<int, Codes::kVectors>());
             };
             unpacked(std::make_integer_sequence<int, R>());
+            if constexpr (M > 2) {
+                TMAC_UNROLL
+                for (int i = 0; i < R * Codes::kRegions; ++i) {
+                    TMAC_PREFETCH(codes[i % R] + at + i / R * args.region_stride + Shape<Codes, M>::kPrefetch);
+                }
+            }
             at += Codes::kChunkBytes;
             q += M * Codes::kColumns;
+        };
+        const int32_t chunks = args.act_groups[g].padded_count / Codes::kColumns;
+        int32_t chunk = 0;
+        for (; chunk + kChunks <= chunks; chunk += kChunks) {
+            TMAC_UNROLL
+            for (int i = 0; i < kChunks; ++i) {
+                multiply_next(sums[i]);
+            }
+        }
+        for (; kChunks > 1 && chunk < chunks; ++chunk) {
+            multiply_next(sums[0]);
         }
         TMAC_UNROLL
         for (int r = 0; r < R; ++r) {
@@ -104,9 +144,13 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
                 epilogue.load(values_of_rows<Codes>(args, row + r * kLanes, args.act_groups[g].weight_group));
             TMAC_UNROLL
             for (int m = 0; m < M; ++m) {
+                TMAC_UNROLL
+                for (int i = 1; i < kChunks; ++i) {
+                    sums[0][r][m].add(sums[i][r][m]);
+                }
                 const int64_t index = first_group + int64_t{m} * args.num_act_groups + g;
-                y[r][m] = Epilogue<Floats>::add_known<HasCoefficient>(terms, sums[r][m].total(), args.act_scale[index],
-                                                                      args.act_sum[index], y[r][m]);
+                y[r][m] = Epilogue<Floats>::add_known<HasCoefficient>(
+                    terms, sums[0][r][m].total(), args.act_scale[index], args.act_sum[index], y[r][m]);
             }
         }
     }
@@ -119,28 +163,41 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
     }
 }
 
-/// All rows times M tokens.
+/// Rows [row, row_end) of at most 64, times M tokens. Rows past the last one of a tile are zeros in memory, and not
+/// stored.
 template <class Codes, int Bits, int M, bool HasCoefficient>
-void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int32_t token) {
-    int64_t row = args.row_begin;
-    for (; row + kLanes < args.row_end; row += 2 * kLanes) {
-        multiply_small<Codes, Bits, HasCoefficient, 2, M>(args, epilogue, row, token);
+void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t row, int64_t row_end,
+                   int32_t token) {
+    constexpr int kAtOnce = Shape<Codes, M>::kVectors;
+    constexpr int64_t kRows = kAtOnce * kLanes;
+    const int64_t whole = Codes::kTileRows >= kRows ? row_end : row + (row_end - row) / kRows * kRows;
+    for (; row < whole; row += kRows) {
+        multiply_small<Codes, Bits, HasCoefficient, kAtOnce, M>(args, epilogue, row, token);
     }
-    if (row < args.row_end) {
-        multiply_small<Codes, Bits, HasCoefficient, 1, M>(args, epilogue, row, token);
+    if constexpr (Codes::kTileRows < kRows) {
+        for (; row < row_end; row += kLanes) {
+            multiply_small<Codes, Bits, HasCoefficient, 1, M>(args, epilogue, row, token);
+        }
     }
 }
 
-template <class Codes, int Bits, int M>
-void small_rows(const QgemmArgs& args, int32_t token) {
-    const Epilogue<Floats> epilogue(args, static_cast<float>(1 << (Bits - 1)));
-    epilogue.has_coefficient ? multiply_rows<Codes, Bits, M, true>(args, epilogue, token)
-                             : multiply_rows<Codes, Bits, M, false>(args, epilogue, token);
+/// All blocks of tokens before the next rows: these come from memory once.
+template <class Codes, int Bits, bool HasCoefficient>
+void multiply_tokens(const QgemmArgs& args, const Epilogue<Floats>& epilogue) {
+    constexpr int64_t kRows = 64;
+    for (int64_t row = args.row_begin; row < args.row_end; row += kRows) {
+        const int64_t row_end = row + kRows < args.row_end ? row + kRows : args.row_end;
+        for_each_block(args.m, [&]<int M>(int32_t token) {
+            multiply_rows<Codes, Bits, M, HasCoefficient>(args, epilogue, row, row_end, token);
+        });
+    }
 }
 
 template <class Codes, int Bits>
 void qgemm_small(const QgemmArgs& args) {
-    for_each_block(args.m, [&]<int M>(int32_t token) { small_rows<Codes, Bits, M>(args, token); });
+    const Epilogue<Floats> epilogue(args, static_cast<float>(1 << (Bits - 1)));
+    epilogue.has_coefficient ? multiply_tokens<Codes, Bits, true>(args, epilogue)
+                             : multiply_tokens<Codes, Bits, false>(args, epilogue);
 }
 
 }  // namespace

@@ -30,7 +30,7 @@ constexpr uint32_t kFeatures = kAvx2 | kFma | kF16c | kAvx512f | kAvx512bw | kAv
             act_quant, kTokenBlock                                                                               \
     }
 #define TMAC_QUADS(suffix, bits, codebook) \
-    TMAC_ROW(suffix, bits, codebook, Layout::quads, bit_of(Layout::quads), (qgemm<Quads<bits>, bits>))
+    TMAC_ROW(suffix, bits, codebook, Layout::wide_quads, bit_of(Layout::wide_quads), (qgemm<Quads<bits>, bits>))
 #define TMAC_NIBBLES(suffix, bits) \
     TMAC_ROW(suffix, bits, Codebook::uniform, Layout::nibbles, bit_of(Layout::nibbles), (qgemm<Nibbles<bits>, bits>))
 
@@ -38,7 +38,8 @@ constinit const Kernel rows[] = {
     TMAC_QUADS("w1", 1, Codebook::uniform),
     TMAC_QUADS("w2", 2, Codebook::uniform),
     TMAC_QUADS("w3", 3, Codebook::uniform),
-    TMAC_ROW("w4", 4, Codebook::uniform, Layout::nibbles, bit_of(Layout::nibbles) | bit_of(Layout::quads), qgemm_w4),
+    TMAC_ROW("w4", 4, Codebook::uniform, Layout::nibbles, bit_of(Layout::nibbles) | bit_of(Layout::wide_quads),
+             qgemm_w4),
     TMAC_NIBBLES("w5", 5),
     TMAC_NIBBLES("w6", 6),
     TMAC_NIBBLES("w7", 7),
