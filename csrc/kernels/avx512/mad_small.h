@@ -119,9 +119,10 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
             };
             unpacked(std::make_integer_sequence<int, R>());
             if constexpr (M > 2) {
+                constexpr int kAhead = Shape<Codes, M>::kPrefetch;
                 TMAC_UNROLL
                 for (int i = 0; i < R * Codes::kRegions; ++i) {
-                    TMAC_PREFETCH(codes[i % R] + at + i / R * args.region_stride + Shape<Codes, M>::kPrefetch);
+                    TMAC_PREFETCH(codes[i % R] + at + i / R * args.region_stride + kAhead);
                 }
             }
             at += Codes::kChunkBytes;
