@@ -177,10 +177,11 @@ TMAC_ALWAYS_INLINE void for_each_block(int32_t m, const Body& body) {
     }
 }
 
-/// Where the integer sum of one act group of one token starts: it counts codes from `centre`.
+/// Where the integer sum of one act group of one token starts, whose activations add up to `act_isum`: it counts codes
+/// from `centre`.
 template <class Codes, int Bits>
-TMAC_ALWAYS_INLINE __m512i start_of_sum(const QgemmArgs& args, int64_t index) {
-    return _mm512_set1_epi32(-(1 << (Bits - 1 + Codes::kShift)) * args.act_isum[index]);
+TMAC_ALWAYS_INLINE __m512i start_of_sum(int32_t act_isum) {
+    return _mm512_set1_epi32(-(1 << (Bits - 1 + Codes::kShift)) * act_isum);
 }
 
 }  // namespace

@@ -55,11 +55,13 @@ TMAC_ALWAYS_INLINE void multiply_panel(const QgemmArgs& args, const GroupTerms<F
                                        const PanelPart& part, int32_t token, Panel& panel) {
     constexpr int kUnroll = Codes::kColumns / 4;  // steps: every act group is padded to a multiple of them
     __m512i isum_i32x16[M][kPanelVectors];
-    const int64_t first_group = int64_t{token} * args.num_act_groups + part.group;
+    const int64_t groups = args.num_act_groups;  // known not to change when results are stored
+    const int64_t first_group = token * groups + part.group;
     if (part.first) {
+        const int32_t* act_isum = args.act_isum + first_group;
         TMAC_UNROLL
         for (int m = 0; m < M; ++m) {
-            isum_i32x16[m][0] = start_of_sum<Codes, Bits>(args, first_group + int64_t{m} * args.num_act_groups);
+            isum_i32x16[m][0] = start_of_sum<Codes, Bits>(act_isum[m * groups]);
             isum_i32x16[m][1] = isum_i32x16[m][0];
         }
     } else {
@@ -90,16 +92,19 @@ TMAC_ALWAYS_INLINE void multiply_panel(const QgemmArgs& args, const GroupTerms<F
         }
         return;
     }
+    const float* act_scale = args.act_scale + first_group;
+    const float* act_sum = args.act_sum + first_group;
+    float (*y)[kPanelVectors][kLanes] = panel.y + token;
     TMAC_UNROLL
-    for (int i = 0; i < M * kPanelVectors; ++i) {
-        const int m = i / 2;
-        const int v = i % 2;
-        const __m512i isum =
-            Codes::kShift == 0 ? isum_i32x16[m][v] : _mm512_srai_epi32(isum_i32x16[m][v], Codes::kShift);
-        const int64_t at = first_group + int64_t{m} * args.num_act_groups;
-        float* y = panel.y[token + m][v];
-        _mm512_store_ps(y, Epilogue<Floats>::add_known<HasCoefficient>(terms[v], isum, args.act_scale[at],
-                                                                       args.act_sum[at], _mm512_load_ps(y)));
+    for (int m = 0; m < M; ++m) {
+        TMAC_UNROLL
+        for (int v = 0; v < kPanelVectors; ++v) {
+            const __m512i isum =
+                Codes::kShift == 0 ? isum_i32x16[m][v] : _mm512_srai_epi32(isum_i32x16[m][v], Codes::kShift);
+            _mm512_store_ps(y[m][v],
+                            Epilogue<Floats>::add_known<HasCoefficient>(terms[v], isum, act_scale[m * groups],
+                                                                        act_sum[m * groups], _mm512_load_ps(y[m][v])));
+        }
     }
 }
 

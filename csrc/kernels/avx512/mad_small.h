@@ -106,7 +106,8 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
         Sums<Codes, M> sums[kChunks][R][M];
         TMAC_UNROLL
         for (int m = 0; m < M; ++m) {
-            const __m512i start = start_of_sum<Codes, Bits>(args, first_group + int64_t{m} * args.num_act_groups + g);
+            const __m512i start =
+                start_of_sum<Codes, Bits>(args.act_isum[first_group + int64_t{m} * args.num_act_groups + g]);
             TMAC_UNROLL
             for (int i = 0; i < kChunks * R; ++i) {
                 sums[i / R][i % R][m].start(i < R ? start : _mm512_setzero_si512());
