@@ -23,9 +23,9 @@ import numpy as np
 
 from benchmarks.energy import CostMeter
 from benchmarks.machine import machine
-from benchmarks.multiply import multiplier, prepared
+from benchmarks.multiply import fastest_reader, multiplier, prepared
 from benchmarks.rows import Limits, Row, heading
-from benchmarks.timing import LEAST_RUNS, RUN_SECONDS, STREAMED_BYTES, Timed, Times, parse_shape, timed
+from benchmarks.timing import LEAST_RUNS, RUN_SECONDS, STREAMED_BYTES, Timed, Times, parse_shape
 from benchmarks.weights import Error, Floats, Weights, gaussian, with_outliers
 from tmac import _core
 from tmac.spec import QuantSpec
@@ -64,20 +64,6 @@ def checked_errors(row: _core.KernelRow, activation: str, weights: Weights, x: F
     return error, results[1][1]
 
 
-def fastest_read(weights: Weights, threads: int) -> Timed:
-    """What the memory gives is what the faster way to read gets."""
-    parts = [buffer[: weights.bytes] for buffer in weights.buffers]
-    count, read = len(parts), _core.read_pass
-
-    def one(index: int) -> int:
-        return read(parts[index % count], threads, 1)
-
-    def four(index: int) -> int:
-        return read(parts[index % count], threads, 4)
-
-    return Timed(min((one, four), key=lambda call: min(timed(call, 5 * i, 5) for i in range(8))))
-
-
 def preparation(weights: Weights, x: Floats, threads: int, runs: int) -> Times:
     """Encoding the activations for one weight, alone."""
     first = _core.prepare_seconds(x, weights.buffers[0], 1, threads)
@@ -90,7 +76,7 @@ def measure(
 ) -> dict[str, Any]:
     """Times of the kernel, of the read pass and of the dot products, in alternating runs."""
     kernel = Timed(multiplier(weights, x, options.chain, threads))
-    read = fastest_read(weights, threads)
+    read = Timed(fastest_reader(weights, threads))
     kernel.calibrate()
     read.calibrate()
     meter, peaks = CostMeter(), []
@@ -124,7 +110,7 @@ def bench_kernel(row: _core.KernelRow, activation: str, n: int, k: int, options:
         group_size=options.group_size,
         zero_point="fixed" if row["codebook"] == "ternary" else options.zero_point,
     )
-    weights = Weights(spec, n, k, row["name"], options.cached)
+    weights = Weights(spec, n, k, row["name"], 0 if options.cached else STREAMED_BYTES)
     for m in options.m:
         x = gaussian(m, k)
         error, outlier_error = checked_errors(row, activation, weights, x)

@@ -78,7 +78,7 @@ def weights_of(row):
     from tmac.spec import QuantSpec
 
     spec = QuantSpec(bits=row["bits"], codebook=row["codebook"], group_size=128)
-    return Weights(spec, 64, 128, row["name"], cached=True)
+    return Weights(spec, 64, 128, row["name"], streamed_bytes=0)
 
 
 def test_a_wrong_answer_is_not_timed(monkeypatch):
