@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.peer import MOST_DECODED_TOKENS, Job, Kernel, Loaded, NotTimedError, Peer, main
+from benchmarks.peers.peer import Job, Kernel, Loaded, NotTimedError, Peer, main
 
 GROUP = 128
-INT8PACK_COLUMNS = 64
+INT8PACK_COLUMNS = 16
 BF16_ERROR = 0.01  # 8 bits of mantissa in the activations and the result
 PER_TENSOR_ERROR = 0.05  # 7 bits for the largest activation of all tokens
 
@@ -109,7 +109,7 @@ def load_int8(job: Job, x: Any) -> Loaded:
     import torch
 
     if job.k % INT8PACK_COLUMNS:
-        raise NotTimedError(f"wrong result where k is not a multiple of {INT8PACK_COLUMNS}")
+        raise NotTimedError(f"it reads past the end where k is not a multiple of {INT8PACK_COLUMNS}")
     codes, scales = random_int8(job)
     scales = scales.bfloat16()
     bf16 = x.bfloat16()
@@ -146,8 +146,8 @@ def load_dyn_quant(job: Job, x: Any) -> Loaded:
     """Made for Arm; elsewhere a reference path."""
     import torch
 
-    if job.m > MOST_DECODED_TOKENS and platform.machine() not in ("aarch64", "arm64"):
-        raise NotTimedError("a prompt would take seconds on this CPU's reference path")
+    if job.m > 1 and platform.machine() not in ("aarch64", "arm64"):
+        raise NotTimedError("more than one token takes seconds on this CPU's reference path")
 
     group = 32
     if job.k % group:
