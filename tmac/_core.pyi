@@ -1,6 +1,6 @@
 """The compiled core. Arrays are C-contiguous; a wrong dtype or shape raises ValueError, never a silent copy."""
 
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,8 @@ class KernelRow(TypedDict):
     bits: int
     codebook: str
     activations: list[str]
-    layout: str
+    layout: str  # what it packs weights into
+    layouts: list[str]  # what it can read
     features: list[str]
     runnable: bool  # this CPU (with TMAC_CPU_FEATURES applied) can execute it
     selectable: bool  # runnable and admitted by TMAC_ISA and TMAC_KERNEL
@@ -29,6 +30,8 @@ class PackedWeight:
     @property
     def kernel(self) -> str: ...
     @property
+    def prompt_kernel(self) -> str: ...
+    @property
     def layout(self) -> str: ...
     @property
     def nbytes(self) -> int: ...
@@ -43,7 +46,10 @@ class PackedWeight:
 
 def check_spec(spec: object) -> None: ...
 def select_kernel(spec: object) -> str:
-    """Name of the kernel that serves `spec` here; UnsupportedSpecError when there is none."""
+    """Name of the kernel that decodes `spec` here; UnsupportedSpecError when there is none."""
+
+def candidate_kernels(spec: object) -> list[tuple[str, str]]:
+    """(decoding kernel, prompt kernel) of every choice that the environment leaves for `spec`, the default first."""
 
 def pack(
     spec: object,
@@ -56,23 +62,34 @@ def pack(
     num_threads: int = 0,
 ) -> PackedWeight:
     """Canonical planes [bits, n, ceil(k/8)] (most significant first), scales [n, groups] f16/f32, zeros (or offsets)
-    [n, groups] u8/f16/f32 -> packed for `kernel`, default `select_kernel(spec)`."""
+    [n, groups] u8/f16/f32 -> packed for `kernel` ("decode" or "decode,prompt"), by default the first of
+    `candidate_kernels(spec)`."""
 
 def unpack(buffer: NDArray[np.uint8], num_threads: int = 0) -> dict[str, Any]:
-    """The inverse: {"spec": dict, "in_features", "out_features", "kernel", "layout", "planes", "scales",
-    "zeros": array | None, "perm": array | None}."""
+    """The inverse: {"spec": dict, "in_features", "out_features", "kernel", "prompt_kernel", "layout", "planes",
+    "scales", "zeros": array | None, "perm": array | None}."""
 
 def describe(buffer: NDArray[np.uint8]) -> dict[str, Any]:
-    """{"spec": dict, "in_features", "out_features", "kernel", "layout", "nbytes"}; ValueError for bytes that this CPU
-    cannot read."""
+    """{"spec": dict, "in_features", "out_features", "kernel", "prompt_kernel", "layout", "nbytes"}; ValueError for
+    bytes that this CPU cannot read."""
 
 def dequantize(buffer: NDArray[np.uint8], num_threads: int = 0) -> NDArray[np.float32]:
     """[out_features, in_features] in the checkpoint's column order (perm undone)."""
 
 def linear(
-    x: NDArray[np.float32], buffer: NDArray[np.uint8], bias: NDArray[np.float32] | None = None, num_threads: int = 0
+    x: NDArray[np.float32],
+    buffer: NDArray[np.uint8],
+    bias: NDArray[np.float32] | None = None,
+    num_threads: int = 0,
+    phase: str = "by_tokens",
 ) -> NDArray[np.float32]:
-    """x [tokens, in_features] -> [tokens, out_features]."""
+    """x [tokens, in_features] -> [tokens, out_features]. `phase` "decode" or "prompt" takes that class of the weight;
+    "by_tokens" decodes up to 16 tokens."""
+
+def linear_shared(
+    x: NDArray[np.float32], buffers: list[NDArray[np.uint8]], num_threads: int = 0, phase: str = "by_tokens"
+) -> list[NDArray[np.float32]]:
+    """The same for several weights of one input, whose activations are encoded once."""
 
 def linear_pointers(
     x: int,
@@ -106,6 +123,10 @@ def prepare_seconds(x: NDArray[np.float32], buffer: NDArray[np.uint8], repeats: 
     """Seconds that encoding x [tokens, in_features] for the weight takes, without the product: for benchmarks, the mean
     of `repeats` calls."""
 
+def barrier_seconds(repeats: int, num_threads: int = 0) -> float:
+    """Seconds that starting and joining the threads costs: the mean of `repeats` regions in which each thread waits
+    until all have come. For benchmarks."""
+
 def codes_to_planes(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]: ...
 def planes_to_codes(planes: NDArray[np.uint8], in_features: int) -> NDArray[np.uint8]: ...
 def codes_to_trits(codes: NDArray[np.uint8]) -> NDArray[np.uint8]: ...
@@ -124,5 +145,8 @@ def set_num_threads(num_threads: int) -> None:
     """0: back to the default, the CPUs that this process may use."""
 
 def get_num_threads() -> int: ...
+def thread_backend() -> Literal["own", "openmp"]:
+    """What runs the next operation of more than one thread: our own workers, or, where torch is loaded, the OpenMP
+    runtime that torch uses."""
 
 __version__: str

@@ -63,6 +63,16 @@ py::list features_of(const Kernel& kernel) {
     return names;
 }
 
+py::list layouts_of(const Kernel& kernel) {
+    py::list names;
+    for (int layout = 0; layout < kNumLayouts; ++layout) {
+        if (reads(kernel, static_cast<Layout>(layout))) {
+            names.append(name_of(static_cast<Layout>(layout)));
+        }
+    }
+    return names;
+}
+
 py::list kernels() {
     const Selection& chosen = selection();
     py::list rows;
@@ -75,6 +85,7 @@ py::list kernels() {
         fields["codebook"] = name_of(row.kernel->codebook);
         fields["activations"] = activations_of(*row.kernel);
         fields["layout"] = name_of(row.kernel->layout);
+        fields["layouts"] = layouts_of(*row.kernel);
         fields["features"] = features_of(*row.kernel);
         fields["runnable"] = chosen.runnable(*row.kernel);
         fields["selectable"] = chosen.selectable(row);
@@ -143,13 +154,25 @@ void bind_core(py::module_& module) {
     py::register_exception<UnsupportedSpec>(module, "UnsupportedSpecError", PyExc_RuntimeError);
     module.def("check_spec", [](const py::object& spec) { spec_from_python(spec); }, py::arg("spec"));
     module.def(
-        "select_kernel", [](const py::object& spec) { return select_kernel(spec_from_python(spec), selection()).name; },
+        "select_kernel",
+        [](const py::object& spec) { return select_kernels(spec_from_python(spec), selection()).decode->name; },
+        py::arg("spec"));
+    module.def(
+        "candidate_kernels",
+        [](const py::object& spec) {
+            std::vector<std::pair<std::string, std::string>> names;
+            for (const KernelPair& pair : candidates(spec_from_python(spec), selection())) {
+                names.emplace_back(pair.decode->name, pair.prompt->name);
+            }
+            return names;
+        },
         py::arg("spec"));
     module.def("kernels", &kernels);
     module.def("cpu_features", &features);
     module.def("cpu_model", &cpu_model);
     module.def("set_num_threads", &set_num_threads, py::arg("num_threads"));
     module.def("get_num_threads", &get_num_threads);
+    module.def("thread_backend", [] { return thread_backend() == ThreadBackend::own ? "own" : "openmp"; });
 }
 
 }  // namespace tmac

@@ -1,4 +1,5 @@
 #include "bindings/bindings.h"
+#include "ops/barrier_time.h"
 #include "ops/dot_peak.h"
 #include "ops/linear.h"
 #include "ops/prepare_time.h"
@@ -7,8 +8,19 @@
 namespace tmac {
 namespace {
 
+Phase phase_from_name(const std::string& name) {
+    static constexpr const char* kNames[kNumPhases] = {"by_tokens", "decode", "prompt"};
+    for (int index = 0; index < kNumPhases; ++index) {
+        if (name == kNames[index]) {
+            return static_cast<Phase>(index);
+        }
+    }
+    fail("[linear] unknown phase '", name, "'; known are by_tokens, decode, prompt");
+}
+
 py::array_t<float> linear_array(const py::array& x, const py::array& buffer, const std::optional<py::array>& bias,
-                                int num_threads) {
+                                int num_threads, const std::string& phase_name) {
+    const Phase phase = phase_from_name(phase_name);
     const auto* input = require_array<float>(x, "x", 2);
     const WeightView weight = view_weight(require_array<uint8_t>(buffer, "buffer", 1), buffer.shape(0));
     const float* bias_data = nullptr;
@@ -20,8 +32,8 @@ py::array_t<float> linear_array(const py::array& x, const py::array& buffer, con
     py::array_t<float> y({static_cast<int64_t>(x.shape(0)), weight.header.n});
     const Tensor in{const_cast<float*>(input), DType::f32, x.shape(0), x.shape(1), x.shape(1)};
     const Tensor out{y.mutable_data(), DType::f32, x.shape(0), weight.header.n, weight.header.n};
-    const py::gil_scoped_release release;
-    linear(in, weight, bias_data, out, num_threads);
+    const ReleasedGil release;
+    linear(in, {{weight, bias_data, out}}, phase, num_threads);
     return y;
 }
 
@@ -35,17 +47,36 @@ DType dtype_of_index(int index) {
 void linear_pointers(uintptr_t x, int x_type, int64_t x_stride, int64_t tokens, uintptr_t buffer, int64_t buffer_bytes,
                      uintptr_t bias, uintptr_t y, int y_type, int64_t y_stride, int64_t in_features,
                      int64_t out_features, int num_threads) {
-    const py::gil_scoped_release release;
+    const ReleasedGil release;
     const WeightView weight = view_weight(static_cast<const uint8_t*>(address(buffer)), buffer_bytes);
     const Tensor in{address(x), dtype_of_index(x_type), tokens, in_features, x_stride};
     const Tensor out{address(y), dtype_of_index(y_type), tokens, out_features, y_stride};
-    linear(in, weight, static_cast<const float*>(address(bias)), out, num_threads);
+    linear(in, {{weight, static_cast<const float*>(address(bias)), out}}, Phase::by_tokens, num_threads);
+}
+
+py::list linear_shared(const py::array& x, const std::vector<py::array>& buffers, int num_threads,
+                       const std::string& phase_name) {
+    const Phase phase = phase_from_name(phase_name);
+    const auto* input = require_array<float>(x, "x", 2);
+    const Tensor in{const_cast<float*>(input), DType::f32, x.shape(0), x.shape(1), x.shape(1)};
+    std::vector<Projection> projections;
+    py::list results;
+    for (const py::array& buffer : buffers) {
+        const WeightView weight = view_weight(require_array<uint8_t>(buffer, "buffer", 1), buffer.shape(0));
+        py::array_t<float> y({static_cast<int64_t>(x.shape(0)), weight.header.n});
+        projections.push_back(
+            {weight, nullptr, {y.mutable_data(), DType::f32, x.shape(0), weight.header.n, weight.header.n}});
+        results.append(std::move(y));
+    }
+    const ReleasedGil release;
+    linear(in, projections, phase, num_threads);
+    return results;
 }
 
 uint64_t read_pass_array(const py::array& buffer, int num_threads, int streams) {
     const auto* data = require_array<uint8_t>(buffer, "buffer", 1);
     const int64_t bytes = buffer.shape(0);
-    const py::gil_scoped_release release;
+    const ReleasedGil release;
     return read_pass(data, bytes, streams, num_threads);
 }
 
@@ -61,15 +92,18 @@ double prepare_seconds_array(const py::array& x, const py::array& buffer, int re
 
 void bind_ops(py::module_& module) {
     module.def("linear", &linear_array, py::arg("x"), py::arg("buffer"), py::arg("bias") = py::none(),
-               py::arg("num_threads") = 0);
+               py::arg("num_threads") = 0, py::arg("phase") = "by_tokens");
+    module.def("linear_shared", &linear_shared, py::arg("x"), py::arg("buffers"), py::arg("num_threads") = 0,
+               py::arg("phase") = "by_tokens");
     module.def("linear_pointers", &linear_pointers, py::arg("x"), py::arg("x_type"), py::arg("x_stride"),
                py::arg("tokens"), py::arg("buffer"), py::arg("buffer_bytes"), py::arg("bias"), py::arg("y"),
                py::arg("y_type"), py::arg("y_stride"), py::arg("in_features"), py::arg("out_features"),
                py::arg("num_threads"));
-    module.def("dot_peak", &dot_peak, py::arg("isa"), py::arg("num_threads") = 0,
-               py::call_guard<py::gil_scoped_release>());
+    module.def("dot_peak", &dot_peak, py::arg("isa"), py::arg("num_threads") = 0, py::call_guard<ReleasedGil>());
     module.def("prepare_seconds", &prepare_seconds_array, py::arg("x"), py::arg("buffer"), py::arg("repeats"),
                py::arg("num_threads") = 0);
+    module.def("barrier_seconds", &barrier_seconds, py::arg("repeats"), py::arg("num_threads") = 0,
+               py::call_guard<ReleasedGil>());
     module.def("read_pass", &read_pass_array, py::arg("buffer"), py::arg("num_threads") = 0, py::arg("streams") = 1);
 }
 

@@ -34,7 +34,7 @@ const void* require_groups(const py::array& array, const char* name, const Dimen
 
 PackedWeight pack_arrays(const py::object& spec_object, const py::array& planes, int64_t in_features,
                          const py::array& scales, const std::optional<py::array>& zeros,
-                         const std::optional<py::array>& perm, const std::string& kernel_name, int num_threads) {
+                         const std::optional<py::array>& perm, const std::string& kernel_names, int num_threads) {
     CanonicalWeight weight{};
     weight.spec = spec_from_python(spec_object);
     const auto* plane_bytes = require_array<uint8_t>(planes, "planes", 3);
@@ -58,15 +58,10 @@ PackedWeight pack_arrays(const py::object& spec_object, const py::array& planes,
         TMAC_CHECK(perm->shape(0) == in_features, "[perm] expected ", in_features, " columns, got ", perm->shape(0));
         check_permutation(weight.perm, in_features);
     }
-    const Kernel* kernel = nullptr;
-    if (kernel_name.empty()) {
-        kernel = &select_kernel(weight.spec, selection());
-    } else {
-        kernel = find_kernel(kernel_name);
-        TMAC_CHECK(kernel != nullptr, "[pack] unknown kernel '", kernel_name, "'");
-    }
-    const py::gil_scoped_release release;
-    return pack(weight, *kernel, num_threads);
+    const KernelPair kernels =
+        kernel_names.empty() ? select_kernels(weight.spec, selection()) : parse_kernels(kernel_names);
+    const ReleasedGil release;
+    return pack(weight, kernels, num_threads);
 }
 
 WeightView view_of(const py::array& buffer) {
@@ -79,7 +74,8 @@ py::dict describe(const WeightView& view) {
     fields["spec"] = spec_to_python(view.header.spec);
     fields["in_features"] = view.header.k;
     fields["out_features"] = view.header.n;
-    fields["kernel"] = view.kernel->name;
+    fields["kernel"] = view.kernels.decode->name;
+    fields["prompt_kernel"] = view.kernels.prompt->name;
     fields["layout"] = name_of(view.header.layout);
     fields["nbytes"] = view.parts.bytes;
     return fields;
@@ -95,7 +91,7 @@ py::dict unpack_arrays(const py::array& buffer, int num_threads) {
     std::vector<uint8_t> zeros(values * static_cast<size_t>(element_bytes(view.header.zero_type)));
     std::vector<uint8_t> perm(view.perm() == nullptr ? 0 : static_cast<size_t>(view.header.k) * sizeof(int32_t));
     {
-        const py::gil_scoped_release release;
+        const ReleasedGil release;
         unpack(view, planes.data(), scales.data(), zeros.data(), reinterpret_cast<int32_t*>(perm.data()), num_threads);
     }
     const std::vector<py::ssize_t> group_shape = {view.header.n, view.parts.num_groups};
@@ -117,7 +113,7 @@ py::array_t<float> dequantize_array(const py::array& buffer, int num_threads) {
     const WeightView view = view_of(buffer);
     py::array_t<float> out({view.header.n, view.header.k});
     float* data = out.mutable_data();
-    const py::gil_scoped_release release;
+    const ReleasedGil release;
     dequantize(view, data, num_threads);
     return out;
 }
@@ -187,7 +183,7 @@ py::tuple quantize_array(const py::array& weight, const py::object& spec_object,
     TMAC_CHECK(n >= 1 && k >= 1 && k <= kMaxColumns, "[round_to_nearest] a weight of shape [", n, ", ", k,
                "] cannot be quantized");
     QuantizedRows rows = [&] {
-        const py::gil_scoped_release release;
+        const ReleasedGil release;
         return round_to_nearest(data, n, k, spec, num_threads);
     }();
     const std::vector<py::ssize_t> group_shape = {n, num_groups(spec, k)};
@@ -206,6 +202,8 @@ void bind_weights(py::module_& module) {
         .def_property_readonly("in_features", [](const PackedWeight& w) { return w.header().k; })
         .def_property_readonly("out_features", [](const PackedWeight& w) { return w.header().n; })
         .def_property_readonly("kernel", [](const PackedWeight& w) { return std::string(w.header().kernel); })
+        .def_property_readonly("prompt_kernel",
+                               [](const PackedWeight& w) { return std::string(w.header().prompt_kernel); })
         .def_property_readonly("layout", [](const PackedWeight& w) { return name_of(w.header().layout); })
         .def_property_readonly("nbytes", &PackedWeight::size)
         .def_property_readonly("spec", [](const PackedWeight& w) { return spec_to_python(w.header().spec); })

@@ -7,12 +7,15 @@ namespace tmac {
 /// Memory order of the codes of a packed weight. Regions are planes, most significant first, unless said otherwise, so
 /// that the leading regions alone are a weight of fewer bits.
 enum class Layout : uint8_t {
-    planes,     ///< the file format: [bits][n][ceil(k/8)], bit i of a byte is column 8j+i
-    lut_rows,   ///< tiles of 32 rows; 8 columns of a tile in 32 bytes, one per row, two 4-column nibbles each (AVX2)
-    lut_quads,  ///< tiles of 32 rows; 32 columns of 16 rows in 64 bytes, four per row, eight 4-column nibbles (AVX-512)
-    nibbles,    ///< tiles of 16 rows; 8 columns in 64 bytes, four per row; regions: top and low 4 bits of a code
+    planes,   ///< the file format: [bits][n][ceil(k/8)], bit i of a byte is column 8j+i
+    rows,     ///< tiles of 32 rows; 8 columns of a tile in 32 bytes, one per row, two 4-column nibbles each
+    quads,    ///< tiles of 32 rows; 32 columns of 16 rows in 64 bytes, four per row, eight 4-column nibbles
+    nibbles,  ///< tiles of 16 rows; 8 columns in 64 bytes, four per row; regions: top 4 bits of a code, and the rest
 };
 inline constexpr int kNumLayouts = 4;
+
+/// Sets of layouts.
+constexpr uint8_t bit_of(Layout layout) { return static_cast<uint8_t>(1U << static_cast<int>(layout)); }
 
 /// What sizes and loops need to know of a layout.
 struct LayoutShape {
@@ -24,11 +27,11 @@ struct LayoutShape {
 
 constexpr LayoutShape layout_shape(Layout layout, int32_t bits) {
     switch (layout) {
-        case Layout::lut_rows:
-        case Layout::lut_quads:
+        case Layout::rows:
+        case Layout::quads:
             return {32, 32, 128, bits};
         case Layout::nibbles:
-            return {16, 8, 64, 2};
+            return {16, 8, 64, bits > 4 ? 2 : 1};
         case Layout::planes:
             break;
     }

@@ -66,6 +66,7 @@ uint32_t header_checksum(const PackedHeader& header) {
     Fnv1a hash;
     hash.add(header.magic);
     hash.add(header.kernel);
+    hash.add(header.prompt_kernel);
     hash.add(header.spec.bits);
     hash.add(header.spec.codebook);
     hash.add(header.spec.zero_point);

@@ -13,8 +13,9 @@ inline constexpr char kPackedMagic[8] = {'T', 'M', 'A', 'C', 'P', 'K', 'W', '1'}
 /// The head of a packed weight: everything that its bytes mean. Written by ops/pack, checked whenever bytes come back
 /// from Python. Offsets are derived from it, never stored.
 struct PackedHeader {
-    char magic[8];    ///< kPackedMagic
-    char kernel[56];  ///< registry name of the kernel it was packed for
+    char magic[8];           ///< kPackedMagic
+    char kernel[56];         ///< registry name of the kernel that decodes: generated tokens, a few at a time
+    char prompt_kernel[56];  ///< and of the one for prompts, which reads the same layout
     QuantSpec spec;
     int64_t n;
     int64_t k;

@@ -82,7 +82,7 @@ const char* name_of(Method method) {
 }
 
 const char* name_of(Layout layout) {
-    static constexpr const char* kNames[] = {"planes", "lut_rows", "lut_quads", "nibbles"};
+    static constexpr const char* kNames[] = {"planes", "rows", "quads", "nibbles"};
     return kNames[static_cast<int>(layout)];
 }
 
@@ -114,6 +114,8 @@ bool serves(const Kernel& kernel, const QuantSpec& spec) {
            spec.scale_format != ScaleFormat::two_level;
 }
 
+bool reads(const Kernel& kernel, Layout layout) { return (kernel.layouts & bit_of(layout)) != 0; }
+
 bool Selection::runnable(const Kernel& kernel) const { return (kernel.features & ~features) == 0; }
 
 bool Selection::selectable(const RegistryRow& row) const {
@@ -121,8 +123,11 @@ bool Selection::selectable(const RegistryRow& row) const {
     return runnable(*row.kernel) && (isa.empty() || any_isa || has_name(isa, row.isa));
 }
 
-Selection make_selection(uint32_t features, const std::string& isa, const std::string& kernel_names) {
-    Selection chosen{features, isa, {}};
+Selection make_selection(uint32_t features, const std::string& isa, const std::string& kernel_names,
+                         const std::string& method) {
+    Selection chosen{features, isa, method, {}};
+    TMAC_CHECK(method.empty() || method == name_of(Method::lut) || method == name_of(Method::mad),
+               "[TMAC_METHOD] unknown '", method, "'; known are lut, mad");
     if (!isa.empty()) {
         check_isa(chosen);
     }
@@ -136,23 +141,9 @@ Selection make_selection(uint32_t features, const std::string& isa, const std::s
 }
 
 const Selection& selection() {
-    static const Selection chosen = make_selection(cpu_features(), environment("TMAC_ISA"), environment("TMAC_KERNEL"));
+    static const Selection chosen =
+        make_selection(cpu_features(), environment("TMAC_ISA"), environment("TMAC_KERNEL"), environment("TMAC_METHOD"));
     return chosen;
-}
-
-const Kernel& select_kernel(const QuantSpec& spec, const Selection& selection) {
-    for (const Kernel* kernel : selection.kernels) {
-        if (serves(*kernel, spec)) {
-            return *kernel;
-        }
-    }
-    for (const RegistryRow& row : registry()) {
-        if (serves(*row.kernel, spec) && selection.selectable(row)) {
-            return *row.kernel;
-        }
-    }
-    throw UnsupportedSpec("no kernel serves " + to_string(spec) +
-                          (selection.isa.empty() ? "" : " with TMAC_ISA=" + selection.isa));
 }
 
 }  // namespace tmac

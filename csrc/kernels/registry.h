@@ -28,6 +28,16 @@ const Kernel* find_kernel(std::string_view name);
 /// Whether the kernel can compute what `spec` means.
 bool serves(const Kernel& kernel, const QuantSpec& spec);
 
+/// Whether the kernel can read weights of `layout`.
+bool reads(const Kernel& kernel, Layout layout);
+
+/// A layer's two numerics classes (docs/numerics.md): one kernel for generated tokens, one for prompts, both over the
+/// same bytes, in the layout that the first prefers.
+struct KernelPair {
+    const Kernel* decode;
+    const Kernel* prompt;
+};
+
 /// A loop that only takes int8 dot products in registers: what the arithmetic of an instruction set can give.
 struct DotPeak {
     Isa isa;
@@ -42,6 +52,7 @@ const DotPeak* find_dot_peak(std::string_view isa);
 struct Selection {
     uint32_t features;                   ///< of this CPU, less the hidden ones
     std::string isa;                     ///< TMAC_ISA, or empty
+    std::string method;                  ///< TMAC_METHOD: pins both classes, or empty
     std::vector<const Kernel*> kernels;  ///< TMAC_KERNEL, each bound to the specs it serves
 
     bool runnable(const Kernel& kernel) const;
@@ -49,12 +60,20 @@ struct Selection {
 };
 
 /// Throws std::invalid_argument on a name that is unknown or that this CPU cannot run.
-Selection make_selection(uint32_t features, const std::string& isa, const std::string& kernel_names);
+Selection make_selection(uint32_t features, const std::string& isa, const std::string& kernel_names,
+                         const std::string& method = "");
 
-/// TMAC_CPU_FEATURES, TMAC_ISA and TMAC_KERNEL of this process.
+/// TMAC_CPU_FEATURES, TMAC_ISA, TMAC_KERNEL and TMAC_METHOD of this process.
 const Selection& selection();
 
-/// The kernel for `spec`. Throws UnsupportedSpec when the selection has none.
-const Kernel& select_kernel(const QuantSpec& spec, const Selection& selection);
+/// The kernels for `spec`. Throws UnsupportedSpec when the selection has none.
+KernelPair select_kernels(const QuantSpec& spec, const Selection& selection);
+
+/// "decode" or "decode,prompt" as kernels; one name serves both phases. Throws std::invalid_argument on an unknown name
+/// and where the second cannot read the first one's layout.
+KernelPair parse_kernels(const std::string& names);
+
+/// Every pair that the selection admits for `spec`, the default first: what the tuner measures.
+std::vector<KernelPair> candidates(const QuantSpec& spec, const Selection& selection);
 
 }  // namespace tmac

@@ -31,7 +31,7 @@ void or_bits(uint8_t* row, int64_t column, int64_t count, uint32_t bits) {
     std::memcpy(row + first, &word, bytes);
 }
 
-// ---- lut_quads: byte j of a row's four = nibble j | nibble j+4 << 4 ----
+// ---- quads: byte j of a row's four = nibble j | nibble j+4 << 4 ----
 
 constexpr uint32_t spread_nibbles(uint32_t four) {  // nibble j -> byte j
     const uint32_t pairs = (four | (four << 8)) & 0x00ff00ffU;
@@ -54,7 +54,7 @@ uint32_t get_quad(const uint8_t* tile, int64_t row, int64_t chunk) {
     return gather_nibbles(word & 0x0f0f0f0fU) | (gather_nibbles((word >> 4) & 0x0f0f0f0fU) << 16);
 }
 
-// ---- lut_rows: one byte per row and 8 columns, which is the plane's own byte ----
+// ---- rows: one byte per row and 8 columns, which is the plane's own byte ----
 
 /// `unpacklo` and `unpackhi` take the low and high eight bytes of both 16-byte lanes: with rows 8..15 in the upper
 /// lane's low half, their results hold rows 0..15 and 16..31 in order.
@@ -84,18 +84,22 @@ uint32_t fold_halves(uint64_t eight) {
 
 uint64_t unfold_halves(uint32_t word) { return (word & 0x0f0f0f0fU) | (uint64_t{(word >> 4) & 0x0f0f0f0fU} << 32); }
 
-void put_codes(uint8_t* top, int64_t region_stride, uint64_t eight) {
+void put_codes(uint8_t* top, int64_t region_stride, int32_t bits, uint64_t eight) {
     const uint32_t high = fold_halves((eight >> 4) & kLowNibbles);
-    const uint32_t low = fold_halves(eight & kLowNibbles);
     std::memcpy(top, &high, 4);
-    std::memcpy(top + region_stride, &low, 4);
+    if (bits > 4) {
+        const uint32_t low = fold_halves(eight & kLowNibbles);
+        std::memcpy(top + region_stride, &low, 4);
+    }
 }
 
-uint64_t get_codes(const uint8_t* top, int64_t region_stride) {
+uint64_t get_codes(const uint8_t* top, int64_t region_stride, int32_t bits) {
     uint32_t high = 0;
     uint32_t low = 0;
     std::memcpy(&high, top, 4);
-    std::memcpy(&low, top + region_stride, 4);
+    if (bits > 4) {
+        std::memcpy(&low, top + region_stride, 4);
+    }
     return (unfold_halves(high) << 4) | unfold_halves(low);
 }
 
@@ -135,7 +139,7 @@ void planes_to_layout(const PlanesView& planes, const std::vector<ActGroup>& act
         const int64_t in_tile = row % shape.n_tile;
         if (out.layout == Layout::nibbles) {
             for_each_chunk(act_groups, shape.k_chunk, [&](int64_t column, int64_t count, int64_t chunk) {
-                put_codes(tile + chunk * shape.chunk_bytes + in_tile * 4, out.region_stride,
+                put_codes(tile + chunk * shape.chunk_bytes + in_tile * 4, out.region_stride, planes.bits,
                           load_codes(planes, row, column, count));
             });
             continue;
@@ -148,7 +152,7 @@ void planes_to_layout(const PlanesView& planes, const std::vector<ActGroup>& act
                 continue;
             }
             uint8_t* target = tile + plane * out.region_stride;
-            const auto put = out.layout == Layout::lut_quads ? put_quad : put_row;
+            const auto put = out.layout == Layout::quads ? put_quad : put_row;
             for_each_chunk(act_groups, shape.k_chunk, [&](int64_t column, int64_t count, int64_t chunk) {
                 put(target, in_tile, chunk, load_bits(source, column, count));
             });
@@ -166,7 +170,8 @@ void layout_to_planes(const TiledCodes& in, const std::vector<ActGroup>& act_gro
         const int64_t in_tile = row % shape.n_tile;
         if (in.layout == Layout::nibbles) {
             for_each_chunk(act_groups, shape.k_chunk, [&](int64_t column, int64_t count, int64_t chunk) {
-                const uint64_t eight = get_codes(tile + chunk * shape.chunk_bytes + in_tile * 4, in.region_stride);
+                const uint64_t eight =
+                    get_codes(tile + chunk * shape.chunk_bytes + in_tile * 4, in.region_stride, view.bits);
                 for (int32_t plane = 0; plane < view.bits; ++plane) {
                     or_bits(plane_row(plane), column, count, gather_bits((eight >> (7 - plane)) & kLowBits));
                 }
@@ -180,7 +185,7 @@ void layout_to_planes(const TiledCodes& in, const std::vector<ActGroup>& act_gro
                 continue;
             }
             const uint8_t* source = tile + plane * in.region_stride;
-            const auto get = in.layout == Layout::lut_quads ? get_quad : get_row;
+            const auto get = in.layout == Layout::quads ? get_quad : get_row;
             for_each_chunk(act_groups, shape.k_chunk, [&](int64_t column, int64_t count, int64_t chunk) {
                 or_bits(plane_row(plane), column, count, get(source, in_tile, chunk));
             });

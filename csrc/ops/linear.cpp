@@ -1,6 +1,7 @@
 #include "ops/linear.h"
 
 #include <algorithm>
+#include <deque>
 #include <vector>
 
 #include "core/check.h"
@@ -11,11 +12,21 @@
 namespace tmac {
 namespace {
 
-/// Tokens that are encoded and multiplied together: bounds the tables to a few MiB at any batch.
-constexpr int64_t kTokenBlock = 32;
+/// Tokens that are encoded and multiplied together: bounds the tables (4 bytes a column) to a few MiB at any batch.
+constexpr int64_t kLutTokens = 32;
+constexpr int64_t kTokens = kMaxTokens;
 
 /// Weights per thread under which starting one costs more than it saves.
 constexpr int64_t kMinWork = 1 << 16;
+
+/// What one projection needs while a block of tokens is multiplied.
+struct Step {
+    const Kernel* kernel;
+    const PreparedInput* input;
+    QgemmArgs args;
+    int64_t tiles;
+    int32_t n_tile;
+};
 
 QgemmArgs make_args(const WeightView& weight, const PreparedInput& input, int32_t tokens) {
     QgemmArgs args{};
@@ -26,12 +37,14 @@ QgemmArgs make_args(const WeightView& weight, const PreparedInput& input, int32_
     args.zeros = weight.header.zero_type == GroupType::none ? nullptr : weight.data + weight.parts.zeros;
     args.scale_type = weight.header.scale_type;
     args.zero_type = weight.header.zero_type;
+    args.layout = weight.header.layout;
     args.act_groups = input.act_groups.data();
     args.num_act_groups = static_cast<int32_t>(input.act_groups.size());
     args.num_groups = static_cast<int32_t>(weight.parts.num_groups);
     args.k = weight.header.k;
     args.padded_k = weight.parts.padded_k;
     args.act = input.act.data();
+    args.act_stride = input.act_bytes;
     args.act_scale = input.act_scale.data();
     args.act_sum = input.act_sum.data();
     args.act_isum = input.act_isum.data();
@@ -41,21 +54,26 @@ QgemmArgs make_args(const WeightView& weight, const PreparedInput& input, int32_
 }
 
 /// Rows [begin, end) of every token of a block: undo the down-scaling, add the bias, round to y's type.
-void finish_rows(const QgemmArgs& args, const PreparedInput& input, const float* bias, const Tensor& y, int64_t first) {
+void finish_rows(const QgemmArgs& args, const PreparedInput& input, const Projection& projection, int64_t first) {
+    const bool plain = projection.bias == nullptr && projection.y.type == DType::f32;
     for (int64_t token = 0; token < args.m; ++token) {
+        const bool scaled_down = input.scaled_down[static_cast<size_t>(token)] != 0;
+        if (plain && !scaled_down) {
+            continue;
+        }
         float* values = args.y + token * args.ldy;
-        if (input.scaled_down[static_cast<size_t>(token)] != 0) {
+        if (scaled_down) {
             for (int64_t row = args.row_begin; row < args.row_end; ++row) {
                 values[row] *= kScaleUp;
             }
         }
-        if (bias != nullptr) {
+        if (projection.bias != nullptr) {
             for (int64_t row = args.row_begin; row < args.row_end; ++row) {
-                values[row] += bias[row];
+                values[row] += projection.bias[row];
             }
         }
-        if (y.type != DType::f32) {
-            store_columns(y, first + token, args.row_begin, args.row_end, values);
+        if (projection.y.type != DType::f32) {
+            store_columns(projection.y, first + token, args.row_begin, args.row_end, values);
         }
     }
 }
@@ -68,40 +86,105 @@ void check_shapes(const Tensor& x, const WeightView& weight, const Tensor& y) {
     TMAC_CHECK(x.rows == y.rows && x.rows >= 0, "[linear] the input has ", x.rows, " tokens, the output ", y.rows);
 }
 
-int threads_for(const WeightView& weight, int64_t tokens, int num_threads) {
-    const int64_t work = weight.header.n * weight.header.k * tokens / kMinWork;
+int threads_for(int64_t weights, int num_threads) {
     const int wanted = num_threads > 0 ? num_threads : get_num_threads();
-    return static_cast<int>(std::clamp<int64_t>(work, 1, wanted));
+    return static_cast<int>(std::clamp<int64_t>(weights / kMinWork, 1, wanted));
+}
+
+const Kernel* kernel_for(const WeightView& weight, Phase phase, int64_t tokens) {
+    const bool prompt = phase == Phase::prompt || (phase == Phase::by_tokens && tokens > kDecodeTokens);
+    return prompt ? weight.kernels.prompt : weight.kernels.decode;
+}
+
+/// Buffers that live as long as the calling thread.
+struct Scratch {
+    std::deque<PreparedInput> inputs;         ///< one per distinct encoding
+    std::vector<std::vector<float>> results;  ///< f32 results of a block, per projection whose y has another type
+    std::vector<Step> steps;
+};
+
+/// The input of `projections[index]`: encoded anew unless an earlier projection wanted it alike.
+const PreparedInput& input_for(const Tensor& x, const std::vector<Projection>& projections, size_t index, int64_t first,
+                               int32_t tokens, int threads, Scratch& scratch) {
+    const Projection& projection = projections[index];
+    for (size_t i = 0; i < index; ++i) {
+        if (same_encoding(*scratch.steps[i].kernel, projections[i].weight, *scratch.steps[index].kernel,
+                          projection.weight)) {
+            return *scratch.steps[i].input;
+        }
+    }
+    while (scratch.inputs.size() <= index) {
+        scratch.inputs.emplace_back();
+    }
+    prepare(*scratch.steps[index].kernel, projection.weight, x, first, tokens, threads, scratch.inputs[index]);
+    return scratch.inputs[index];
+}
+
+void make_step(const Tensor& x, const std::vector<Projection>& projections, size_t index, int64_t first, int32_t tokens,
+               int threads, Scratch& scratch) {
+    const Projection& projection = projections[index];
+    Step& step = scratch.steps[index];
+    step.input = &input_for(x, projections, index, first, tokens, threads, scratch);
+    step.args = make_args(projection.weight, *step.input, tokens);
+    if (projection.y.type == DType::f32) {
+        step.args.y = static_cast<float*>(projection.y.data) + first * projection.y.stride;
+        step.args.ldy = projection.y.stride;
+        return;
+    }
+    std::vector<float>& results = scratch.results[index];
+    results.resize(static_cast<size_t>(tokens * projection.weight.header.n));
+    step.args.y = results.data();
+    step.args.ldy = projection.weight.header.n;
+}
+
+/// Tiles [begin, end) of all steps, counted through.
+void run_tiles(const std::vector<Projection>& projections, const std::vector<Step>& steps, int64_t first, Range tiles) {
+    int64_t before = 0;
+    for (size_t i = 0; i < projections.size(); ++i) {
+        const Step& step = steps[i];
+        const int64_t begin = std::max<int64_t>(tiles.begin - before, 0);
+        const int64_t end = std::min(tiles.end - before, step.tiles);
+        before += step.tiles;
+        if (begin >= end) {
+            continue;
+        }
+        QgemmArgs args = step.args;
+        args.row_begin = begin * step.n_tile;
+        args.row_end = std::min(args.n, end * step.n_tile);
+        step.kernel->run(args);
+        finish_rows(args, *step.input, projections[i], first);
+    }
 }
 
 }  // namespace
 
-void linear(const Tensor& x, const WeightView& weight, const float* bias, const Tensor& y, int num_threads) {
-    check_shapes(x, weight, y);
-    const int32_t n_tile = layout_shape(weight.header.layout, weight.header.spec.bits).n_tile;
-    thread_local PreparedInput input;
-    thread_local std::vector<float> results;  // f32 results of a block where y has another type
-    for (int64_t first = 0; first < x.rows; first += kTokenBlock) {
-        const auto tokens = static_cast<int32_t>(std::min(kTokenBlock, x.rows - first));
-        const int threads = threads_for(weight, tokens, num_threads);
-        prepare(weight, x, first, tokens, threads, input);
-        QgemmArgs block = make_args(weight, input, tokens);
-        if (y.type == DType::f32) {
-            block.y = static_cast<float*>(y.data) + first * y.stride;
-            block.ldy = y.stride;
-        } else {
-            results.resize(static_cast<size_t>(tokens * weight.header.n));
-            block.y = results.data();
-            block.ldy = weight.header.n;
+void linear(const Tensor& x, const std::vector<Projection>& projections, Phase phase, int num_threads) {
+    thread_local Scratch scratch;
+    Scratch& mine = scratch;  // the caller's, not the worker's thread_local
+    mine.steps.assign(projections.size(), {});
+    mine.results.resize(std::max(mine.results.size(), projections.size()));
+    int64_t weights = 0;
+    int64_t tiles = 0;
+    int64_t block = kTokens;
+    for (size_t i = 0; i < projections.size(); ++i) {
+        const Projection& projection = projections[i];
+        check_shapes(x, projection.weight, projection.y);
+        const PackedHeader& header = projection.weight.header;
+        Step& step = mine.steps[i];
+        step.kernel = kernel_for(projection.weight, phase, x.rows);
+        step.n_tile = layout_shape(header.layout, header.spec.bits).n_tile;
+        step.tiles = (header.n + step.n_tile - 1) / step.n_tile;
+        weights += header.n * header.k;
+        tiles += step.tiles;
+        block = step.kernel->method == Method::lut ? kLutTokens : block;
+    }
+    for (int64_t first = 0; first < x.rows; first += block) {
+        const auto tokens = static_cast<int32_t>(std::min(block, x.rows - first));
+        const int threads = threads_for(weights * tokens, num_threads);
+        for (size_t i = 0; i < projections.size(); ++i) {
+            make_step(x, projections, i, first, tokens, threads, mine);
         }
-        const PreparedInput& prepared = input;  // the caller's, not the worker's thread_local
-        parallel_for(weight.header.n, n_tile, threads, [&](Range rows) {
-            QgemmArgs args = block;
-            args.row_begin = rows.begin;
-            args.row_end = rows.end;
-            weight.kernel->run(args);
-            finish_rows(args, prepared, bias, y, first);
-        });
+        parallel_for(tiles, 1, threads, [&](Range range) { run_tiles(projections, mine.steps, first, range); });
     }
 }
 

@@ -16,10 +16,12 @@ namespace {
 
 constexpr int64_t kRowsPerThread = 32;  ///< a multiple of every n_tile, so that no two threads share a tile
 
-void check_parts(const CanonicalWeight& weight, const Kernel& kernel) {
+void check_parts(const CanonicalWeight& weight, const KernelPair& kernels) {
     validate(weight.spec);
-    if (!serves(kernel, weight.spec)) {
-        throw UnsupportedSpec(std::string(kernel.name) + " does not serve " + to_string(weight.spec));
+    for (const Kernel* kernel : {kernels.decode, kernels.prompt}) {
+        if (!serves(*kernel, weight.spec)) {
+            throw UnsupportedSpec(std::string(kernel->name) + " does not serve " + to_string(weight.spec));
+        }
     }
     TMAC_CHECK(weight.planes.bits == weight.spec.bits, "[pack] ", weight.planes.bits,
                " planes for bits=", int{weight.spec.bits});
@@ -29,14 +31,15 @@ void check_parts(const CanonicalWeight& weight, const Kernel& kernel) {
                "[pack] zeros are wanted exactly where zero_point is not 'fixed'");
 }
 
-PackedHeader make_header(const CanonicalWeight& weight, const Kernel& kernel) {
+PackedHeader make_header(const CanonicalWeight& weight, const KernelPair& kernels) {
     PackedHeader header{};
     std::memcpy(header.magic, kPackedMagic, sizeof(kPackedMagic));
-    std::strncpy(header.kernel, kernel.name, sizeof(header.kernel) - 1);
+    std::strncpy(header.kernel, kernels.decode->name, sizeof(header.kernel) - 1);
+    std::strncpy(header.prompt_kernel, kernels.prompt->name, sizeof(header.prompt_kernel) - 1);
     header.spec = weight.spec;
     header.n = weight.planes.n;
     header.k = weight.planes.k;
-    header.layout = kernel.layout;
+    header.layout = kernels.decode->layout;
     header.scale_type = weight.scale_type;
     header.zero_type = weight.zero_type;
     header.has_perm = weight.perm != nullptr ? 1 : 0;
@@ -119,12 +122,12 @@ void check_permutation(const int32_t* perm, int64_t k) {
     }
 }
 
-PackedWeight pack(const CanonicalWeight& weight, const Kernel& kernel, int num_threads) {
-    check_parts(weight, kernel);
-    const PackedHeader header = make_header(weight, kernel);
+PackedWeight pack(const CanonicalWeight& weight, const KernelPair& kernels, int num_threads) {
+    check_parts(weight, kernels);
+    const PackedHeader header = make_header(weight, kernels);
     const PackedParts parts = packed_parts(header);
     PackedWeight packed(header, parts);
-    const WeightView view{header, parts, &kernel, packed.data()};
+    const WeightView view{header, parts, kernels, packed.data()};
     if (weight.perm != nullptr) {
         std::memcpy(packed.data() + parts.perm, weight.perm, static_cast<size_t>(header.k) * sizeof(int32_t));
     }

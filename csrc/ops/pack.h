@@ -23,9 +23,9 @@ struct CanonicalWeight {
 /// Throws std::invalid_argument unless `perm` holds every number of 0..k-1 once.
 void check_permutation(const int32_t* perm, int64_t k);
 
-/// Canonical planes to the memory order of `kernel`, rows in parallel. Throws std::invalid_argument where the parts do
-/// not fit the spec, UnsupportedSpec where the kernel does not serve it.
-PackedWeight pack(const CanonicalWeight& weight, const Kernel& kernel, int num_threads);
+/// Canonical planes to the memory order of `kernels`, rows in parallel. Throws std::invalid_argument where the parts do
+/// not fit the spec, UnsupportedSpec where one of the kernels does not serve it.
+PackedWeight pack(const CanonicalWeight& weight, const KernelPair& kernels, int num_threads);
 
 /// The inverse; the arrays have the sizes that the view's header gives, `planes` is zeroed. `zeros` and `perm` are
 /// null where the weight has none.

@@ -11,7 +11,9 @@
 namespace tmac {
 namespace {
 
-int64_t bytes_per_token(Method method, int64_t padded_k) {
+constexpr int64_t kLine = 64;
+
+int64_t bytes_of_columns(Method method, int64_t padded_k) {
     switch (method) {
         case Method::lut:
             return padded_k * (kLutEntries / kLutGroup);
@@ -23,11 +25,37 @@ int64_t bytes_per_token(Method method, int64_t padded_k) {
     return padded_k * static_cast<int64_t>(sizeof(float));
 }
 
-void reserve(const WeightView& weight, int32_t tokens, PreparedInput& out) {
+/// An odd number of cache lines: tokens that lie a power of two apart would all fall into the same sets of the cache.
+int64_t bytes_per_token(const Kernel& kernel, int64_t padded_k) {
+    const int64_t bytes = bytes_of_columns(kernel.method, padded_k);
+    return kernel.token_block != 0 ? bytes : ((bytes + kLine - 1) / kLine | 1) * kLine;
+}
+
+/// Where a token's activations begin, and how far apart its groups of four columns are.
+struct Place {
+    int64_t begin;
+    int64_t step;
+};
+
+Place place_of(const PreparedInput& input, int32_t tokens, int32_t token) {
+    if (input.token_block == 0) {
+        return {token * input.act_bytes, 4};
+    }
+    int32_t first = 0;
+    int32_t count = tokens_in_block(tokens, input.token_block);
+    while (first + count <= token) {
+        first += count;
+        count = tokens_in_block(tokens - first, input.token_block);
+    }
+    return {first * input.act_bytes + (token - first) * 4, count * 4};
+}
+
+void reserve(const Kernel& kernel, const WeightView& weight, int32_t tokens, PreparedInput& out) {
     const LayoutShape shape = layout_shape(weight.header.layout, weight.header.spec.bits);
     out.act_groups = make_act_groups(weight.header.spec, weight.header.k, shape.k_chunk);
     out.padded_k = weight.parts.padded_k;
-    out.act_bytes = bytes_per_token(weight.kernel->method, out.padded_k);
+    out.act_bytes = bytes_per_token(kernel, out.padded_k);
+    out.token_block = kernel.token_block;
     const auto groups = static_cast<size_t>(tokens) * out.act_groups.size();
     out.act.resize(static_cast<size_t>(tokens * out.act_bytes));
     out.act_scale.resize(groups);
@@ -64,41 +92,53 @@ bool all_finite(const float* values, int64_t count) {
     return std::all_of(values, values + count, [](float value) { return std::isfinite(value); });
 }
 
-void prepare_token(const WeightView& weight, const float* x, int32_t token, PreparedInput& out) {
+void prepare_token(const Kernel& kernel, const WeightView& weight, const float* x, int32_t token, PreparedInput& out) {
     const size_t groups = out.act_groups.size();
     const size_t first = static_cast<size_t>(token) * groups;
+    const Place place = place_of(out, static_cast<int32_t>(out.scaled_down.size()), token);
     PrepareArgs args{&weight.header.spec,
+                     weight.header.layout,
                      x,
                      weight.header.k,
                      out.act_groups.data(),
                      static_cast<int32_t>(groups),
-                     out.act.data() + token * out.act_bytes,
+                     out.act.data() + place.begin,
+                     place.step,
                      out.act_scale.data() + first,
                      out.act_sum.data() + first,
                      out.act_isum.data() + first};
-    weight.kernel->prepare(args);
-    const bool overflow = weight.kernel->method != Method::float_exact && any_huge(args.act_scale, groups) &&
-                          all_finite(x, weight.header.k);
+    kernel.prepare(args);
+    const bool overflow =
+        kernel.method != Method::float_exact && any_huge(args.act_scale, groups) && all_finite(x, weight.header.k);
     if (!overflow) {
         return;
     }
     std::vector<float> smaller(x, x + weight.header.k);
     std::for_each(smaller.begin(), smaller.end(), [](float& value) { value *= kScaleDown; });
     args.x = smaller.data();
-    weight.kernel->prepare(args);
+    kernel.prepare(args);
     out.scaled_down[static_cast<size_t>(token)] = 1;
 }
 
 }  // namespace
 
-void prepare(const WeightView& weight, const Tensor& x, int64_t first, int32_t tokens, int num_threads,
-             PreparedInput& out) {
-    reserve(weight, tokens, out);
+bool same_encoding(const Kernel& kernel, const WeightView& weight, const Kernel& other_kernel,
+                   const WeightView& other) {
+    const QuantSpec& spec = weight.header.spec;
+    const QuantSpec& other_spec = other.header.spec;
+    const bool same_columns = weight.perm() == nullptr && other.perm() == nullptr && weight.header.k == other.header.k;
+    return same_columns && kernel.prepare == other_kernel.prepare && weight.header.layout == other.header.layout &&
+           spec.activation == other_spec.activation && spec.group_size == other_spec.group_size;
+}
+
+void prepare(const Kernel& kernel, const WeightView& weight, const Tensor& x, int64_t first, int32_t tokens,
+             int num_threads, PreparedInput& out) {
+    reserve(kernel, weight, tokens, out);
     parallel_for(tokens, 1, tokens * x.columns < 4096 ? 1 : num_threads, [&](Range range) {
         std::vector<float> scratch;
         for (int64_t token = range.begin; token < range.end; ++token) {
             const float* row = gather_row(x, first + token, weight.perm(), scratch);
-            prepare_token(weight, row, static_cast<int32_t>(token), out);
+            prepare_token(kernel, weight, row, static_cast<int32_t>(token), out);
         }
     });
 }

@@ -15,6 +15,7 @@ struct PreparedInput {
     std::vector<ActGroup> act_groups;
     int64_t padded_k = 0;
     int64_t act_bytes = 0;             ///< per token
+    int32_t token_block = 0;           ///< of the kernel
     std::vector<uint8_t> act;          ///< [tokens][act_bytes]
     std::vector<float> act_scale;      ///< [tokens][act_groups]
     std::vector<float> act_sum;        ///< [tokens][act_groups]
@@ -26,8 +27,12 @@ inline constexpr float kHugeActScale = 0x1p56F;  ///< a token with such an act_s
 inline constexpr float kScaleDown = 0x1p-64F;
 inline constexpr float kScaleUp = 0x1p64F;
 
-/// Encodes rows [first, first + tokens) of `x`, whose columns are in the checkpoint's order.
-void prepare(const WeightView& weight, const Tensor& x, int64_t first, int32_t tokens, int num_threads,
-             PreparedInput& out);
+/// Whether one encoding of an input serves both kernels over their weights.
+bool same_encoding(const Kernel& kernel, const WeightView& weight, const Kernel& other_kernel, const WeightView& other);
+
+/// Encodes rows [first, first + tokens) of `x`, whose columns are in the checkpoint's order, for one of the weight's
+/// kernels.
+void prepare(const Kernel& kernel, const WeightView& weight, const Tensor& x, int64_t first, int32_t tokens,
+             int num_threads, PreparedInput& out);
 
 }  // namespace tmac

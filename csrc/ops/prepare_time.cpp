@@ -15,10 +15,10 @@ double prepare_seconds(const WeightView& weight, const Tensor& x, int repeats, i
                " repeats");
     const int threads = num_threads > 0 ? num_threads : get_num_threads();
     PreparedInput input;
-    prepare(weight, x, 0, static_cast<int32_t>(x.rows), threads, input);  // allocates
+    prepare(*weight.kernels.decode, weight, x, 0, static_cast<int32_t>(x.rows), threads, input);  // allocates
     const auto begin = std::chrono::steady_clock::now();
     for (int i = 0; i < repeats; ++i) {
-        prepare(weight, x, 0, static_cast<int32_t>(x.rows), threads, input);
+        prepare(*weight.kernels.decode, weight, x, 0, static_cast<int32_t>(x.rows), threads, input);
     }
     const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - begin;
     return elapsed.count() / repeats;

@@ -10,16 +10,17 @@
 namespace tmac {
 namespace {
 
-/// The header's kernel, which must be the one that its layout and spec were made for.
-const Kernel* kernel_of(const PackedHeader& header) {
-    const auto length = static_cast<size_t>(std::find(header.kernel, std::end(header.kernel), '\0') - header.kernel);
-    const Kernel* kernel = find_kernel({header.kernel, length});
+/// A kernel that the header names: it must read the header's layout and serve its spec.
+template <size_t Size>
+const Kernel* kernel_of(const PackedHeader& header, const char (&name)[Size]) {
+    const auto length = static_cast<size_t>(std::find(name, std::end(name), '\0') - name);
+    const Kernel* kernel = find_kernel({name, length});
     TMAC_CHECK(
         kernel != nullptr,
         "[linear] the weight was packed for a kernel that this build does not have: load it from its planes again");
     TMAC_CHECK(selection().runnable(*kernel), "[linear] the weight was packed for ", kernel->name,
                ", which this CPU cannot run: load it from its planes again");
-    TMAC_CHECK(kernel->layout == header.layout && serves(*kernel, header.spec),
+    TMAC_CHECK(reads(*kernel, header.layout) && serves(*kernel, header.spec),
                "[linear] the weight's layout or spec is not that of ", kernel->name);
     return kernel;
 }
@@ -42,7 +43,7 @@ WeightView view_weight(const uint8_t* data, int64_t size) {
                "[packed weight] these bytes are not a weight packed by this version");
     validate(view.header.spec);
     check_group_types(view.header);
-    view.kernel = kernel_of(view.header);
+    view.kernels = {kernel_of(view.header, view.header.kernel), kernel_of(view.header, view.header.prompt_kernel)};
     view.parts = packed_parts(view.header);
     TMAC_CHECK(view.parts.bytes == size, "[packed weight] the header speaks of ", view.parts.bytes,
                " bytes, but there are ", size);

@@ -3,7 +3,7 @@
 #include <cstdint>
 
 #include "core/packed_weight.h"
-#include "kernels/kernel.h"
+#include "kernels/registry.h"
 
 namespace tmac {
 
@@ -12,7 +12,7 @@ namespace tmac {
 struct WeightView {
     PackedHeader header;
     PackedParts parts;
-    const Kernel* kernel;
+    KernelPair kernels;
     const uint8_t* data;
 
     const int32_t* perm() const {

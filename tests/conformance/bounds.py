@@ -61,10 +61,10 @@ def bound(x: F32, weight: Weight, bias: F32 | None = None) -> F64:
     """|kernel - float64 product| <= this, [m, n]. Activations are finite."""
     size = np.abs(x.astype(np.float64))
     dense = np.abs(weight.dequantize())
-    per_method = {"lut": _lut, "mad": _mad, "float": _float}[method_of(weight.spec)]
+    per_method = {"lut": _lut, "mad": _mad, "float": _float}[method_of(weight)]
     total = per_method(size, weight, dense)
     # A token that may have been scaled down: what is lost there comes back 2^64 times larger.
-    down = (size.max(axis=1, initial=0) >= 2.0**56)[:, None] * (method_of(weight.spec) != "float")
+    down = (size.max(axis=1, initial=0) >= 2.0**56)[:, None] * (method_of(weight) != "float")
     scaled = (per_method(size * 2.0**-64, weight, dense) + TINY * dense.sum(axis=1)) * 2.0**64
     total = np.where(down, scaled, total)
     if bias is not None:
@@ -81,7 +81,7 @@ def _lut(size: F64, weight: Weight, dense: F64) -> F64:
         quads = quads_of(a).sum(axis=-1)
         largest, act_sum, count = quads.max(axis=1)[:, None], a.sum(axis=1)[:, None], quads.shape[1]
         scale = np.abs(weight.scales[:, group.weight_group].astype(np.float64))[None]
-        coefficient = coefficients(weight, group.weight_group, centre_of(spec))[None]
+        coefficient = coefficients(weight, group.weight_group, centre_of(weight))[None]
         tables = scale * planes * count * (0.5 + 762 * UNIT) * largest / 127
         lost = scale * planes * act_sum
         rounded = scale * planes * (act_sum + count * largest / 127)
@@ -94,7 +94,7 @@ def _lut(size: F64, weight: Weight, dense: F64) -> F64:
 
 def _mad(size: F64, weight: Weight, dense: F64) -> F64:
     spec, groups = weight.spec, list(act_groups(weight.spec, size.shape[1]))
-    centre = centre_of(spec)
+    centre = centre_of(weight)
     total = np.zeros((size.shape[0], dense.shape[0]))
     for group in groups:
         columns = slice(group.begin, group.end)

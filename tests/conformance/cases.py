@@ -96,19 +96,21 @@ def make_spec(
     )
 
 
-def make_weight(rng: np.random.Generator, spec: QuantSpec, n: int, k: int, zero_dtype: Any = None) -> Weight:
-    """Codes over the whole range, scales of both signs, zeros around the middle."""
+def make_weight(
+    rng: np.random.Generator, spec: QuantSpec, n: int, k: int, zero_dtype: Any = None, method: Any = None
+) -> Weight:
+    """Codes over the whole range, scales of both signs, zeros around the middle, for a kernel of `method`."""
     groups = spec.num_groups(k)
     top = 3 if spec.codebook == "ternary" else 2**spec.bits
     codes = rng.integers(0, top, (n, k), dtype=np.uint8)
     scales = rng.uniform(0.01, 0.1, (n, groups)) * rng.choice([-1, 1], (n, groups))
     scales = scales.astype(SCALE_FORMATS[spec.scale_format])
     if spec.zero_point == "fixed":
-        return Weight(spec, codes, scales, None)
+        return Weight(spec, codes, scales, None, method)
     if spec.zero_point == "offset":
-        return Weight(spec, codes, scales, rng.normal(0, 0.3, (n, groups)).astype(zero_dtype))
+        return Weight(spec, codes, scales, rng.normal(0, 0.3, (n, groups)).astype(zero_dtype), method)
     zeros = rng.uniform(0, top - 1, (n, groups))
-    return Weight(spec, codes, scales, (np.rint(zeros) if zero_dtype is np.uint8 else zeros).astype(zero_dtype))
+    return Weight(spec, codes, scales, (np.rint(zeros) if zero_dtype is np.uint8 else zeros).astype(zero_dtype), method)
 
 
 def make_activations(rng: np.random.Generator, m: int, k: int) -> F32:

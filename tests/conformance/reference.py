@@ -43,6 +43,9 @@ class Weight:
     codes: NDArray[np.uint8]
     scales: NDArray[Any]
     zeros: NDArray[Any] | None
+    method: Method | None = (
+        None  # of the kernel that multiplies; by default the class that docs/numerics.md names first
+    )
 
     def dequantize(self) -> F64:
         """The weight in float64, [n, k]: the numbers that the checkpoint means."""
@@ -87,10 +90,10 @@ def act_groups(spec: Spec, k: int) -> Iterator[ActGroup]:
             yield ActGroup(at, min(end, at + ACT_GROUP_SIZE[spec.activation]), index)
 
 
-def method_of(spec: Spec) -> Method:
-    if spec.activation == "float":
+def method_of(weight: Weight) -> Method:
+    if weight.spec.activation == "float":
         return "float"
-    return "lut" if spec.activation == "group" and spec.bits <= 4 else "mad"
+    return weight.method or ("lut" if weight.spec.activation == "group" and weight.spec.bits <= 4 else "mad")
 
 
 def fma(a: Any, b: Any, c: Any) -> F32:
@@ -191,8 +194,9 @@ def coefficient_of(weight: Weight, group: int, centre: float) -> F32 | None:
     return fma(scale, middle, zeros) if weight.spec.zero_point == "offset" else scale * (middle - zeros)
 
 
-def centre_of(spec: Spec) -> float:
-    return (2**spec.bits - 1) / 2 if method_of(spec) == "lut" else float(2 ** (spec.bits - 1))
+def centre_of(weight: Weight) -> float:
+    bits = weight.spec.bits
+    return (2**bits - 1) / 2 if method_of(weight) == "lut" else float(2 ** (bits - 1))
 
 
 def quantized_product(x: F32, weight: Weight) -> tuple[F32, NDArray[np.bool_]]:
@@ -203,7 +207,7 @@ def quantized_product(x: F32, weight: Weight) -> tuple[F32, NDArray[np.bool_]]:
     row_largest = np.maximum(np.abs(x).max(axis=1), np.float32(1e-5))  # NaN where the token has one
     for group in act_groups(spec, x.shape[1]):
         a, codes = x[:, group.begin : group.end], weight.codes[:, group.begin : group.end]
-        if method_of(spec) == "lut":
+        if method_of(weight) == "lut":
             tables, act_scale, act_sum = lut_tables(a)
             isum = lut_isum(tables, codes, spec.bits)
             size = np.abs(quads_of(a))
@@ -214,11 +218,11 @@ def quantized_product(x: F32, weight: Weight) -> tuple[F32, NDArray[np.bool_]]:
         assert np.abs(isum).max(initial=0) < 2**31
         scale = weight.scales[:, group.weight_group].astype(np.float32)
         y = fma(isum.astype(np.float32), scale[None, :] * act_scale[:, None], y)
-        coefficient = coefficient_of(weight, group.weight_group, centre_of(spec))
+        coefficient = coefficient_of(weight, group.weight_group, centre_of(weight))
         if coefficient is not None:
             y = fma(coefficient[None, :], act_sum[:, None], y)
         huge |= ~(act_scale < HUGE_ACT_SCALE)
-        if method_of(spec) == "lut":
+        if method_of(weight) == "lut":
             huge |= ~np.isfinite(act_sum)
     return y, huge
 
@@ -232,7 +236,7 @@ def linear(x: F32, weight: Weight, bias: F32 | None = None) -> F32:
     if x.shape[0] == 0:
         return np.zeros((0, weight.codes.shape[0]), np.float32)
     with np.errstate(all="ignore"):
-        if method_of(weight.spec) == "float":
+        if method_of(weight) == "float":
             y = float_product(x, weight)
         else:
             y, huge = quantized_product(x, weight)

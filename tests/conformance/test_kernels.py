@@ -7,6 +7,8 @@ float64 product. TMAC_TEST_BUDGET multiplies how many shapes are sampled.
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -45,7 +47,7 @@ def random_case(case: Case, seed: int, n: int, k: int, group_size: int, kind: Ze
     row, activation = case
     rng = np.random.default_rng(seed)
     spec = make_spec(row["bits"], row["codebook"], activation, group_size, kind, ("f16", "f32")[seed % 2])
-    weight = make_weight(rng, spec, n, k, kind.dtype)
+    weight = make_weight(rng, spec, n, k, kind.dtype, row["method"])
     return weight, make_activations(rng, m, k)
 
 
@@ -148,7 +150,7 @@ def test_the_comparison_sees_one_wrong_code(case: Case, twin: bool) -> None:
     weight, x = random_case(case, 3, 64, 128, 64, ZERO_KINDS[0], m=1)
     x[x == 0] = 1
     got = linear(x, pack(weight, case[0]["name"]))
-    changed = Weight(weight.spec, weight.codes.copy(), weight.scales, None)
+    changed = dataclasses.replace(weight, codes=weight.codes.copy())
     changed.codes[40, 77] ^= 1
     other = linear(x, pack(changed, scalar_twin(*case))) if twin else reference.linear(x, changed)
     assert (got != other)[0].nonzero()[0].tolist() == [40]

@@ -125,8 +125,8 @@ def test_a_longer_buffer_is_refused() -> None:
 
 
 # The header of csrc/core/packed_weight.h: these bytes are under the checksum, the other ones are padding.
-HASHED = [*range(69), *range(72, 100)]
-CHECKSUM = slice(100, 104)
+HASHED = [*range(125), *range(128, 156)]
+CHECKSUM = slice(156, 160)
 
 
 def fnv1a(data: bytes) -> int:
@@ -163,9 +163,9 @@ def forged_buffers(seed: int, count: int) -> list[Bytes]:
         if at % 8 == 7:
             bad[:] = rng.integers(0, 256, bad.size, dtype=np.uint8)
         elif at % 8 == 6:
-            bad[128:] = rng.integers(0, 256, bad.size - 128, dtype=np.uint8)
+            bad[192:] = rng.integers(0, 256, bad.size - 192, dtype=np.uint8)
         else:
-            for place in rng.choice(HASHED[64:], rng.integers(1, 4)):
+            for place in rng.choice(HASHED[120:], rng.integers(1, 4)):
                 bad[place] = rng.choice([0, 1, 2, 3, 127, 128, 255, int(rng.integers(256))])
         if at % 8 != 7:
             bad[CHECKSUM] = checksum(bad)

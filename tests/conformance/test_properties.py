@@ -53,7 +53,7 @@ def weights(draw: st.DrawFn, rows: list[Row] = RUNNABLE) -> tuple[Row, Weight]:
     scale_format = draw(st.sampled_from(["f16", "f32"]))
     spec = make_spec(row["bits"], row["codebook"], activation, group_size, kind, scale_format)
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    return row, make_weight(rng, spec, n, k, kind.dtype)
+    return row, make_weight(rng, spec, n, k, kind.dtype, row["method"])
 
 
 @st.composite
@@ -210,7 +210,10 @@ def test_torch_layer_is_the_same_product(dtype_name: str) -> None:
         assert got.dtype == dtype
         flat = np.ascontiguousarray(view.reshape(-1, k).float().numpy())
         codes = _core.unpack(layer.weight.numpy())
-        weight = Weight(layer.spec, _core.planes_to_codes(codes["planes"], k), codes["scales"], codes["zeros"])
+        name = layer.prompt_kernel if len(flat) > 16 else layer.kernel
+        method = next(row["method"] for row in RUNNABLE if row["name"] == name)
+        codes = [_core.planes_to_codes(codes["planes"], k), codes["scales"], codes["zeros"]]
+        weight = Weight(layer.spec, *codes, method)
         want = torch.from_numpy(reference.linear(flat, weight, dense.bias.detach().numpy())).to(dtype)
         assert torch.equal(got.reshape(-1, n), want)
 

@@ -83,9 +83,18 @@ class QuantLinear(nn.Module):
     @property
     def kernel(self) -> str:
         """Name of the kernel that the weight is packed for; "" while the module is empty."""
+        return self._kernels().partition(",")[0]
+
+    @property
+    def prompt_kernel(self) -> str:
+        """Name of the kernel for more than 16 tokens; "" while the module is empty."""
+        return self._kernels().partition(",")[2]
+
+    def _kernels(self) -> str:
         if not self.weight.is_cpu or self.weight.numel() == 0:
             return ""
-        return cast(str, _core.describe(self.weight.numpy())["kernel"])
+        about = _core.describe(self.weight.numpy())
+        return f"{about['kernel']},{about['prompt_kernel']}"
 
     def dequantize(self) -> Tensor:
         """The weight, f32 `[out_features, in_features]`, in the checkpoint's column order."""
@@ -210,7 +219,7 @@ class QuantLinear(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> QuantLinear:
         layer = type(self).__new__(type(self))
         memo[id(self)] = layer
-        layer.__setstate__(copy.deepcopy(self.__getstate__(), memo), self.kernel)
+        layer.__setstate__(copy.deepcopy(self.__getstate__(), memo), self._kernels())
         return layer
 
 

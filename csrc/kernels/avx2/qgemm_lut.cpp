@@ -9,7 +9,7 @@
 //   _mm256_unpacklo/hi_epi8       puts a row's two look-ups side by side                   0.5      1
 //   _mm256_maddubs_epi16          adds the two, times 2^plane, to int16 in one step        0.5      0.5
 //
-// 32 bytes hold 8 columns of 32 rows of one plane (Layout::lut_rows): a byte is a row, its low nibble the first four
+// 32 bytes hold 8 columns of 32 rows of one plane (Layout::rows): a byte is a row, its low nibble the first four
 // columns, its high nibble the next four. Unpacking the two results interleaves them, so that maddubs with the constant
 // 2^plane adds a row's two look-ups and widens. The layout's order of rows makes unpacklo rows 0..15, unpackhi 16..31.
 //
@@ -57,7 +57,7 @@ TMAC_ALWAYS_INLINE __m256i widen_high(__m256i v) { return _mm256_cvtepi16_epi32(
 template <int Bits, int M>
 void multiply_tile(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t tile, int32_t token) {
     constexpr int kSets = Bits == 4 ? 2 : 1;  // the plane of weight 8 sums alone
-    const int64_t table_stride = args.padded_k * (kLutEntries / kLutGroup);
+    const int64_t table_stride = args.act_stride;
     const uint8_t* codes = args.codes + tile * (args.padded_k / kStepColumns) * kStepBytes;
     const auto* tables = static_cast<const int8_t*>(args.act) + token * table_stride;
     const int64_t first_group = int64_t{token} * args.num_act_groups;
@@ -130,10 +130,10 @@ void qgemm(const QgemmArgs& args) {
 constexpr uint8_t kGroup = 1U << static_cast<int>(Activation::group);
 constexpr uint32_t kFeatures = kAvx2 | kFma | kF16c;
 
-#define TMAC_ROW(suffix, bits, codebook)                                                                            \
-    Kernel {                                                                                                        \
-        "qgemm_lut_" suffix "_avx2", bits, codebook, kGroup, Method::lut, Layout::lut_rows, kFeatures, qgemm<bits>, \
-            lut_ctor                                                                                                \
+#define TMAC_ROW(suffix, bits, codebook)                                                                      \
+    Kernel {                                                                                                  \
+        "qgemm_lut_" suffix "_avx2", bits, codebook, kGroup, Method::lut, Layout::rows, bit_of(Layout::rows), \
+            kFeatures, qgemm<bits>, lut_ctor                                                                  \
     }
 
 constinit const Kernel rows[] = {

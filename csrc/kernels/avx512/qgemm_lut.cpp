@@ -9,7 +9,7 @@
 //   _mm512_permutexvar_epi8  vpermb: 64 look-ups in a register of four tables           1          1
 //   _mm512_dpbusd_epi32      adds four neighbouring bytes, times 2^plane, to int32      1          1
 //
-// A 64-byte chunk holds 32 columns of 16 rows of one plane (Layout::lut_quads). Byte 4r + j is row r: its low nibble is
+// A 64-byte chunk holds 32 columns of 16 rows of one plane (Layout::quads). Byte 4r + j is row r: its low nibble is
 // column group j, its high nibble column group 4 + j, so four neighbouring bytes belong to one row and four tables:
 //
 //   byte        4r+0      4r+1      4r+2      4r+3
@@ -47,7 +47,7 @@ TMAC_ALWAYS_INLINE Nibbles indices_of(const uint8_t* bytes) {
 template <int Bits, int M, int Halves>
 void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t tile, int first_half,
                    int32_t token) {
-    const int64_t table_stride = args.padded_k * (kLutEntries / kLutGroup);
+    const int64_t table_stride = args.act_stride;
     const uint8_t* codes = args.codes + tile * (args.padded_k / kChunkColumns) * kChunkBytes + 64 * first_half;
     const auto* tables = static_cast<const int8_t*>(args.act) + token * table_stride;
     const float* act_scale = args.act_scale + int64_t{token} * args.num_act_groups;
@@ -128,10 +128,10 @@ constexpr uint8_t kGroup = 1U << static_cast<int>(Activation::group);
 constexpr uint32_t kFeatures =
     kAvx2 | kFma | kF16c | kAvx512f | kAvx512bw | kAvx512dq | kAvx512vl | kAvx512vbmi | kAvx512vnni;
 
-#define TMAC_ROW(suffix, bits, codebook)                                                                       \
-    Kernel {                                                                                                   \
-        "qgemm_lut_" suffix "_avx512_vbmi", bits, codebook, kGroup, Method::lut, Layout::lut_quads, kFeatures, \
-            qgemm<bits>, lut_ctor                                                                              \
+#define TMAC_ROW(suffix, bits, codebook)                                                                               \
+    Kernel {                                                                                                           \
+        "qgemm_lut_" suffix "_avx512_vbmi", bits, codebook, kGroup, Method::lut, Layout::quads, bit_of(Layout::quads), \
+            kFeatures, qgemm<bits>, lut_ctor                                                                           \
     }
 
 constinit const Kernel rows[] = {

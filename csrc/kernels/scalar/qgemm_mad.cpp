@@ -21,7 +21,7 @@ int32_t group_isum(const Row& row, const ActGroup& group, const int8_t* q, int32
 void qgemm(const QgemmArgs& args) {
     const int32_t centre = 1 << (args.spec->bits - 1);
     multiply_rows(args, static_cast<float>(centre), [&](const Row& row, const ActGroup& group, int32_t token) {
-        const auto* q = static_cast<const int8_t*>(args.act) + token * args.padded_k;
+        const auto* q = static_cast<const int8_t*>(args.act) + token * args.act_stride;
         return group_isum(row, group, q + group.padded_begin, centre);
     });
 }
@@ -29,17 +29,18 @@ void qgemm(const QgemmArgs& args) {
 constexpr uint8_t kToken = 1U << static_cast<int>(Activation::token);
 constexpr uint8_t kBoth = kToken | (1U << static_cast<int>(Activation::group));
 
-#define TMAC_ROW(suffix, bits, codebook, activations)                                                                \
-    Kernel {                                                                                                         \
-        "qgemm_mad_" suffix "_scalar", bits, codebook, activations, Method::mad, Layout::planes, 0, qgemm, act_quant \
+#define TMAC_ROW(suffix, bits, codebook, activations)                                            \
+    Kernel {                                                                                     \
+        "qgemm_mad_" suffix "_scalar", bits, codebook, activations, Method::mad, Layout::planes, \
+            bit_of(Layout::planes), 0, qgemm, act_quant                                          \
     }
 
 constinit const Kernel rows[] = {
-    TMAC_ROW("w1", 1, Codebook::uniform, kToken),      TMAC_ROW("w2", 2, Codebook::uniform, kToken),
-    TMAC_ROW("w3", 3, Codebook::uniform, kToken),      TMAC_ROW("w4", 4, Codebook::uniform, kToken),
-    TMAC_ROW("w5", 5, Codebook::uniform, kBoth),       TMAC_ROW("w6", 6, Codebook::uniform, kBoth),
-    TMAC_ROW("w7", 7, Codebook::uniform, kBoth),       TMAC_ROW("w8", 8, Codebook::uniform, kBoth),
-    TMAC_ROW("ternary", 2, Codebook::ternary, kToken),
+    TMAC_ROW("w1", 1, Codebook::uniform, kBoth),      TMAC_ROW("w2", 2, Codebook::uniform, kBoth),
+    TMAC_ROW("w3", 3, Codebook::uniform, kBoth),      TMAC_ROW("w4", 4, Codebook::uniform, kBoth),
+    TMAC_ROW("w5", 5, Codebook::uniform, kBoth),      TMAC_ROW("w6", 6, Codebook::uniform, kBoth),
+    TMAC_ROW("w7", 7, Codebook::uniform, kBoth),      TMAC_ROW("w8", 8, Codebook::uniform, kBoth),
+    TMAC_ROW("ternary", 2, Codebook::ternary, kBoth),
 };
 
 }  // namespace

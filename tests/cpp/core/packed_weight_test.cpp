@@ -26,7 +26,7 @@ PackedHeader make_header(Layout layout, int64_t n, int64_t k) {
 }  // namespace
 
 TEST_CASE("the parts follow one another, aligned, with room for every value", "[packed_weight]") {
-    for (const Layout layout : {Layout::planes, Layout::lut_rows, Layout::lut_quads, Layout::nibbles}) {
+    for (const Layout layout : {Layout::planes, Layout::rows, Layout::quads, Layout::nibbles}) {
         for (const int64_t n : {1, 16, 33}) {
             for (const int64_t k : {1, 100, 576}) {
                 PackedHeader header = make_header(layout, n, k);
@@ -63,7 +63,7 @@ TEST_CASE("sizes out of range are refused before anything is allocated", "[packe
 }
 
 TEST_CASE("the largest sizes do not overflow", "[packed_weight]") {
-    PackedHeader header = make_header(Layout::lut_quads, kMaxRows, kMaxColumns);
+    PackedHeader header = make_header(Layout::quads, kMaxRows, kMaxColumns);
     header.spec.group_size = 1;
     header.spec.bits = 8;
     header.scale_type = GroupType::f32;

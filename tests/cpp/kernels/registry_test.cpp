@@ -56,16 +56,16 @@ TEST_CASE("every spec has a scalar kernel, whatever the CPU", "[registry]") {
     const Selection bare = make_selection(0, "", "");
     for (const Activation activation : {Activation::group, Activation::token, Activation::float_exact}) {
         for (int bits = 1; bits <= 8; ++bits) {
-            CHECK(isa_of(select_kernel(spec_of(bits, Codebook::uniform, activation), bare)) == Isa::scalar);
+            CHECK(isa_of(*select_kernels(spec_of(bits, Codebook::uniform, activation), bare).decode) == Isa::scalar);
         }
-        CHECK(isa_of(select_kernel(spec_of(2, Codebook::ternary, activation), bare)) == Isa::scalar);
+        CHECK(isa_of(*select_kernels(spec_of(2, Codebook::ternary, activation), bare).decode) == Isa::scalar);
     }
 }
 
 TEST_CASE("a spec that nothing serves is a different error from a wrong name", "[registry]") {
     QuantSpec spec = spec_of(4);
     spec.scale_format = ScaleFormat::two_level;
-    CHECK_THROWS_AS(select_kernel(spec, make_selection(0, "", "")), UnsupportedSpec);
+    CHECK_THROWS_AS(select_kernels(spec, make_selection(0, "", "")), UnsupportedSpec);
     CHECK_THROWS_WITH(make_selection(0, "sse9", ""), TMAC_CONTAINS("sse9"));
     CHECK_THROWS_WITH(make_selection(0, "", "qgemm_magic"), TMAC_CONTAINS("qgemm_magic"));
 }
@@ -83,7 +83,7 @@ TEST_CASE("an ISA that the CPU lacks cannot be forced", "[registry]") {
 
 TEST_CASE("a forced ISA is what is chosen", "[registry]") {
     const Selection scalar = make_selection(~0U, "scalar", "");
-    CHECK(isa_of(select_kernel(spec_of(4), scalar)) == Isa::scalar);
+    CHECK(isa_of(*select_kernels(spec_of(4), scalar).decode) == Isa::scalar);
     for (const RegistryRow& row : registry()) {
         const Selection forced = make_selection(~0U, name_of(row.isa), "");
         CHECK(forced.selectable(row));
@@ -91,16 +91,16 @@ TEST_CASE("a forced ISA is what is chosen", "[registry]") {
             spec_of(row.kernel->bits, row.kernel->codebook,
                     (row.kernel->activations & 1) != 0 ? Activation::group : Activation::float_exact);
         if (serves(*row.kernel, spec)) {
-            CHECK(isa_of(select_kernel(spec, forced)) == row.isa);
+            CHECK(isa_of(*select_kernels(spec, forced).decode) == row.isa);
         }
     }
 }
 
 TEST_CASE("forced kernels take the specs they serve, and leave the others alone", "[registry]") {
     const Selection forced = make_selection(~0U, "", "qgemm_lut_w2_scalar,qgemm_lut_w3_scalar");
-    CHECK(std::string(select_kernel(spec_of(2), forced).name) == "qgemm_lut_w2_scalar");
-    CHECK(std::string(select_kernel(spec_of(3), forced).name) == "qgemm_lut_w3_scalar");
-    CHECK(&select_kernel(spec_of(4), forced) == &select_kernel(spec_of(4), make_selection(~0U, "", "")));
+    CHECK(std::string(select_kernels(spec_of(2), forced).decode->name) == "qgemm_lut_w2_scalar");
+    CHECK(std::string(select_kernels(spec_of(3), forced).decode->name) == "qgemm_lut_w3_scalar");
+    CHECK(select_kernels(spec_of(4), forced).decode == select_kernels(spec_of(4), make_selection(~0U, "", "")).decode);
 }
 
 TEST_CASE("a hidden feature makes its kernels not runnable", "[registry]") {

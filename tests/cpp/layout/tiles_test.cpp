@@ -63,7 +63,7 @@ std::pair<int64_t, int> where(Layout layout, int32_t bits, int32_t plane, int64_
 
 TEST_CASE("unpacking inverts packing for every layout, width and size", "[tiles]") {
     Random random(3);
-    for (const Layout layout : {Layout::planes, Layout::lut_rows, Layout::lut_quads, Layout::nibbles}) {
+    for (const Layout layout : {Layout::planes, Layout::rows, Layout::quads, Layout::nibbles}) {
         for (int32_t bits = layout == Layout::nibbles ? 5 : 1; bits <= 8; ++bits) {
             for (const int64_t n : {1, 16, 31, 32, 65}) {
                 for (const int64_t k : {1, 8, 31, 33, 100, 128, 300}) {
@@ -90,7 +90,7 @@ TEST_CASE("rows may be packed in ranges of any length", "[tiles]") {
     Random random(4);
     const std::vector<uint8_t> planes = random_planes(random, 8, 70, 100);
     const PlanesView view{planes.data(), 8, 70, 100};
-    for (const Layout layout : {Layout::planes, Layout::lut_rows, Layout::lut_quads, Layout::nibbles}) {
+    for (const Layout layout : {Layout::planes, Layout::rows, Layout::quads, Layout::nibbles}) {
         Packed whole = make_packed(layout, 8, 70, 100, 64);
         Packed pieces = whole;
         planes_to_layout(view, whole.act_groups, whole.codes(layout), 0, 70);
@@ -101,21 +101,21 @@ TEST_CASE("rows may be packed in ranges of any length", "[tiles]") {
     }
 }
 
-TEST_CASE("lut_quads: four bytes per row, nibble j and nibble j + 4 in byte j", "[tiles]") {
+TEST_CASE("quads: four bytes per row, nibble j and nibble j + 4 in byte j", "[tiles]") {
     // 128 columns are 4 chunks of 128 bytes per tile of 32 rows; a plane has 2 tiles.
-    CHECK(where(Layout::lut_quads, 2, 0, 0, 0) == std::pair<int64_t, int>{0, 0});
-    CHECK(where(Layout::lut_quads, 2, 0, 0, 6) == std::pair<int64_t, int>{1, 2});
-    CHECK(where(Layout::lut_quads, 2, 0, 3, 17) == std::pair<int64_t, int>{3 * 4 + 0, 5});
-    CHECK(where(Layout::lut_quads, 2, 0, 16, 64) == std::pair<int64_t, int>{2 * 128 + 64, 0});
-    CHECK(where(Layout::lut_quads, 2, 1, 33, 0) == std::pair<int64_t, int>{2 * 4 * 128 + 4 * 128 + 4, 0});
+    CHECK(where(Layout::quads, 2, 0, 0, 0) == std::pair<int64_t, int>{0, 0});
+    CHECK(where(Layout::quads, 2, 0, 0, 6) == std::pair<int64_t, int>{1, 2});
+    CHECK(where(Layout::quads, 2, 0, 3, 17) == std::pair<int64_t, int>{3 * 4 + 0, 5});
+    CHECK(where(Layout::quads, 2, 0, 16, 64) == std::pair<int64_t, int>{2 * 128 + 64, 0});
+    CHECK(where(Layout::quads, 2, 1, 33, 0) == std::pair<int64_t, int>{2 * 4 * 128 + 4 * 128 + 4, 0});
 }
 
-TEST_CASE("lut_rows: one byte per row for eight columns, rows 8..15 in the upper lane", "[tiles]") {
-    CHECK(where(Layout::lut_rows, 1, 0, 0, 0) == std::pair<int64_t, int>{0, 0});
-    CHECK(where(Layout::lut_rows, 1, 0, 7, 9) == std::pair<int64_t, int>{32 + 7, 1});
-    CHECK(where(Layout::lut_rows, 1, 0, 8, 0) == std::pair<int64_t, int>{16, 0});
-    CHECK(where(Layout::lut_rows, 1, 0, 16, 0) == std::pair<int64_t, int>{8, 0});
-    CHECK(where(Layout::lut_rows, 1, 0, 31, 7) == std::pair<int64_t, int>{31, 7});
+TEST_CASE("rows: one byte per row for eight columns, rows 8..15 in the upper lane", "[tiles]") {
+    CHECK(where(Layout::rows, 1, 0, 0, 0) == std::pair<int64_t, int>{0, 0});
+    CHECK(where(Layout::rows, 1, 0, 7, 9) == std::pair<int64_t, int>{32 + 7, 1});
+    CHECK(where(Layout::rows, 1, 0, 8, 0) == std::pair<int64_t, int>{16, 0});
+    CHECK(where(Layout::rows, 1, 0, 16, 0) == std::pair<int64_t, int>{8, 0});
+    CHECK(where(Layout::rows, 1, 0, 31, 7) == std::pair<int64_t, int>{31, 7});
 }
 
 TEST_CASE("nibbles: the top and the low four bits lie in regions of their own", "[tiles]") {

@@ -48,12 +48,13 @@ Weight make_weight(Random& random, const QuantSpec& spec, int64_t n, int64_t k) 
 }
 
 /// y [m, n] in a buffer of its exact size.
-std::vector<float> run_linear(const PackedWeight& packed, const std::vector<float>& x, int64_t m, int num_threads) {
+std::vector<float> run_linear(const PackedWeight& packed, const std::vector<float>& x, int64_t m, int num_threads,
+                              Phase phase = Phase::by_tokens) {
     const WeightView view = view_weight(packed.data(), packed.size());
     std::vector<float> input = x;
     std::vector<float> y(static_cast<size_t>(m * view.header.n), -1.0F);
-    linear({input.data(), DType::f32, m, view.header.k, view.header.k}, view, nullptr,
-           {y.data(), DType::f32, m, view.header.n, view.header.n}, num_threads);
+    linear({input.data(), DType::f32, m, view.header.k, view.header.k},
+           {{view, nullptr, {y.data(), DType::f32, m, view.header.n, view.header.n}}}, phase, num_threads);
     return y;
 }
 
@@ -90,25 +91,50 @@ void for_each_runnable(const Check& check) {
     }
 }
 
+/// The scalar kernel of the same class.
+const Kernel& scalar_twin(const Kernel& kernel, const QuantSpec& spec) {
+    for (const RegistryRow& row : registry()) {
+        if (row.isa == Isa::scalar && row.kernel->method == kernel.method && serves(*row.kernel, spec)) {
+            return *row.kernel;
+        }
+    }
+    FAIL("no scalar kernel beside " << kernel.name);
+    return kernel;
+}
+
+/// The kernel over each layout that it can read: its own, and that of every kernel beside which it takes prompts.
+std::vector<KernelPair> pairs_of(const Kernel& kernel, const QuantSpec& spec) {
+    std::vector<KernelPair> pairs = {{&kernel, &kernel}};
+    for (const RegistryRow& row : registry()) {
+        const Kernel& other = *row.kernel;
+        if (other.layout != kernel.layout && reads(kernel, other.layout) && serves(other, spec) &&
+            selection().runnable(other)) {
+            pairs.push_back({&other, &kernel});
+        }
+    }
+    return pairs;
+}
+
 }  // namespace
 
 TEST_CASE("every kernel gives the scalar kernel's bits", "[linear]") {
-    const Selection bare = make_selection(0, "", "");
     for_each_runnable([&](const Kernel& kernel, const QuantSpec& spec) {
-        const Kernel& reference = select_kernel(spec, bare);
-        if (reference.method != kernel.method) {
-            return;
-        }
+        const Kernel& reference = scalar_twin(kernel, spec);
         Random random(9);
         for (const auto& [n, k] : {std::pair{1, 1}, std::pair{33, 31}, std::pair{70, 300}}) {
             const Weight weight = make_weight(random, spec, n, k);
-            const std::vector<float> x = random.floats(9 * k);
-            const PackedWeight packed = pack(weight.canonical(), kernel, 2);
-            const PackedWeight plain = pack(weight.canonical(), reference, 1);
-            for (const int64_t m : {1, 2, 9}) {
-                const std::vector<float> part(x.begin(), x.begin() + m * k);
-                CAPTURE(n, k, m);
-                CHECK(run_linear(packed, part, m, 2) == run_linear(plain, part, m, 1));
+            constexpr int64_t kTokens = 45;
+            const std::vector<float> x = random.floats(kTokens * k);
+            const PackedWeight plain = pack(weight.canonical(), {&reference, &reference}, 1);
+            const std::vector<float> want = run_linear(plain, x, kTokens, 1);
+            for (const KernelPair& pair : pairs_of(kernel, spec)) {
+                const PackedWeight packed = pack(weight.canonical(), pair, 2);
+                for (const int64_t m : {1, 2, 9, 45}) {
+                    const std::vector<float> part(x.begin(), x.begin() + m * k);
+                    const std::vector<float> start(want.begin(), want.begin() + m * n);
+                    CAPTURE(n, k, m, name_of(pair.decode->layout));
+                    CHECK(run_linear(packed, part, m, 2, Phase::prompt) == start);
+                }
             }
         }
     });
@@ -118,7 +144,7 @@ TEST_CASE("unpacking gives back what was packed, for every kernel", "[pack]") {
     for_each_runnable([](const Kernel& kernel, const QuantSpec& spec) {
         Random random(10);
         const Weight weight = make_weight(random, spec, 37, 100);
-        const PackedWeight packed = pack(weight.canonical(), kernel, 2);
+        const PackedWeight packed = pack(weight.canonical(), {&kernel, &kernel}, 2);
         const WeightView view = view_weight(packed.data(), packed.size());
         std::vector<uint8_t> planes(weight.planes.size());
         std::vector<uint16_t> scales(weight.scales.size());
@@ -134,8 +160,7 @@ TEST_CASE("unpacking gives back what was packed, for every kernel", "[pack]") {
 TEST_CASE("bytes that are no packed weight are refused", "[weight_view]") {
     Random random(11);
     const Weight weight = make_weight(random, QuantSpec{}, 8, 64);
-    const Kernel& kernel = select_kernel(weight.spec, make_selection(0, "", ""));
-    const PackedWeight packed = pack(weight.canonical(), kernel, 1);
+    const PackedWeight packed = pack(weight.canonical(), select_kernels(weight.spec, make_selection(0, "", "")), 1);
     std::vector<uint8_t> bytes(packed.data(), packed.data() + packed.size());
     const auto size = static_cast<int64_t>(bytes.size());
     CHECK_NOTHROW(view_weight(bytes.data(), size));
@@ -152,13 +177,13 @@ TEST_CASE("bytes that are no packed weight are refused", "[weight_view]") {
 TEST_CASE("shapes that do not fit the weight are refused", "[linear]") {
     Random random(12);
     const Weight weight = make_weight(random, QuantSpec{}, 8, 64);
-    const PackedWeight packed = pack(weight.canonical(), select_kernel(weight.spec, make_selection(0, "", "")), 1);
+    const PackedWeight packed = pack(weight.canonical(), select_kernels(weight.spec, make_selection(0, "", "")), 1);
     const WeightView view = view_weight(packed.data(), packed.size());
     std::vector<float> x(200);
     std::vector<float> y(200);
     const auto call = [&](int64_t rows, int64_t in_features, int64_t out_features, int64_t out_rows) {
-        linear({x.data(), DType::f32, rows, in_features, in_features}, view, nullptr,
-               {y.data(), DType::f32, out_rows, out_features, out_features}, 1);
+        linear({x.data(), DType::f32, rows, in_features, in_features},
+               {{view, nullptr, {y.data(), DType::f32, out_rows, out_features, out_features}}}, Phase::by_tokens, 1);
     };
     CHECK_NOTHROW(call(1, 64, 8, 1));
     CHECK_NOTHROW(call(0, 64, 8, 0));

@@ -36,21 +36,22 @@ def mad_sums(a, codes, bits):
     return q @ (codes.double() - centre).T, step, step * q.sum(1, keepdim=True), centre
 
 
-def emulated(x, codes):
+def emulated(x, codes, kernel):
     """f32 `[m, k]` and Codes with offsets -> f64 `[m, n]`: activations are rounded as in the kernels, sums are not."""
     spec, values = codes.spec, torch.from_numpy(codes.codes).int()
     scales, offsets = torch.from_numpy(codes.scales).double(), torch.from_numpy(codes.zeros).double()
     y = torch.zeros(len(x), codes.out_features, dtype=torch.float64)
     for group, begin, end in act_groups(codes.in_features, spec.group_size):
-        method = lut_sums if spec.bits <= 4 else mad_sums
+        method = lut_sums if "_lut_" in kernel else mad_sums
         isum, act_scale, act_sum, centre = method(x[:, begin:end], values[:, begin:end], spec.bits)
         scale = scales[:, group]
         y += isum * act_scale * scale + act_sum * (scale * centre + offsets[:, group])
     return y
 
 
+@pytest.mark.parametrize("tokens", [9, 20])  # the decoding class, and the one for prompts
 @pytest.mark.parametrize("group_size", [32, 160])
-def test_every_layer_rounds_as_the_document_says(group_size):
+def test_every_layer_rounds_as_the_document_says(group_size, tokens):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
@@ -68,11 +69,13 @@ def test_every_layer_rounds_as_the_document_says(group_size):
         if isinstance(layer, QuantLinear):
             layer.register_forward_hook(lambda layer, x, y, name=name: seen.update({name: (layer, x[0][0], y[0])}))
     with torch.no_grad():
-        model(torch.randint(0, 70, (1, 9)))
+        model(torch.randint(0, 70, (1, tokens)))
     assert len(seen) == 2 * 7 + 1
     assert seen["lm_head"][0].spec.bits == 8
     for name, (layer, x, y) in seen.items():
-        want = emulated(x, Codes.from_buffer(layer.weight.numpy()))
+        want = emulated(
+            x, Codes.from_buffer(layer.weight.numpy()), layer.kernel if tokens <= 16 else layer.prompt_kernel
+        )
         assert (y.double() - want).norm() <= 1e-5 * want.norm(), name
         dense = x.double() @ layer.dequantize().double().T
         assert (y.double() - dense).norm() > 1e-5 * dense.norm(), name  # the fast mode, not the exact one

@@ -77,9 +77,10 @@ Run run_kernel(const Kernel& kernel, const Problem& problem) {
     input.act_isum.resize(count);
     for (int32_t token = 0; token < problem.m; ++token) {
         const size_t first = static_cast<size_t>(token) * input.groups.size();
-        kernel.prepare({&problem.spec, problem.x.data() + token * problem.k, problem.k, input.groups.data(),
-                        static_cast<int32_t>(input.groups.size()), input.act.data() + token * act_bytes,
-                        input.act_scale.data() + first, input.act_sum.data() + first, input.act_isum.data() + first});
+        kernel.prepare({&problem.spec, Layout::planes, problem.x.data() + token * problem.k, problem.k,
+                        input.groups.data(), static_cast<int32_t>(input.groups.size()),
+                        input.act.data() + token * act_bytes, 4, input.act_scale.data() + first,
+                        input.act_sum.data() + first, input.act_isum.data() + first});
     }
     std::vector<uint8_t> planes(static_cast<size_t>(problem.spec.bits * problem.n * row_bytes));
     for (int64_t row = 0; row < problem.n; ++row) {
@@ -94,6 +95,7 @@ Run run_kernel(const Kernel& kernel, const Problem& problem) {
     args.region_stride = problem.n * row_bytes;
     args.scales = problem.scales.data();
     args.scale_type = GroupType::f32;
+    args.layout = Layout::planes;
     if (problem.spec.zero_point != ZeroPoint::fixed) {
         args.zeros = integer ? static_cast<const void*>(byte_zeros.data()) : problem.zeros.data();
         args.zero_type = integer ? GroupType::u8 : GroupType::f32;
@@ -103,6 +105,7 @@ Run run_kernel(const Kernel& kernel, const Problem& problem) {
     args.num_groups = static_cast<int32_t>(num_groups(problem.spec, problem.k));
     args.k = problem.k;
     args.padded_k = padded_k;
+    args.act_stride = act_bytes;
     args.act = input.act.data();
     args.act_scale = input.act_scale.data();
     args.act_sum = input.act_sum.data();
@@ -164,7 +167,7 @@ void check_against_double(const Kernel& kernel, const Problem& problem) {
     }
 }
 
-const Kernel& scalar_kernel(const QuantSpec& spec) { return select_kernel(spec, make_selection(0, "", "")); }
+const Kernel& scalar_kernel(const QuantSpec& spec) { return *select_kernels(spec, make_selection(0, "", "")).decode; }
 
 std::vector<QuantSpec> specs() {
     std::vector<QuantSpec> result;

@@ -1,0 +1,115 @@
+#include <algorithm>
+#include <sstream>
+
+#include "core/check.h"
+#include "kernels/registry.h"
+
+// Which kernels serve a spec: what the environment pins, else the shipped default table.
+
+namespace tmac {
+namespace {
+
+/// The shipped table: the faster class for generated tokens, measured at 1 and at 8 tokens (docs/kernels.md). With few
+/// planes a look-up does the work of four multiplications; with many, unpacked codes need one multiplication each.
+Method default_method(Isa isa, const QuantSpec& spec) {
+    if (spec.activation == Activation::float_exact) {
+        return Method::float_exact;
+    }
+    if (spec.activation == Activation::token || spec.bits > 4) {
+        return Method::mad;
+    }
+    (void)isa;
+    return Method::lut;
+}
+
+bool admits(const Selection& selection, const Kernel& kernel) {
+    return selection.method.empty() || kernel.method == Method::float_exact ||
+           selection.method == name_of(kernel.method);
+}
+
+/// Rows that may decode `spec`, those of the best instruction set first, and there the shipped method first.
+std::vector<const RegistryRow*> decoders(const QuantSpec& spec, const Selection& selection) {
+    std::vector<const RegistryRow*> rows;
+    for (const RegistryRow& row : registry()) {
+        if (serves(*row.kernel, spec) && selection.selectable(row) && admits(selection, *row.kernel)) {
+            rows.push_back(&row);
+        }
+    }
+    if (!rows.empty()) {
+        const Isa best = rows.front()->isa;
+        std::stable_partition(rows.begin(), rows.end(), [&](const RegistryRow* row) {
+            return row->isa == best && row->kernel->method == default_method(best, spec);
+        });
+    }
+    return rows;
+}
+
+/// The kernel for prompts beside `decode`: a vectorized `mad` of the same instruction set where it reads the layout.
+const Kernel* prompt_beside(const RegistryRow& decode, const QuantSpec& spec, const Selection& selection) {
+    if (!selection.method.empty() || decode.kernel->method == Method::float_exact) {
+        return decode.kernel;
+    }
+    for (const RegistryRow& row : registry()) {
+        if (row.isa == decode.isa && row.kernel->method == Method::mad && serves(*row.kernel, spec) &&
+            reads(*row.kernel, decode.kernel->layout) && selection.selectable(row)) {
+            return row.kernel;
+        }
+    }
+    return decode.kernel;
+}
+
+const Kernel* require_named(const std::string& name) {
+    const Kernel* kernel = find_kernel(name);
+    TMAC_CHECK(kernel != nullptr, "[pack] unknown kernel '", name, "'");
+    return kernel;
+}
+
+/// What TMAC_KERNEL says of `spec`: the first name that serves it decodes; another one that reads the same layout takes
+/// the prompts.
+KernelPair pinned(const QuantSpec& spec, const Selection& selection) {
+    KernelPair pair{nullptr, nullptr};
+    for (const Kernel* kernel : selection.kernels) {
+        if (!serves(*kernel, spec)) {
+            continue;
+        }
+        if (pair.decode == nullptr) {
+            pair = {kernel, kernel};
+        } else if (pair.prompt == pair.decode && reads(*kernel, pair.decode->layout)) {
+            pair.prompt = kernel;
+        }
+    }
+    return pair;
+}
+
+}  // namespace
+
+KernelPair parse_kernels(const std::string& names) {
+    const size_t comma = names.find(',');
+    const Kernel* decode = require_named(names.substr(0, comma));
+    const Kernel* prompt = comma == std::string::npos ? decode : require_named(names.substr(comma + 1));
+    TMAC_CHECK(reads(*prompt, decode->layout), "[pack] ", prompt->name, " cannot read the layout of ", decode->name);
+    return {decode, prompt};
+}
+
+std::vector<KernelPair> candidates(const QuantSpec& spec, const Selection& selection) {
+    if (const KernelPair pair = pinned(spec, selection); pair.decode != nullptr) {
+        return {pair};
+    }
+    std::vector<KernelPair> pairs;
+    for (const RegistryRow* row : decoders(spec, selection)) {
+        pairs.push_back({row->kernel, prompt_beside(*row, spec, selection)});
+    }
+    return pairs;
+}
+
+KernelPair select_kernels(const QuantSpec& spec, const Selection& selection) {
+    const std::vector<KernelPair> pairs = candidates(spec, selection);
+    if (pairs.empty()) {
+        throw UnsupportedSpec("no kernel serves " + to_string(spec) +
+                              (selection.isa.empty() ? "" : " with TMAC_ISA=" + selection.isa) +
+                              (selection.method.empty() ? "" : " with TMAC_METHOD=" + selection.method));
+    }
+    return pairs.front();
+}
+
+}  // namespace tmac
