@@ -43,7 +43,7 @@ class Weights:
         first = self.pack(kernel)
         count = streamed_bytes // first.nbytes + 2 if streamed_bytes else 1
         self.packed = [first, *(self.pack(kernel) for _ in range(count - 1))]
-        self.kernel = first.kernel
+        self.kernel, self.prompt_kernel, self.layout = first.kernel, first.prompt_kernel, first.layout
         self.buffers = [packed.buffer() for packed in self.packed]
 
     def pack(self, kernel: str) -> _core.PackedWeight:

@@ -1,18 +1,17 @@
 """Our kernels beside other packages' in one table: their processes run in turn, several rounds.
 
-    python -m benchmarks.peers --python onnxruntime=PATH/bin/python --python torch=PATH/bin/python \\
-        --shapes 4096x4096 --m 1 8 128 --threads 1 2 --json FILE --table FILE
+    python -m benchmarks.peers --environments FOLDER --json benchmarks/results/NAME.json --readme
+    python -m benchmarks.peers --from benchmarks/results/NAME.json --readme      # only writes the tables again
+    python -m benchmarks.peers --python torch=PATH/bin/python --shapes 4096x4096 --m 1 8 128 --threads 1 2
 
 Every kernel of a peer is compared with the kernel that we choose for as many bits per weight. A peer runs in the
-interpreter that `--python` names for it: docs/benchmarks.md says how to make one.
+interpreter that `--python` names for it, or in FOLDER/peer-NAME: docs/benchmarks.md says how to make one.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -21,11 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine
-from benchmarks.peers.peer import Job, add_job_options, parse_jobs
-from benchmarks.peers.table import HEADING, PeerRow, markdown
+from benchmarks.peers.peer import Job, add_job_options, check_job_options
+from benchmarks.peers.readme import write_tables
+from benchmarks.peers.table import HEADING, PeerRow
+from benchmarks.peers.worker import Worker, WorkerError
+from benchmarks.report import command, report_text
+from benchmarks.tables import SHAPES
 from benchmarks.timing import STREAMED_BYTES
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 MODULES = {
     "torch": "torch_cpu",
     "onnxruntime": "onnxruntime_cpu",
@@ -35,48 +37,14 @@ MODULES = {
 PAUSE_SECONDS = 0.03  # until the threads of the process before have stopped waiting for more work
 
 
-class WorkerError(Exception):
-    """A worker ended before it answered."""
-
-
-class Worker:
-    """A peer, or our kernels, in a process of its own."""
-
-    def __init__(self, name: str, python: str, module: str) -> None:
-        self.name = name
-        self.process = subprocess.Popen(
-            [python, "-m", f"benchmarks.peers.{module}", "--worker"],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            print(json.dumps(request), file=self.process.stdin, flush=True)
-        line = self.process.stdout.readline()
-        if not line:
-            raise WorkerError(f"{self.name} ended with status {self.process.wait()}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()
-        self.process.wait()
-
-
 def compare(peer: Worker, ours: Worker, kernel: dict[str, Any], job: Job, runs: int) -> PeerRow | str:
     """One row, or why there is none."""
     theirs = peer.ask(do="load", kernel=kernel["name"], job=asdict(job))
+    if "not_timed" in theirs:
+        return str(theirs["not_timed"])
     mine = ours.ask(do="load", kernel=json.dumps(kernel["ours"]), job=asdict(job))
-    for side in (theirs, mine):
-        if "not_timed" in side:
-            return str(side["not_timed"])
+    if "not_timed" in mine:
+        return str(mine["not_timed"])
     rounds = []
     for _ in range(runs):
         answers = []
@@ -87,11 +55,16 @@ def compare(peer: Worker, ours: Worker, kernel: dict[str, Any], job: Job, runs: 
     return PeerRow.of(peer.name, kernel, job, theirs, mine, rounds)
 
 
-def jobs(options: argparse.Namespace) -> Iterator[Job]:
-    for n, k in options.shapes:
-        for m in options.m:
-            for threads in options.threads:
-                yield Job(n, k, m, threads, options.cached)
+def jobs(options: argparse.Namespace) -> list[Job]:
+    """Without options: one shape in full, one token on one thread for the others."""
+    chosen = (options.shapes, options.m, options.threads)
+    if any(chosen) or options.cached:
+        shapes, tokens, threads = (given or [default] for given, default in zip(chosen, (SHAPES[0], 1, 1), strict=True))
+        return [Job(n, k, m, t, options.cached) for n, k in shapes for m in tokens for t in threads]
+    return [
+        *(Job(*SHAPES[0], m, threads, False) for m in (1, 8, 128) for threads in (1, 2)),
+        *(Job(n, k, 1, 1, False) for n, k in SHAPES[1:]),
+    ]
 
 
 def run_peer(name: str, python: str, options: argparse.Namespace, report: dict[str, Any]) -> Iterator[PeerRow]:
@@ -100,15 +73,15 @@ def run_peer(name: str, python: str, options: argparse.Namespace, report: dict[s
     try:
         hello = peer.ask(do="hello")
         report["versions"][name] = hello["versions"]
-        for job in jobs(options):
-            for kernel in hello["kernels"]:
-                if options.kernels not in kernel["name"]:
-                    continue
+        for kernel in hello["kernels"]:
+            if options.kernels not in kernel["name"]:
+                continue
+            for job in jobs(options):
                 row = compare(peer, ours, kernel, job, options.runs)
                 if isinstance(row, PeerRow):
                     yield row
                 else:
-                    report["not_run"].append(f"{name} {kernel['name']} {job.n}x{job.k}: {row}")
+                    report["not_run"].append(f"{name} {kernel['name']} {job}: {row}")
     except WorkerError as why:
         report["not_run"].append(f"{name}: {why}")
     finally:
@@ -123,42 +96,62 @@ def interpreter(text: str) -> tuple[str, str]:
     return name, path
 
 
+def interpreters(options: argparse.Namespace) -> dict[str, str]:
+    found = {}
+    if options.environments:
+        paths = {name: options.environments.resolve() / f"peer-{name}" / "bin" / "python" for name in MODULES}
+        found = {name: str(path) for name, path in paths.items() if path.exists()}
+    return found | dict(options.python)
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=(__doc__ or "").split("\n")[0])
     add_job_options(parser)
+    parser.add_argument("--environments", type=Path, metavar="FOLDER", help="which has peer-NAME/bin/python")
     parser.add_argument("--python", action="append", type=interpreter, default=[], metavar="NAME=INTERPRETER")
     parser.add_argument("--kernels", default="", help="only kernels of the peers whose name contains this")
     parser.add_argument("--json", type=Path, help="write machine and rows to this file")
-    parser.add_argument("--table", type=Path, help="write the table in Markdown to this file")
-    options = parse_jobs(parser, arguments)
-    if not options.python:
-        parser.error(f"name at least one interpreter: --python NAME=INTERPRETER, NAME one of {', '.join(MODULES)}")
+    parser.add_argument("--from", type=Path, dest="source", metavar="JSON", help="measure nothing, take this file")
+    parser.add_argument("--readme", action="store_true", help="write the tables into README.md and docs/benchmarks.md")
+    options = parser.parse_args(arguments)
+    check_job_options(parser, options)
+    if not options.source and not interpreters(options):
+        parser.error(
+            f"no interpreter: --environments FOLDER or --python NAME=INTERPRETER, NAME one of {', '.join(MODULES)}"
+        )
+    if options.readme and not (options.source or options.json):
+        parser.error("--readme needs the run in a file: --json FILE or --from FILE")
     return options
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = parse(arguments)
-    about = machine()
+def measure(options: argparse.Namespace, arguments: list[str] | None) -> None:
+    about, pythons = machine(), interpreters(options)
     report: dict[str, Any] = {
         "machine": about,
-        "command": ["python", "-m", "benchmarks.peers", *(arguments or sys.argv[1:])],
+        "command": command("benchmarks.peers", arguments),
         "versions": {},
-        "not_run": [f"{name}: no interpreter was named" for name in MODULES if name not in dict(options.python)],
+        "not_run": [f"{name}: no interpreter was named" for name in MODULES if name not in pythons],
     }
     where = "same weight again (cached)" if options.cached else f"weights cycled over {STREAMED_BYTES >> 20} MiB"
     print(f"{about['cpu']}, {about['cpus']} CPUs, {about['system']}; {where}; medians of {options.runs} rounds")
     print(HEADING)
     rows: list[PeerRow] = []
-    for name, python in options.python:
+    for name, python in pythons.items():
         for row in run_peer(name, python, options, report):
             print(row, flush=True)
             rows.append(row)
     for line in report["not_run"]:
         print(f"not run: {line}")
     if options.json:
-        options.json.write_text(json.dumps({**report, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
-    if options.table:
-        options.table.write_text(markdown(rows))
+        options.json.write_text(report_text(report, rows))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    if not options.source:
+        measure(options, arguments)
+    if options.readme:
+        write_tables(options.source or options.json)
     return 0
 
 

@@ -49,6 +49,9 @@ class Job:
     threads: int
     cached: bool
 
+    def __str__(self) -> str:
+        return f"{self.n}x{self.k} m={self.m} threads={self.threads}"
+
     @property
     def streamed_bytes(self) -> int:
         """What the weights that are cycled exceed: a quarter for prompts, where reading takes a small part."""
@@ -163,9 +166,9 @@ def serve(peer: Peer) -> None:
 def run_alone(peer: Peer, options: argparse.Namespace) -> None:
     print(f"{peer.name}: {peer.versions()}; medians of {options.runs} runs")
     print(HEADING)
-    for n, k in options.shapes:
-        for m in options.m:
-            for threads in options.threads:
+    for n, k in options.shapes or [(4096, 4096)]:
+        for m in options.m or [1]:
+            for threads in options.threads or [1]:
                 for kernel in peer.kernels():
                     job = Job(n, k, m, threads, options.cached)
                     try:
@@ -182,18 +185,16 @@ def run_alone(peer: Peer, options: argparse.Namespace) -> None:
 
 
 def add_job_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--shapes", nargs="+", type=parse_shape, default=[(4096, 4096)], metavar="NxK")
-    parser.add_argument("--m", nargs="+", type=int, default=[1], help="tokens per call")
-    parser.add_argument("--threads", nargs="+", type=int, default=[1])
+    parser.add_argument("--shapes", nargs="+", type=parse_shape, metavar="NxK")
+    parser.add_argument("--m", nargs="+", type=int, help="tokens per call")
+    parser.add_argument("--threads", nargs="+", type=int)
     parser.add_argument("--runs", type=int, default=LEAST_RUNS, help=f"at least {LEAST_RUNS}")
     parser.add_argument("--cached", action="store_true", help="the same weight again and again")
 
 
-def parse_jobs(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
-    options = parser.parse_args(arguments)
-    if options.runs < LEAST_RUNS or min(*options.m, *options.threads) < 1:
+def check_job_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if options.runs < LEAST_RUNS or min(*(options.m or [1]), *(options.threads or [1])) < 1:
         parser.error(f"--runs must be at least {LEAST_RUNS}, --m and --threads at least 1")
-    return options
 
 
 def main(peer: Peer, arguments: list[str] | None = None) -> int:
@@ -201,7 +202,8 @@ def main(peer: Peer, arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=f"{peer.name}'s own kernels, without ours beside them")
     add_job_options(parser)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    options = parse_jobs(parser, arguments)
+    options = parser.parse_args(arguments)
+    check_job_options(parser, options)
     if importlib.util.find_spec(peer.module) is None:
         print(f"{peer.name} is not installed in {sys.executable}: {peer.install}", file=sys.stderr)
         return 3

@@ -1,4 +1,4 @@
-"""A peer's kernel and ours on the same job: one line, one JSON object, one row of the README's table."""
+"""A peer's kernel and ours on the same job: one printed line and one object of the JSON file."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ class Side:
         rate = round(loaded["bytes"] / time.median_us / 1e3, 2)
         return cls(kernel, bits, loaded["relative_l2_error"], time, rate, details)
 
+    @classmethod
+    def read(cls, side: dict[str, Any]) -> Side:
+        return cls(**{**side, "time": Times(**side["time"])})
+
     def __str__(self) -> str:
         return f"{self.bits_per_weight:5.2f} {self.relative_l2_error:8.1e} {self.time} {self.gb_per_s:6.1f}"
-
-    def cells(self) -> str:
-        return f"{self.kernel} | {self.bits_per_weight:.2f} | {self.relative_l2_error:.1e} | {self.time.median_us:.0f}"
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,13 @@ class PeerRow:
             round(statistics.median(a / b for a, b in zip(peer_seconds, our_seconds, strict=True)), 3),
         )
 
+    @classmethod
+    def read(cls, row: dict[str, Any]) -> PeerRow:
+        """The inverse of what the JSON file holds of a row."""
+        return cls(
+            **{**row, "job": Job(**row["job"]), "theirs": Side.read(row["theirs"]), "ours": Side.read(row["ours"])}
+        )
+
     def __str__(self) -> str:
         job, who = self.job, f"{self.peer} {self.theirs.kernel}"
         return (
@@ -81,17 +89,3 @@ HEADING = (
 def spec_words(spec: dict[str, Any]) -> str:
     group = "per row" if spec["group_size"] == -1 else f"g{spec['group_size']}"
     return group + (f" {spec['zero_point']}" if "zero_point" in spec else "")
-
-
-def markdown(rows: list[PeerRow]) -> str:
-    """In the order in which they were measured, those that we lose included."""
-    head = (
-        "n x k | m | threads | peer | its kernel | bits | error | us | ours | bits | error | us | ours is faster by",
-        " | ".join(["---"] * 13),
-    )
-    lines = [
-        f"{row.job.n}x{row.job.k} | {row.job.m} | {row.job.threads} | {row.peer} | {row.theirs.cells()} | "
-        f"{row.ours.cells()} | {row.times_as_fast:.2f}x"
-        for row in rows
-    ]
-    return "".join(f"| {line} |\n" for line in (*head, *lines))

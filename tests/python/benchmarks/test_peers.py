@@ -127,13 +127,68 @@ def test_a_row_compares_the_medians_of_each_round(rows):
     assert won.theirs.details == {"repacked": True}
 
 
-def test_the_table_holds_what_we_lose(rows):
-    from benchmarks.peers.table import markdown
+@pytest.fixture
+def report(rows):
+    """A run as its JSON file holds it."""
+    from benchmarks.report import report_text
 
-    lines = markdown(rows).splitlines()
-    assert len(lines) == 4
-    assert len({line.count("|") for line in lines}) == 1
-    assert [line.split("|")[-2].strip() for line in lines[2:]] == ["1.50x", "0.75x"]
+    head = {
+        "machine": {"cpu": "A CPU", "cpus": 2},
+        "versions": {"fake": {"fake": "1"}},
+        "not_run": ["fake other 4x8 m=1 threads=1: k is odd"],
+    }
+    return json.loads(report_text(head, rows))
+
+
+def test_a_row_can_be_read_back(rows, report):
+    from benchmarks.peers.readme import rows_of
+
+    assert rows_of(report) == rows
+
+
+def test_the_summary_has_a_line_per_kernel_and_marks_what_we_lose(rows, report):
+    from benchmarks.peers.readme import summary
+
+    report["rows"][1]["job"]["m"] = 8
+    lines = summary(report).splitlines()
+    assert lines[0].endswith("| m=2 | m=8 |")
+    assert (
+        lines[2]
+        == "| fake plain | 4.00 | 1.0e-03 | qgemm per row offset | 4.50 | 2.0e-03 | 3 / 2 (1.50) | 2 / 2 (**0.75**) |"
+    )
+    assert len({line.count("|") for line in lines[:3]}) == 1
+    assert "4x8, weights cached" in lines[-1]
+    assert "A CPU, 2 CPUs; fake 1" in lines[-1]
+
+
+def test_the_full_table_holds_every_row_and_what_was_not_run(report):
+    from benchmarks.peers.readme import everything
+
+    lines = everything(report).splitlines()
+    assert len({line.count("|") for line in lines[:4]}) == 1
+    assert [line.split("|")[-2].strip() for line in lines[2:4]] == ["1.50", "0.75"]
+    assert lines[-1] == "- fake other 4x8 m=1 threads=1: k is odd"
+
+
+def test_tables_are_written_between_their_marks(report, tmp_path):
+    from benchmarks.peers.readme import PLACES, write_tables
+
+    source = tmp_path / "run.json"
+    source.write_text(json.dumps(report))
+    for name in PLACES:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("before\n<!-- peers: old.json -->\nold\n<!-- end of peers -->\nafter\n")
+    write_tables(source, tmp_path)
+    for name, render in PLACES.items():
+        expected = f"before\n<!-- peers: run.json -->\n{render(report)}<!-- end of peers -->\nafter\n"
+        assert (tmp_path / name).read_text() == expected
+
+
+def test_a_document_without_the_marks_is_named():
+    from benchmarks.peers.readme import replaced
+
+    with pytest.raises(ValueError, match="0 places marked"):
+        replaced("text", "run.json", "body\n")
 
 
 def test_matmulnbits_codes_lie_from_the_lowest_bits_on():
@@ -147,18 +202,17 @@ def test_matmulnbits_codes_lie_from_the_lowest_bits_on():
 def test_torch_s_operators_beside_ours(run_benchmark, tmp_path):
     if importlib.util.find_spec("torch") is None:
         pytest.skip("needs the extra tmac-cpu[torch]")
-    table, report = tmp_path / "table.md", tmp_path / "report.json"
+    report = tmp_path / "report.json"
     result = run_benchmark(
         "benchmarks.peers", "--python", f"torch={sys.executable}", "--shapes", "64x128", "65x130", "--m", 1, 2,
-        "--cached", "--kernels", "int", "--table", table, "--json", report,
+        "--cached", "--kernels", "int", "--json", report,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     content = json.loads(report.read_text())
     assert "torch" in content["versions"]
     assert {(row["job"]["n"], row["job"]["m"]) for row in content["rows"]} == {(64, 1), (64, 2), (65, 1), (65, 2)}
-    assert "torch int4pack g128, bf16 65x130: k is not a multiple of 128" in content["not_run"]
+    assert "torch int4pack g128, bf16 65x130 m=1 threads=1: k is not a multiple of 128" in content["not_run"]
     assert "onnxruntime: no interpreter was named" in content["not_run"]
-    assert len(table.read_text().splitlines()) == 2 + len(content["rows"])
 
 
 def test_a_worker_that_fails_ends_its_rows_only(run_benchmark):
@@ -175,7 +229,8 @@ def test_a_worker_that_fails_ends_its_rows_only(run_benchmark):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "name at least one interpreter"),
+        ((), "no interpreter"),
+        (("--python", "torch=python3", "--readme"), "--json FILE or --from FILE"),
         (("--python", "numpy=python3"), "NAME is one of torch"),
         (("--python", "torch"), "NAME=INTERPRETER"),
         (("--python", "torch=python3", "--runs", 6), "at least 7"),
