@@ -7,10 +7,10 @@ import numpy as np
 from benchmarks.weights import Bytes, Error, Floats, Weights, with_outliers
 from tmac import _core
 
-# NMSE that Gaussian activations may have. A step of the tables (or of int8) is 1/127 of the largest of 128 values, about
-# 3 times their root mean square; uniform rounding leaves step / sqrt(12), squared 5e-5, and codes of two planes that are
-# looked up lose as much on weights that are ternary, whose square is 1.9 times smaller. A token's largest of thousands
-# of values is larger.
+# NMSE that Gaussian activations may have. A step of the tables (or of int8) is 1/127 of the largest of 128 values,
+# nearly 3 times their root mean square; uniform rounding leaves step / sqrt(12), squared 4e-5. Two planes of a ternary
+# weight lose as much as two planes of any codes, on a weight whose square is 1.9 times smaller. A token's largest of
+# thousands of values is larger.
 LARGEST_NMSE = {"group": 1.5e-4, "token": 2e-4, "float": 1e-10}
 TWIN_TOKENS = 4
 

@@ -56,15 +56,13 @@ def compare(peer: Worker, ours: Worker, kernel: dict[str, Any], job: Job, runs: 
 
 
 def jobs(options: argparse.Namespace) -> list[Job]:
-    """Without options: one shape in full, one token on one thread for the others."""
+    """Without options: one shape, and of the others, where asked for, one token on one thread."""
     chosen = (options.shapes, options.m, options.threads)
     if any(chosen) or options.cached:
         shapes, tokens, threads = (given or [default] for given, default in zip(chosen, (SHAPES[0], 1, 1), strict=True))
         return [Job(n, k, m, t, options.cached) for n, k in shapes for m in tokens for t in threads]
-    return [
-        *(Job(*SHAPES[0], m, threads, False) for m in (1, 8, 128) for threads in (1, 2)),
-        *(Job(n, k, 1, 1, False) for n, k in SHAPES[1:]),
-    ]
+    first = [Job(*SHAPES[0], m, threads, False) for m, threads in ((1, 1), (8, 1), (1, 2), (128, 1), (128, 2))]
+    return first + [Job(n, k, 1, 1, False) for n, k in SHAPES[1:] if options.every_shape]
 
 
 def run_peer(name: str, python: str, options: argparse.Namespace, report: dict[str, Any]) -> Iterator[PeerRow]:
@@ -109,6 +107,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add_job_options(parser)
     parser.add_argument("--environments", type=Path, metavar="FOLDER", help="which has peer-NAME/bin/python")
     parser.add_argument("--python", action="append", type=interpreter, default=[], metavar="NAME=INTERPRETER")
+    parser.add_argument("--every-shape", action="store_true", help="the six shapes of benchmarks.kernels")
     parser.add_argument("--kernels", default="", help="only kernels of the peers whose name contains this")
     parser.add_argument("--json", type=Path, help="write machine and rows to this file")
     parser.add_argument("--from", type=Path, dest="source", metavar="JSON", help="measure nothing, take this file")
@@ -140,10 +139,10 @@ def measure(options: argparse.Namespace, arguments: list[str] | None) -> None:
         for row in run_peer(name, python, options, report):
             print(row, flush=True)
             rows.append(row)
+        if options.json:
+            options.json.write_text(report_text(report, rows))
     for line in report["not_run"]:
         print(f"not run: {line}")
-    if options.json:
-        options.json.write_text(report_text(report, rows))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -44,7 +44,7 @@ class AutoRoundLib(Peer):
         no_zeros = torch.empty(0, dtype=torch.int8)
         first = ark.repack_quantized_weight(torch.from_numpy(codes), torch.from_numpy(scales), no_zeros, *meaning)
         nbytes = job.n * job.k * bits // 8 + scales.nbytes
-        copies = [first, *(first.clone() for _ in range(job.copies(nbytes) - 1))]
+        copies = self.copies_of((bits, job.n, job.k), first.clone, job.copies(nbytes))
         x, no_bias = torch.from_numpy(job.input()), torch.empty(0)
 
         def multiply(packed: torch.Tensor) -> torch.Tensor:

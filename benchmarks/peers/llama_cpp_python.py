@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.peers.ggml import TYPES, Ggml, Product
 from benchmarks.peers.peer import Job, Kernel, Loaded, NotTimedError, Peer, main
@@ -33,6 +34,8 @@ class LlamaCpp(Peer):
     module = "llama_cpp"
     install = 'CMAKE_ARGS="-DGGML_NATIVE=ON" pip install --no-binary llama-cpp-python llama-cpp-python==0.3.36 numpy'
 
+    made: tuple[tuple[str, int, int], NDArray[np.uint8], NDArray[np.float32]] | None = None
+
     @cached_property
     def ggml(self) -> Ggml:
         spec = importlib.util.find_spec("llama_cpp")
@@ -46,20 +49,25 @@ class LlamaCpp(Peer):
     def kernels(self) -> list[Kernel]:
         return [Kernel(kind, ours, INT8_ERROR) for kind, ours in OURS.items()]
 
+    def quantized(self, kind: str, n: int, k: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """(bytes, what they mean)."""
+        weight = np.random.default_rng(0).standard_normal((n, k), dtype=np.float32)
+        if kind == "tq2_0":  # a ternary weight, as the type was made for
+            weight = np.sign(weight) * (np.abs(weight) > 0.5).astype(np.float32)
+        data = self.ggml.quantize(kind, weight)
+        return data, self.ggml.dequantize(kind, data, n, k)
+
     def load(self, kernel: Kernel, job: Job) -> Loaded:
         kind = kernel.name
         block = self.ggml.base.ggml_blck_size(TYPES[kind])
         if job.k % block:
             raise NotTimedError(f"k is not a multiple of {block}")
-        rng = np.random.default_rng(0)
-        weight = rng.standard_normal((job.n, job.k), dtype=np.float32)
-        if kind == "tq2_0":  # a ternary weight, as the type was made for
-            weight = np.sign(weight) * (np.abs(weight) > 0.5).astype(np.float32)
-        data = self.ggml.quantize(kind, weight)
+        if self.made is None or self.made[0] != (kind, job.n, job.k):
+            self.made = ((kind, job.n, job.k), *self.quantized(kind, job.n, job.k))
+        _, data, meaning = self.made
         x = job.input()
         product = Product(self.ggml, kind, data, x, job.n, job.copies(data.nbytes))
         product.compute(job.threads)
-        meaning = self.ggml.dequantize(kind, data, job.n, job.k)
         return Loaded(
             lambda: product.compute(job.threads),
             product.copies,

@@ -20,7 +20,7 @@ INT8_ACTIVATIONS = 4  # accuracy_level
 class OnnxRuntime(Peer):
     name = "onnxruntime"
     module = "onnxruntime"
-    install = "pip install onnxruntime onnx numpy"
+    install = "pip install onnxruntime==1.31.1 onnx numpy"
 
     def versions(self) -> dict[str, str]:
         import onnx
@@ -40,10 +40,8 @@ class OnnxRuntime(Peer):
             raise NotTimedError(f"k is not a multiple of {group}")
         nbytes = job.n * job.k * bits // 8 + job.n * (job.k // group) * 4
         copies = job.copies(nbytes)
-        rng = np.random.default_rng(0)
-        codes = rng.integers(0, 256, (copies, job.n, job.k // group, group * bits // 8), dtype=np.uint8)
-        scales = rng.uniform(0.005, 0.02, (copies, job.n, job.k // group)).astype(np.float32)
-        session = make_session(job, bits, group, codes, scales)
+        meaning = (bits, group, job.n, job.k, job.threads, copies)
+        [(session, weight)] = self.copies_of(meaning, lambda: make_session(job, bits, group, copies), 1)
         x = job.input()
         binding = session.io_binding()
         results = [np.zeros((job.m, job.n), np.float32) for _ in range(copies)]
@@ -51,7 +49,6 @@ class OnnxRuntime(Peer):
         for index, result in enumerate(results):
             binding.bind_output(f"y{index}", "cpu", 0, np.float32, result.shape, result.ctypes.data)
         session.run_with_iobinding(binding)
-        weight = dequantize(codes[0], scales[0], bits).reshape(job.n, job.k)
         # The arrays behind the binding's addresses live as long as the call.
         keep = (x, results)
         return Loaded(lambda: (session.run_with_iobinding(binding), keep), copies, nbytes, results[0].copy(), weight, x)
@@ -65,12 +62,16 @@ def dequantize(codes: NDArray[np.uint8], scales: NDArray[np.float32], bits: int)
     return weight
 
 
-def make_session(job: Job, bits: int, group: int, codes: NDArray[np.uint8], scales: NDArray[np.float32]) -> Any:
+def make_session(job: Job, bits: int, group: int, copies: int) -> tuple[Any, NDArray[np.float32]]:
+    """(session of a graph for any number of tokens, the first copy's weight)."""
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 256, (copies, job.n, job.k // group, group * bits // 8), dtype=np.uint8)
+    scales = rng.uniform(0.005, 0.02, (copies, job.n, job.k // group)).astype(np.float32)
     nodes, initializers, outputs = [], [], []
-    for index in range(len(codes)):
+    for index in range(copies):
         initializers += [
             numpy_helper.from_array(codes[index], f"w{index}"),
             numpy_helper.from_array(scales[index].reshape(-1), f"s{index}"),
@@ -88,8 +89,8 @@ def make_session(job: Job, bits: int, group: int, codes: NDArray[np.uint8], scal
                 accuracy_level=INT8_ACTIVATIONS,
             )
         )
-        outputs.append(helper.make_tensor_value_info(f"y{index}", TensorProto.FLOAT, [job.m, job.n]))
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [job.m, job.k])
+        outputs.append(helper.make_tensor_value_info(f"y{index}", TensorProto.FLOAT, ["m", job.n]))
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["m", job.k])
     graph = helper.make_graph(nodes, "copies", [x], outputs, initializers)
     model = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)], ir_version=8
@@ -97,7 +98,8 @@ def make_session(job: Job, bits: int, group: int, codes: NDArray[np.uint8], scal
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = job.threads
     settings.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    return session, dequantize(codes[0], scales[0], bits).reshape(job.n, job.k)
 
 
 if __name__ == "__main__":

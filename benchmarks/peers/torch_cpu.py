@@ -50,19 +50,19 @@ class Torch(Peer):
         torch.set_num_threads(job.threads)
         load = {"int4pack": load_int4, "int8pack": load_int8, "dynamic": load_dynamic, "dyn_quant_4bit": load_dyn_quant}
         with torch.inference_mode():
-            return load[kernel.name.split()[0]](job, torch.from_numpy(job.input()))
+            return load[kernel.name.split()[0]](self, job, torch.from_numpy(job.input()))
 
 
 DYN_QUANT = "_dyn_quant_matmul_4bit"
 
 
 def loaded(
-    job: Job, make: Callable[[], Any], nbytes: int, multiply: Callable[[Any], Any], weight: Any, x: Any
+    peer: Peer, job: Job, make: Callable[[], Any], nbytes: int, multiply: Callable[[Any], Any], weight: Any, x: Any
 ) -> Loaded:
     """`make()` packs one copy of the weight, `multiply(packed)` runs the operator."""
     import torch
 
-    copies = [make() for _ in range(job.copies(nbytes))]
+    copies = peer.copies_of((multiply.__qualname__, job.n, job.k), make, job.copies(nbytes))
 
     def multiply_all() -> None:
         with torch.inference_mode():
@@ -73,7 +73,7 @@ def loaded(
     return Loaded(multiply_all, len(copies), nbytes, result, weight.float().numpy(), x.float().numpy())
 
 
-def load_int4(job: Job, x: Any) -> Loaded:
+def load_int4(peer: Peer, job: Job, x: Any) -> Loaded:
     import torch
 
     if job.k % GROUP:
@@ -86,10 +86,12 @@ def load_int4(job: Job, x: Any) -> Loaded:
     terms = torch.stack([scales.T, offsets.T], dim=-1).contiguous()  # [groups, n, 2]
     weight = (codes.view(job.n, groups, GROUP) - 8) * scales.float()[..., None] + offsets.float()[..., None]
     bf16 = x.bfloat16()
-    pack, run = torch.ops.aten._convert_weight_to_int4pack_for_cpu, torch.ops.aten._weight_int4pack_mm_for_cpu
+    first = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+    run = torch.ops.aten._weight_int4pack_mm_for_cpu
     return loaded(
+        peer,
         job,
-        lambda: (pack(codes, 1), terms.clone()),
+        lambda: (first.clone(), terms.clone()),
         job.n * job.k // 2 + 2 * terms.numel(),
         lambda packed: run(bf16, packed[0], GROUP, packed[1]),
         weight.view(job.n, job.k),
@@ -105,7 +107,7 @@ def random_int8(job: Job) -> tuple[Any, Any]:
     return codes, torch.from_numpy(rng.uniform(0.0005, 0.002, job.n).astype(np.float32))
 
 
-def load_int8(job: Job, x: Any) -> Loaded:
+def load_int8(peer: Peer, job: Job, x: Any) -> Loaded:
     import torch
 
     if job.k % INT8PACK_COLUMNS:
@@ -114,6 +116,7 @@ def load_int8(job: Job, x: Any) -> Loaded:
     scales = scales.bfloat16()
     bf16 = x.bfloat16()
     return loaded(
+        peer,
         job,
         codes.clone,
         codes.numel() + 2 * job.n,
@@ -123,7 +126,7 @@ def load_int8(job: Job, x: Any) -> Loaded:
     )
 
 
-def load_dynamic(job: Job, x: Any) -> Loaded:
+def load_dynamic(peer: Peer, job: Job, x: Any) -> Loaded:
     import torch
 
     codes, scales = random_int8(job)
@@ -133,6 +136,7 @@ def load_dynamic(job: Job, x: Any) -> Loaded:
         weight = torch._make_per_channel_quantized_tensor(codes, scales.double(), zeros, 0)
     quantized = torch.ops.quantized
     return loaded(
+        peer,
         job,
         lambda: quantized.linear_prepack(weight, None),
         codes.numel() + 4 * job.n,
@@ -142,7 +146,7 @@ def load_dynamic(job: Job, x: Any) -> Loaded:
     )
 
 
-def load_dyn_quant(job: Job, x: Any) -> Loaded:
+def load_dyn_quant(peer: Peer, job: Job, x: Any) -> Loaded:
     """Made for Arm; elsewhere a reference path."""
     import torch
 
@@ -162,6 +166,7 @@ def load_dyn_quant(job: Job, x: Any) -> Loaded:
     aten = torch.ops.aten
     first = aten._dyn_quant_pack_4bit_weight(nibbles, rounded, None, group, job.k, job.n)
     return loaded(
+        peer,
         job,
         first.clone,
         first.numel() * first.element_size(),

@@ -73,7 +73,48 @@ def test_weights_are_cycled_unless_cached():
     assert job_of().copies(1 << 20) == 1
     streamed = job_of(cached=False)
     assert streamed.copies(8 << 20) * (8 << 20) > STREAMED_BYTES
-    assert job_of(cached=False, m=128).copies(8 << 20) * (8 << 20) > STREAMED_BYTES // 4
+    assert job_of(cached=False, m=128).copies(8 << 20) * (8 << 20) > STREAMED_BYTES // 16
+
+
+def test_copies_are_kept_for_the_next_job_with_the_same_weight():
+    peer, made = fake_peer(), []
+
+    def make():
+        made.append(len(made))
+        return made[-1]
+
+    assert peer.copies_of("a", make, 3) == [0, 1, 2]
+    assert peer.copies_of("a", make, 2) == [0, 1]
+    assert peer.copies_of("a", make, 4) == [0, 1, 2, 3]
+    assert peer.copies_of("b", make, 1) == [4]
+    assert peer.copies_of("a", make, 1) == [5]
+
+
+def test_a_long_round_is_not_repeated(monkeypatch):
+    from benchmarks.peers import peer
+
+    def rounds_of(seconds):
+        monkeypatch.setattr(peer, "timed", lambda call, first, calls: call(0) or seconds)
+        calls = []
+        assert peer.one_run(lambda: calls.append(1)) == seconds
+        return len(calls)
+
+    assert rounds_of(peer.LONG_SECONDS * 1.01) == 1
+    assert rounds_of(peer.LONG_SECONDS * 0.99) == 2
+
+
+def test_our_weights_serve_the_jobs_that_follow():
+    from benchmarks.peers.tmac_kernels import Tmac
+
+    ours = Tmac()
+    kernel = ours.kernel(json.dumps({"bits": 2, "group_size": 32}))
+    first = ours.weights(kernel, job_of(n=32, k=64))
+    assert ours.weights(kernel, job_of(n=32, k=64, m=20, threads=2)) is first
+    assert ours.weights(kernel, job_of(n=64, k=64)) is not first
+    loaded = ours.checked(kernel, job_of(n=32, k=64, m=20))
+    assert loaded.copies == 1
+    assert loaded.extra["kernel"] == ours.weights(kernel, job_of(n=32, k=64)).prompt_kernel
+    assert set(loaded.run()) == {"seconds", "read_seconds"}
 
 
 def test_a_peer_that_is_missing_is_named_with_its_command(capsys):
@@ -197,6 +238,29 @@ def test_matmulnbits_codes_lie_from_the_lowest_bits_on():
     scales = np.full((1, 1), 2.0, np.float32)
     np.testing.assert_array_equal(dequantize(np.array([[[0x1F]]], np.uint8), scales, 4), [[[14, -14]]])
     np.testing.assert_array_equal(dequantize(np.array([[[0b11100100]]], np.uint8), scales, 2), [[[-4, -2, 0, 2]]])
+
+
+def test_without_options_one_shape_is_run_and_the_others_where_asked_for():
+    from benchmarks.peers.__main__ import jobs, parse
+    from benchmarks.tables import SHAPES
+
+    named = ["--python", "torch=python3"]
+    few, every = jobs(parse(named)), jobs(parse([*named, "--every-shape"]))
+    assert {(job.n, job.k) for job in few} == {SHAPES[0]}
+    assert {(job.m, job.threads) for job in few} >= {(1, 1), (1, 2), (8, 1), (128, 1)}
+    assert every[: len(few)] == few
+    assert {(job.n, job.k) for job in every} == set(SHAPES)
+    assert [str(job) for job in jobs(parse([*named, "--m", "3"]))] == ["4096x4096 m=3 threads=1"]
+
+
+def test_environments_are_found_by_their_names(tmp_path):
+    from benchmarks.peers.__main__ import interpreters, parse
+
+    python = tmp_path / "peer-onnxruntime" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    options = parse(["--environments", str(tmp_path), "--python", "torch=python3"])
+    assert interpreters(options) == {"onnxruntime": str(python), "torch": "python3"}
 
 
 def test_torch_s_operators_beside_ours(run_benchmark, tmp_path):
