@@ -34,6 +34,7 @@ MODULES = {
     "auto-round-lib": "auto_round_lib",
     "llama-cpp-python": "llama_cpp_python",
 }
+FIXED_THREADS = ("auto-round-lib",)  # a process for each number of threads
 PAUSE_SECONDS = 0.03  # until the threads of the process before have stopped waiting for more work
 
 
@@ -66,15 +67,26 @@ def jobs(options: argparse.Namespace) -> list[Job]:
 
 
 def run_peer(name: str, python: str, options: argparse.Namespace, report: dict[str, Any]) -> Iterator[PeerRow]:
-    """Every kernel of a peer on every job. A worker that fails ends the peer's rows, not the run."""
-    peer, ours = Worker(name, python, MODULES[name]), Worker("tmac", sys.executable, "tmac_kernels")
+    """Every kernel of a peer on every job."""
+    everything = jobs(options)
+    if name not in FIXED_THREADS:
+        yield from run_jobs(Worker(name, python, MODULES[name]), everything, options, report)
+        return
+    for threads in dict.fromkeys(job.threads for job in everything):
+        part = [job for job in everything if job.threads == threads]
+        yield from run_jobs(Worker(name, python, MODULES[name], threads), part, options, report)
+
+
+def run_jobs(peer: Worker, part: list[Job], options: argparse.Namespace, report: dict[str, Any]) -> Iterator[PeerRow]:
+    """A worker that fails ends its rows, not the run."""
+    name, ours = peer.name, Worker("tmac", sys.executable, "tmac_kernels")
     try:
         hello = peer.ask(do="hello")
         report["versions"][name] = hello["versions"]
         for kernel in hello["kernels"]:
             if options.kernels not in kernel["name"]:
                 continue
-            for job in jobs(options):
+            for job in part:
                 row = compare(peer, ours, kernel, job, options.runs)
                 if isinstance(row, PeerRow):
                     yield row

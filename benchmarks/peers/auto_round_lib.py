@@ -5,6 +5,7 @@ Activations and scales are float32 and the compute type is "auto".
 
 from __future__ import annotations
 
+import os
 import sys
 
 import numpy as np
@@ -35,7 +36,9 @@ class AutoRoundLib(Peer):
 
         if job.k % GROUP:
             raise NotTimedError(f"k is not a multiple of {GROUP}")
-        torch.set_num_threads(job.threads)
+        # It takes the number of threads once, and computes a part of the product where there are fewer later.
+        if os.environ.get("OMP_NUM_THREADS") != str(job.threads):
+            raise NotTimedError(f"it needs OMP_NUM_THREADS={job.threads} when it starts")
         bits = kernel.ours["bits"]
         rng = np.random.default_rng(0)
         codes = rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (job.k, job.n), dtype=np.int8)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -45,18 +44,18 @@ def summary(report: Report) -> str:
     rows = [row for row in rows if (row.job.n, row.job.k, row.job.cached) == (first.n, first.k, first.cached)]
     columns = list(dict.fromkeys(column(row) for row in sorted(rows, key=lambda row: (row.job.m, row.job.threads))))
     lines = []
-    for _, group in groupby(rows, key=who):
-        cells = {column(row): row for row in group}
+    for name in dict.fromkeys(map(who, rows)):
+        cells = {column(row): row for row in rows if who(row) == name}
         row = next(iter(cells.values()))
         lines.append(
             [
-                who(row),
+                name,
                 f"{row.theirs.bits_per_weight:.2f}",
                 f"{row.theirs.relative_l2_error:.1e}",
                 row.ours.kernel.removeprefix("qgemm_"),
                 f"{row.ours.bits_per_weight:.2f}",
                 f"{row.ours.relative_l2_error:.1e}",
-                *(cell(cells[name]) if name in cells else "-" for name in columns),
+                *(cell(cells[each]) if each in cells else "-" for each in columns),
             ]
         )
     head = ["package and kernel", "bits", "error", "ours", "bits", "error", *columns]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ class WorkerError(Exception):
 
 
 class Worker:
-    def __init__(self, name: str, python: str, module: str) -> None:
+    def __init__(self, name: str, python: str, module: str, threads: int = 0) -> None:
+        """`threads`: what OpenMP starts with; 0 leaves the environment as it is."""
         self.name = name
         self.process = subprocess.Popen(
             [python, "-m", f"benchmarks.peers.{module}", "--worker"],
             cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)} if threads else None,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -263,6 +263,22 @@ def test_environments_are_found_by_their_names(tmp_path):
     assert interpreters(options) == {"onnxruntime": str(python), "torch": "python3"}
 
 
+def test_a_peer_with_fixed_threads_has_a_process_for_each_number(monkeypatch):
+    from benchmarks.peers import __main__ as run
+
+    started = []
+    monkeypatch.setattr(run, "Worker", lambda name, python, module, threads=0: (name, threads))
+    monkeypatch.setattr(run, "run_jobs", lambda worker, part, *_: started.append((*worker, part)) or [])
+    options = run.parse(["--python", "torch=python3", "--m", "1", "8", "--threads", "1", "2"])
+    for name in ("torch", "auto-round-lib"):
+        assert list(run.run_peer(name, "python3", options, {})) == []
+    assert [(name, threads) for name, threads, _ in started] == [
+        ("torch", 0), ("auto-round-lib", 1), ("auto-round-lib", 2)
+    ]  # fmt: skip
+    assert [{job.threads for job in part} for _, _, part in started] == [{1, 2}, {1}, {2}]
+    assert [len(part) for _, _, part in started] == [4, 2, 2]
+
+
 def test_torch_s_operators_beside_ours(run_benchmark, tmp_path):
     if importlib.util.find_spec("torch") is None:
         pytest.skip("needs the extra tmac-cpu[torch]")
