@@ -1,4 +1,4 @@
-"""Calls of the kernels over many buffers: one layer, or a chain of layers that read the same activations."""
+"""Calls over many buffers: of a kernel, of a chain of layers that have the same input, of a pass that only reads."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.timing import timed
 from benchmarks.weights import Floats, Weights
 from tmac import _core
 
@@ -51,3 +52,17 @@ def shared_multiplier(
         run(x, chains[index * layers % count], threads)
 
     return several
+
+
+def fastest_reader(weights: Weights, threads: int) -> Callable[[int], int]:
+    """call(index) reads as many bytes as a weight has, in the faster of two ways: that is what the memory gives."""
+    parts = [buffer[: weights.bytes] for buffer in weights.buffers]
+    count, read = len(parts), _core.read_pass
+
+    def one(index: int) -> int:
+        return read(parts[index % count], threads, 1)
+
+    def four(index: int) -> int:
+        return read(parts[index % count], threads, 4)
+
+    return min((one, four), key=lambda call: min(timed(call, 5 * i, 5) for i in range(8)))

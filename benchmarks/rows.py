@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.timing import Times
 from benchmarks.weights import Error
@@ -48,12 +49,15 @@ def median_ratio(numerators: list[float], denominators: list[float]) -> float:
 
 @dataclass(frozen=True)
 class Row:
+    table: str  # of benchmarks.tables, or "chosen"
     kernel: str
     activation: str
+    layout: str
     n: int
     k: int
     group_size: int
     zero_point: str
+    spec: dict[str, Any]  # further arguments of QuantSpec
     m: int
     threads: int
     cached: bool
@@ -72,22 +76,27 @@ class Row:
 
     def __str__(self) -> str:
         name = self.kernel + ("/token" if self.activation == "token" else "")
+        name += "".join(f" {key}={value}" for key, value in self.spec.items())
         limits = self.limits
         peak, on_peak = (
             ("-", "-") if limits.peak_gops is None else (f"{limits.peak_gops:.0f}", f"{limits.share_of_peak:.2f}")
         )
         cost = 1e6 * self.cost_per_layer
         return (
-            f"{name:34} {f'{self.n}x{self.k}':>11} {self.m:3} {self.threads:3} {self.error.relative_l2:8.1e} "
+            f"{name:38} {self.shape():>16} {self.m:3} {self.threads:3} {self.error.relative_l2:8.1e} "
             f"{self.error.nmse:8.1e} {self.outlier_error.nmse:8.1e} {self.time} {self.gb_per_s:6.1f} "
             f"{limits.read_gb_per_s:6.1f} {limits.share_of_read_pass:6.2f} {self.gops:7.0f} {peak:>7} {on_peak:>5} "
             f"{limits.limit_us:9.1f} {limits.share_of_limit:6.2f} {self.prepare.median_us:7.2f} {cost:9.1f}"
+            + (f"  {self.layers} layers a call, prepared {self.prepared}" if self.layers > 1 else "")
         )
+
+    def shape(self) -> str:
+        return f"{self.n}x{self.k}" + (f" g{self.group_size}" if self.group_size > 0 else " row")
 
 
 def heading(cost_unit: str) -> str:
     return (
-        f"{'kernel':34} {'n x k':>11} {'m':>3} {'thr':>3} {'rel. L2':>8} {'NMSE':>8} {'outliers':>8} {'us':>9} "
+        f"{'kernel':38} {'n x k, group':>16} {'m':>3} {'thr':>3} {'rel. L2':>8} {'NMSE':>8} {'outliers':>8} {'us':>9} "
         f"{'min..max':>19} {'GB/s':>6} {'read':>6} {'share':>6} {'GOPS':>7} {'peak':>7} {'share':>5} {'limit us':>9} "
         f"{'share':>6} {'prep us':>7} {'u' + cost_unit:>9}"
     )

@@ -21,9 +21,12 @@ OUTLIER_FACTOR = 100.0
 
 
 class Weights:
-    """Packed weights of one spec and shape: enough of them that one is out of the caches before it comes again."""
+    """Packed weights of one spec and shape: enough of them that one is out of the caches before it comes again.
 
-    def __init__(self, spec: QuantSpec, n: int, k: int, kernel: str, cached: bool) -> None:
+    Together they exceed `streamed_bytes`; with 0 there is one.
+    """
+
+    def __init__(self, spec: QuantSpec, n: int, k: int, kernel: str, streamed_bytes: int = STREAMED_BYTES) -> None:
         rng = np.random.default_rng(n + k)
         groups = spec.num_groups(k)
         self.n, self.k, self.spec = n, k, spec
@@ -38,9 +41,9 @@ class Weights:
         self.planes, self.scales, self.zeros = planes, scales, zeros
         self.bytes = planes.nbytes + scales.nbytes + (0 if zeros is None else zeros.nbytes)
         first = self.pack(kernel)
-        count = 1 if cached else STREAMED_BYTES // first.nbytes + 2
+        count = streamed_bytes // first.nbytes + 2 if streamed_bytes else 1
         self.packed = [first, *(self.pack(kernel) for _ in range(count - 1))]
-        self.kernel = first.kernel
+        self.kernel, self.prompt_kernel, self.layout = first.kernel, first.prompt_kernel, first.layout
         self.buffers = [packed.buffer() for packed in self.packed]
 
     def pack(self, kernel: str) -> _core.PackedWeight:

@@ -56,10 +56,9 @@ def test_a_row_is_consistent(small_run):
 
 def test_weights_are_cycled_and_layers_chained(small_run):
     rows, lines = small_run("--shapes", "512x1024", "--kernels", "lut_w4_scalar", "--chain", 3)
-    assert [(row["cached"], row["layers"]) for row in rows] == [(False, 3)]
-    assert rows[0]["prepared"] == ("once" if hasattr(_core, "linear_shared") else "per layer")
+    assert [(row["cached"], row["layers"], row["prepared"]) for row in rows] == [(False, 3, "once")]
     assert "512 MiB" in lines[1]
-    assert "3 layers a call" in lines[1]
+    assert lines[3].endswith("3 layers a call, prepared once")
 
 
 @pytest.mark.parametrize("arguments", [("--runs", 6), ("--m", 0), ("--threads", 0), ("--chain", 0)])
@@ -67,6 +66,13 @@ def test_options_that_measure_nothing_are_refused(run_benchmark, arguments):
     result = run_benchmark("benchmarks.kernels", *arguments)
     assert result.returncode == 2
     assert "at least" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [("--quick", "--m", 1), ("--tables", "batch", "--cached")])
+def test_tables_and_a_single_table_exclude_each_other(run_benchmark, arguments):
+    result = run_benchmark("benchmarks.kernels", *arguments)
+    assert result.returncode == 2
+    assert "the options of a single table" in result.stderr
 
 
 def first_kernel():
@@ -78,23 +84,27 @@ def weights_of(row):
     from tmac.spec import QuantSpec
 
     spec = QuantSpec(bits=row["bits"], codebook=row["codebook"], group_size=128)
-    return Weights(spec, 64, 128, row["name"], cached=True)
+    return Weights(spec, 64, 128, row["name"], streamed_bytes=0)
+
+
+def checked(row, weights):
+    from benchmarks.checks import Checked
+
+    return Checked(row, "group", weights)
 
 
 def test_a_wrong_answer_is_not_timed(monkeypatch):
-    from benchmarks import kernels
     from benchmarks.weights import gaussian
 
     row, x = first_kernel(), gaussian(2, 128)
-    kernels.checked_errors(row, "group", weights_of(row), x)
+    checked(row, weights_of(row)).errors(x)
     right = _core.linear
-    monkeypatch.setattr(_core, "linear", lambda *arguments: right(*arguments) * 1.1)
+    monkeypatch.setattr(_core, "linear", lambda *arguments: right(*arguments) * 1.02)
     with pytest.raises(SystemExit, match="is no rounding"):
-        kernels.checked_errors(row, "group", weights_of(row), x)
+        checked(row, weights_of(row)).errors(x)
 
 
 def test_other_bits_than_the_scalar_kernel_s_are_not_timed(monkeypatch):
-    from benchmarks import kernels
     from benchmarks.weights import gaussian
 
     row = next(
@@ -114,7 +124,7 @@ def test_other_bits_than_the_scalar_kernel_s_are_not_timed(monkeypatch):
 
     monkeypatch.setattr(_core, "linear", one_bit_off)
     with pytest.raises(SystemExit, match="the bits are not those of"):
-        kernels.checked_errors(row, "group", weights, x)
+        checked(row, weights).errors(x)
 
 
 def test_outliers_are_one_percent_of_the_channels():

@@ -1,0 +1,47 @@
+"""The tables in the documentation are what the committed runs render, and its commands install what the peers need."""
+
+import importlib
+import json
+import re
+
+import pytest
+
+
+@pytest.fixture(params=["README.md", "docs/benchmarks.md"])
+def document(request, repository):
+    return request.param, (repository / request.param).read_text(encoding="utf-8")
+
+
+def test_a_table_is_what_the_committed_run_renders(document, repository):
+    from benchmarks.peers.readme import BLOCK, PLACES, replaced
+
+    name, text = document
+    path = BLOCK.search(text)[1]
+    report = json.loads((repository / path).read_text(encoding="utf-8"))
+    assert text == replaced(text, path, PLACES[name](report))
+    assert len({row["peer"] for row in report["rows"]}) > 1
+
+
+def test_the_commands_install_the_versions_that_the_peers_ask_for(document):
+    from benchmarks.peers.__main__ import MODULES
+    from benchmarks.peers.peer import Peer
+
+    _, text = document
+    for module in MODULES.values():
+        found = vars(importlib.import_module(f"benchmarks.peers.{module}")).values()
+        peer = next(
+            value for value in found if isinstance(value, type) and issubclass(value, Peer) and value is not Peer
+        )
+        for requirement in re.findall(r"\S+==\S+", peer.install):
+            assert requirement in text
+
+
+def test_the_run_has_the_versions_that_the_commands_install(document, repository):
+    from benchmarks.peers.readme import BLOCK
+
+    _, text = document
+    report = json.loads((repository / BLOCK.search(text)[1]).read_text(encoding="utf-8"))
+    versions = {name: number.split("+")[0] for each in report["versions"].values() for name, number in each.items()}
+    for requirement in re.findall(r"[\w-]+==[\d.]+", text):
+        name, number = requirement.split("==")
+        assert versions.get(name, number) == number
