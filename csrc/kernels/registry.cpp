@@ -82,7 +82,7 @@ const char* name_of(Method method) {
 }
 
 const char* name_of(Layout layout) {
-    static constexpr const char* kNames[] = {"planes", "rows", "quads", "nibbles", "wide_quads"};
+    static constexpr const char* kNames[] = {"planes", "rows", "quads", "nibbles", "wide_quads", "bands"};
     return kNames[static_cast<int>(layout)];
 }
 

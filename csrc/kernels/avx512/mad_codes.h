@@ -143,16 +143,39 @@ struct Nibbles {
     static constexpr int kScales = Bits > 4 ? 1 : 2;
 };
 
-/// First byte of 16 rows, `row` being a multiple of 16.
+/// Planes of 1 to 4 bits in Layout::bands, for prompts of a weight that look-ups decode.
+template <int Bits>
+struct BandQuads : Quads<Bits> {
+    using Quads<Bits>::Quads;
+};
+
+template <class Codes>
+inline constexpr bool kInBands = false;
+template <int Bits>
+inline constexpr bool kInBands<BandQuads<Bits>> = true;
+
+/// First byte of 16 rows in tiles, `row` being a multiple of 16.
 template <class Codes>
 TMAC_ALWAYS_INLINE const uint8_t* codes_of_rows(const QgemmArgs& args, int64_t row) {
     const int64_t tile_bytes = args.padded_k / Codes::kColumns * Codes::kChunkBytes;
     return args.codes + row / Codes::kTileRows * tile_bytes + row % Codes::kTileRows * 4;
 }
 
-/// Index of the group values of 16 rows in the tiled order.
+/// The same 16 rows' first chunk of an act group.
+template <class Codes>
+TMAC_ALWAYS_INLINE const uint8_t* codes_of_group(const QgemmArgs& args, int64_t row, const ActGroup& group) {
+    if constexpr (kInBands<Codes>) {
+        return args.codes + BandPlace(args.n, row).codes(args.padded_k, group);
+    }
+    return codes_of_rows<Codes>(args, row) + int64_t{group.padded_begin} / Codes::kColumns * Codes::kChunkBytes;
+}
+
+/// Index of the group values of 16 rows in the layout's order.
 template <class Codes>
 TMAC_ALWAYS_INLINE int64_t values_of_rows(const QgemmArgs& args, int64_t row, int32_t weight_group) {
+    if constexpr (kInBands<Codes>) {
+        return BandPlace(args.n, row).value(args.num_groups, weight_group);
+    }
     return (row / Codes::kTileRows * args.num_groups + weight_group) * Codes::kTileRows + row % Codes::kTileRows;
 }
 
