@@ -12,9 +12,10 @@ enum class Layout : uint8_t {
     quads,       ///< tiles of 32 rows; 32 columns of 16 rows in 64 bytes, four per row, eight 4-column nibbles
     nibbles,     ///< tiles of 16 rows; 8 columns in 64 bytes, four per row; regions: top 4 bits of a code, and the rest
     wide_quads,  ///< quads in tiles of 64 rows
-    bands,       ///< quads in bands of 512 rows, where one act group of all rows comes before the next
+    wide_nibbles,  ///< nibbles in tiles of 32 rows
+    bands,         ///< quads in bands of 512 rows, where one act group of all rows comes before the next
 };
-inline constexpr int kNumLayouts = 6;
+inline constexpr int kNumLayouts = 7;
 
 /// Sets of layouts.
 constexpr uint8_t bit_of(Layout layout) { return static_cast<uint8_t>(1U << static_cast<int>(layout)); }
@@ -37,6 +38,8 @@ constexpr LayoutShape layout_shape(Layout layout, int32_t bits) {
             return {64, 32, 256, bits};
         case Layout::nibbles:
             return {16, 8, 64, bits > 4 ? 2 : 1};
+        case Layout::wide_nibbles:
+            return {32, 8, 128, bits > 4 ? 2 : 1};
         case Layout::planes:
             break;
     }

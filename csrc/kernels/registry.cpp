@@ -82,7 +82,8 @@ const char* name_of(Method method) {
 }
 
 const char* name_of(Layout layout) {
-    static constexpr const char* kNames[] = {"planes", "rows", "quads", "nibbles", "wide_quads", "bands"};
+    static constexpr const char* kNames[] = {"planes",     "rows",         "quads", "nibbles",
+                                             "wide_quads", "wide_nibbles", "bands"};
     return kNames[static_cast<int>(layout)];
 }
 

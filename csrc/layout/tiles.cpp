@@ -103,6 +103,8 @@ uint64_t get_codes(const uint8_t* top, int64_t region_stride, int32_t bits) {
     return (unfold_halves(high) << 4) | unfold_halves(low);
 }
 
+bool in_nibbles(Layout layout) { return layout == Layout::nibbles || layout == Layout::wide_nibbles; }
+
 /// The chunks of one row: where they lie in the first region.
 struct RowChunks {
     const TiledCodes& codes;
@@ -150,7 +152,7 @@ void planes_to_layout(const PlanesView& planes, const std::vector<ActGroup>& act
     for (int64_t row = row_begin; row < row_end; ++row) {
         const RowChunks chunks{out, shape, row};
         const int64_t in_chunk = chunks.row_in_chunk();
-        if (out.layout == Layout::nibbles) {
+        if (in_nibbles(out.layout)) {
             chunks.for_each(act_groups, [&](int64_t column, int64_t count, uint8_t* chunk) {
                 put_codes(chunk + in_chunk * 4, out.region_stride, planes.bits, load_codes(planes, row, column, count));
             });
@@ -180,7 +182,7 @@ void layout_to_planes(const TiledCodes& in, const std::vector<ActGroup>& act_gro
         const auto plane_row = [&](int32_t plane) { return planes + (plane * view.n + row) * row_bytes; };
         const RowChunks chunks{in, shape, row};
         const int64_t in_chunk = chunks.row_in_chunk();
-        if (in.layout == Layout::nibbles) {
+        if (in_nibbles(in.layout)) {
             chunks.for_each(act_groups, [&](int64_t column, int64_t count, const uint8_t* chunk) {
                 const uint64_t eight = get_codes(chunk + in_chunk * 4, in.region_stride, view.bits);
                 for (int32_t plane = 0; plane < view.bits; ++plane) {

@@ -102,14 +102,14 @@ struct Quads {
     static constexpr int kScales = kVectors / kFields;  ///< distinct ones
 };
 
-/// Codes of 4 to 8 bits in Layout::nibbles: 8 columns of 16 rows in 64 bytes of each region. Byte 4r + i has half of
-/// the code of column i in its low nibble and of column 4 + i in its high nibble.
+/// Codes of 4 to 8 bits in Layout::wide_nibbles: 8 columns of 16 rows in 64 bytes of each region. Byte 4r + i has half
+/// of the code of column i in its low nibble and of column 4 + i in its high nibble.
 template <int Bits>
 struct Nibbles {
     static constexpr int kVectors = 2;
     static constexpr int kColumns = 8;
-    static constexpr int kChunkBytes = 64;
-    static constexpr int kTileRows = 16;
+    static constexpr int kChunkBytes = 128;
+    static constexpr int kTileRows = 32;
     static constexpr int kRegions = Bits > 4 ? 2 : 1;
     static constexpr int kShift = Bits > 4 ? 8 - Bits : 0;
 

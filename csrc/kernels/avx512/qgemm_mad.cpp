@@ -24,7 +24,7 @@ void qgemm_planes(const QgemmArgs& args) {
 
 /// Nibbles are half the work to unpack.
 void qgemm_w4(const QgemmArgs& args) {
-    args.layout == Layout::nibbles ? qgemm<Nibbles<4>, 4>(args) : qgemm_planes<4>(args);
+    args.layout == Layout::wide_nibbles ? qgemm<Nibbles<4>, 4>(args) : qgemm_planes<4>(args);
 }
 
 constexpr uint8_t kBoth = (1U << static_cast<int>(Activation::group)) | (1U << static_cast<int>(Activation::token));
@@ -38,15 +38,16 @@ constexpr uint32_t kFeatures = kAvx2 | kFma | kF16c | kAvx512f | kAvx512bw | kAv
     }
 #define TMAC_PLANES(suffix, bits, codebook) \
     TMAC_ROW(suffix, bits, codebook, Layout::wide_quads, kPlanes, qgemm_planes<bits>)
-#define TMAC_NIBBLES(suffix, bits) \
-    TMAC_ROW(suffix, bits, Codebook::uniform, Layout::nibbles, bit_of(Layout::nibbles), (qgemm<Nibbles<bits>, bits>))
+#define TMAC_NIBBLES(suffix, bits)                                                                \
+    TMAC_ROW(suffix, bits, Codebook::uniform, Layout::wide_nibbles, bit_of(Layout::wide_nibbles), \
+             (qgemm<Nibbles<bits>, bits>))
 
 constinit const Kernel rows[] = {
     TMAC_PLANES("w1", 1, Codebook::uniform),
     TMAC_PLANES("w2", 2, Codebook::uniform),
     TMAC_PLANES("w3", 3, Codebook::uniform),
-    TMAC_ROW("w4", 4, Codebook::uniform, Layout::nibbles, bit_of(Layout::nibbles) | bit_of(Layout::wide_quads),
-             qgemm_w4),
+    TMAC_ROW("w4", 4, Codebook::uniform, Layout::wide_nibbles,
+             bit_of(Layout::wide_nibbles) | bit_of(Layout::wide_quads), qgemm_w4),
     TMAC_NIBBLES("w5", 5),
     TMAC_NIBBLES("w6", 6),
     TMAC_NIBBLES("w7", 7),

@@ -64,9 +64,9 @@ std::pair<int64_t, int> where(Layout layout, int32_t bits, int32_t plane, int64_
 
 TEST_CASE("unpacking inverts packing for every layout, width and size", "[tiles]") {
     Random random(3);
-    for (const Layout layout :
-         {Layout::planes, Layout::rows, Layout::quads, Layout::nibbles, Layout::wide_quads, Layout::bands}) {
-        for (int32_t bits = layout == Layout::nibbles ? 5 : 1; bits <= 8; ++bits) {
+    for (const Layout layout : {Layout::planes, Layout::rows, Layout::quads, Layout::nibbles, Layout::wide_quads,
+                                Layout::wide_nibbles, Layout::bands}) {
+        for (int32_t bits = layout == Layout::nibbles || layout == Layout::wide_nibbles ? 5 : 1; bits <= 8; ++bits) {
             for (const int64_t n : {1, 16, 31, 32, 65}) {
                 for (const int64_t k : {1, 8, 31, 33, 100, 128, 300}) {
                     for (const int32_t group_size : {-1, 5, 32, 100, 128}) {
@@ -92,8 +92,8 @@ TEST_CASE("rows may be packed in ranges of any length", "[tiles]") {
     Random random(4);
     const std::vector<uint8_t> planes = random_planes(random, 8, 70, 100);
     const PlanesView view{planes.data(), 8, 70, 100};
-    for (const Layout layout :
-         {Layout::planes, Layout::rows, Layout::quads, Layout::nibbles, Layout::wide_quads, Layout::bands}) {
+    for (const Layout layout : {Layout::planes, Layout::rows, Layout::quads, Layout::nibbles, Layout::wide_quads,
+                                Layout::wide_nibbles, Layout::bands}) {
         Packed whole = make_packed(layout, 8, 70, 100, 64);
         Packed pieces = whole;
         planes_to_layout(view, whole.act_groups, whole.codes(layout), 0, 70);
