@@ -1,6 +1,10 @@
+#include <chrono>
+
 #include "bindings/bindings.h"
+#include "kernels/registry.h"
 #include "ops/linear.h"
 #include "ops/read_pass.h"
+#include "ops/tuner.h"
 
 namespace tmac {
 namespace {
@@ -77,6 +81,41 @@ uint64_t read_pass_array(const py::array& buffer, int num_threads, int streams) 
     return read_pass(data, bytes, streams, num_threads);
 }
 
+/// Lets Ctrl-C through, at most every fiftieth of a second: asking costs the GIL.
+class SignalCheck {
+public:
+    void operator()() {
+        const auto now = std::chrono::steady_clock::now();
+        if (now - last_ < std::chrono::milliseconds(20)) {
+            return;
+        }
+        const py::gil_scoped_acquire acquire;
+        if (PyErr_CheckSignals() != 0) {
+            throw py::error_already_set();
+        }
+        last_ = std::chrono::steady_clock::now();
+    }
+
+private:
+    std::chrono::steady_clock::time_point last_{};
+};
+
+py::list time_kernels_list(const py::object& spec_object, int64_t out_features, int64_t in_features,
+                           std::vector<int64_t> tokens, int num_threads, int runs) {
+    const QuantSpec spec = spec_from_python(spec_object);
+    select_kernels(spec, selection());  // throws where nothing serves it
+    const TimingPlan plan{std::move(tokens), runs, num_threads};
+    const std::vector<KernelTimes> times = [&] {
+        const py::gil_scoped_release release;
+        return time_kernels(spec, out_features, in_features, candidates(spec, selection()), plan, SignalCheck());
+    }();
+    py::list rows;
+    for (const KernelTimes& each : times) {
+        rows.append(py::make_tuple(each.kernels.decode->name, each.kernels.prompt->name, each.seconds));
+    }
+    return rows;
+}
+
 }  // namespace
 
 void bind_ops(py::module_& module) {
@@ -88,6 +127,8 @@ void bind_ops(py::module_& module) {
                py::arg("tokens"), py::arg("buffer"), py::arg("buffer_bytes"), py::arg("bias"), py::arg("y"),
                py::arg("y_type"), py::arg("y_stride"), py::arg("in_features"), py::arg("out_features"),
                py::arg("num_threads"));
+    module.def("time_kernels", &time_kernels_list, py::arg("spec"), py::arg("out_features"), py::arg("in_features"),
+               py::arg("tokens") = std::vector<int64_t>{1, 8, 128}, py::arg("num_threads") = 0, py::arg("runs") = 7);
     module.def("read_pass", &read_pass_array, py::arg("buffer"), py::arg("num_threads") = 0, py::arg("streams") = 1);
 }
 
