@@ -16,6 +16,7 @@ namespace tmac {
 namespace {
 
 constexpr int64_t kMaxTimedWeights = int64_t{1} << 26;
+constexpr int64_t kMaxTimedBits = int64_t{1} << 28;
 constexpr int64_t kMaxTimedRows = int64_t{1} << 16;
 constexpr int64_t kMaxBytes = int64_t{512} << 20;  ///< of all copies of all layouts
 constexpr int64_t kCacheMultiple = 4;
@@ -288,7 +289,8 @@ void check(int64_t n, int64_t k, const std::vector<KernelPair>& pairs, const Tim
 std::vector<KernelTimes> time_kernels(const QuantSpec& spec, int64_t n, int64_t k, const std::vector<KernelPair>& pairs,
                                       const TimingPlan& plan, const std::function<void()>& checkpoint) {
     check(n, k, pairs, plan);
-    const int64_t rows = std::min({n, kMaxTimedRows, std::max<int64_t>(kMaxTimedWeights / k, 1)});
+    const int64_t weights = std::min(kMaxTimedWeights, kMaxTimedBits / spec.bits);
+    const int64_t rows = std::min({n, kMaxTimedRows, std::max<int64_t>(weights / k, 1)});
     std::vector<KernelTimes> times = Measurement(spec, {rows, k}, pairs, plan, checkpoint).run();
     const double whole = static_cast<double>(n) / static_cast<double>(rows);
     for (KernelTimes& each : times) {

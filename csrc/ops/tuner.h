@@ -28,13 +28,12 @@ struct KernelTimes {
 /// Times every pair over a weight [n, k] of random codes, whose values do not matter to a kernel. Up to 16 tokens are
 /// decoded, more are prompts, as in `linear`; the preparation of the activations is part of the time.
 ///
-/// - Copies of the weight are cycled, so that a call reads from memory: four times the last-level cache for each
-/// layout,
-///   at most 512 MiB for all together and at least one copy.
+/// - Copies of the weight are cycled, so that a call reads from memory: for each layout four times the last-level
+///   cache, for all together at most 512 MiB, and at least one copy.
 /// - The samples of the pairs alternate; each is the mean over calls that fill about two milliseconds.
 /// - A pair that takes over four times as long as the best at one token is out of the race and gets one sample.
-/// - A weight of over 2^26 values or 2^16 rows is timed on its first rows, and a call that would take over 0.15 s on
-///   fewer tokens; the seconds are those of the whole, counted up in proportion.
+/// - Of a weight of over 2^26 values, 32 MiB of codes or 2^16 rows the first rows are timed, and a call that would take
+///   over 0.15 s is timed with fewer tokens; the seconds are those of the whole, counted up in proportion.
 ///
 /// `checkpoint` is called between calls, several times a second, from the calling thread; what it throws ends the
 /// measurement.
