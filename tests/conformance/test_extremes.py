@@ -98,7 +98,8 @@ def test_results_that_overflow_are_infinite(case: Case) -> None:
     weight.scales[...] = 1e4
     codes = np.full_like(weight.codes, 2 if case[0]["codebook"] == "ternary" else 2 ** case[0]["bits"] - 1)
     got = linear(
-        np.full((1, 200), 1e36, np.float32), pack(Weight(weight.spec, codes, weight.scales, None), case[0]["name"])
+        np.full((1, 200), 1e36, np.float32),
+        pack(Weight(weight.spec, codes, weight.scales, None, weight.method), case[0]["name"]),
     )
     assert (got == np.inf).all()
 
@@ -125,7 +126,7 @@ def test_equal_codes(case: Case) -> None:
     for code in {0, top // 2, top}:
         check_kernel(
             case[0]["name"],
-            Weight(weight.spec, np.full_like(weight.codes, code), weight.scales, None),
+            Weight(weight.spec, np.full_like(weight.codes, code), weight.scales, None, weight.method),
             edge_activations(),
         )
 
@@ -177,4 +178,4 @@ def test_uniform_signs_saturate_every_tile(case: Case) -> None:
         codes = np.where(rng.random((64, 1)) < 0.5, 0, top).repeat(k, axis=1).astype(np.uint8)
         scales = np.ones((64, spec.num_groups(k)), np.float16)
         x = np.concatenate([np.ones((1, k)), -np.ones((1, k)), rng.choice([-1, 1], (3, k))]).astype(np.float32)
-        check_kernel(case[0]["name"], Weight(spec, codes, scales, None), x)
+        check_kernel(case[0]["name"], Weight(spec, codes, scales, None, case[0]["method"]), x)

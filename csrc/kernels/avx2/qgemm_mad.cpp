@@ -47,7 +47,7 @@ TMAC_ALWAYS_INLINE __m256i add_products(__m256i isum_i32x8, __m256i codes_i8x32,
 template <int M>
 void multiply_tile(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t tile, int32_t token) {
     const uint8_t* codes = args.codes + tile * (args.padded_k / kChunkColumns) * kChunkBytes;
-    const auto* q = static_cast<const int8_t*>(args.act) + token * args.padded_k;
+    const auto* q = static_cast<const int8_t*>(args.act) + token * args.act_stride;
     const int64_t first_group = int64_t{token} * args.num_act_groups;
     const __m128i shift = _mm_cvtsi32_si128(8 - args.spec->bits);
     __m256 y[M][2];
@@ -71,7 +71,7 @@ void multiply_tile(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
                 const Codes c = join(top, top + args.region_stride);
                 TMAC_UNROLL
                 for (int m = 0; m < M; ++m) {
-                    const int8_t* eight = q + m * args.padded_k;
+                    const int8_t* eight = q + m * args.act_stride;
                     const __m256i sum = add_products(isum_i32x8[m][half], c.first_i8x32, eight);
                     isum_i32x8[m][half] = add_products(sum, c.second_i8x32, eight + 4);
                 }

@@ -1,0 +1,187 @@
+#pragma once
+
+#include <utility>
+
+#include "kernels/avx512/simd.h"
+
+// Codes of the class `mad` as bytes for vpdpbusd: a vector holds 16 rows, in each row's four bytes four columns.
+//
+// A chunk of Layout::quads has, for each plane, 32 columns of 16 rows in 64 bytes. Bit j of byte 4r + i is, for j < 4,
+// column 4i + j of row r, otherwise column 16 + 4i + (j - 4). So the bits j of a row's four bytes are four columns, and
+// a code vector V takes the bits V of every plane. Activations are stored in that order (`kTransposed`).
+//
+// Planes become codes by halving steps, each joining two registers in two instructions, never by single bits:
+//
+//   planes a b         2-bit fields                        bits of a byte
+//   even = (a << 1 & aa) | (b & 55)                        a6b6 a4b4 a2b2 a0b0
+//   odd  = (a & aa) | (b >> 1 & 55)                        a7b7 a5b5 a3b3 a1b1
+//
+// and two such pairs become 4-bit fields in the same way with the masks cc and 33.
+
+namespace tmac::avx512 {
+namespace {
+
+TMAC_ALWAYS_INLINE __m512i load_bytes(const uint8_t* bytes) { return _mm512_loadu_si512(bytes); }
+TMAC_ALWAYS_INLINE __m512i bytes_of(int value) { return _mm512_set1_epi8(static_cast<char>(value)); }
+
+/// Where a bit of `mask` is set that of `a`, elsewhere that of `b`. The register of `a`, not the mask's, is
+/// overwritten.
+TMAC_ALWAYS_INLINE __m512i select(int mask, __m512i a, __m512i b) {
+    return _mm512_ternarylogic_epi32(a, b, bytes_of(mask), 0xe4);
+}
+
+struct Pair {
+    __m512i even;
+    __m512i odd;
+};
+
+TMAC_ALWAYS_INLINE Pair join_planes(__m512i high, __m512i low) {
+    return {select(0xaa, _mm512_add_epi8(high, high), low), select(0xaa, high, _mm512_srli_epi16(low, 1))};
+}
+
+TMAC_ALWAYS_INLINE Pair join_pairs(__m512i high, __m512i low) {
+    return {select(0xcc, _mm512_slli_epi16(high, 2), low), select(0xcc, high, _mm512_srli_epi16(low, 2))};
+}
+
+/// Planes of 1 to 4 bits in Layout::quads.
+template <int Bits>
+struct Quads {
+    static constexpr int kVectors = 8;
+    static constexpr int kColumns = 32;
+    static constexpr int kChunkBytes = 128;  ///< from one chunk of a tile to the next
+    static constexpr int kTileRows = 32;
+    static constexpr int kRegions = Bits;
+    static constexpr int kShift = 0;  ///< a code vector holds codes << kShift
+    static constexpr int kFields = Bits == 1 ? 1 : Bits == 2 ? 2 : 4;
+    static constexpr int kFieldBits = 8 / (kVectors / kFields);  ///< 1, 2 or 4
+
+    __m512i fields[kFields];
+
+    TMAC_ALWAYS_INLINE explicit Quads(const uint8_t* codes, int64_t region_stride) {
+        if constexpr (Bits == 1) {
+            fields[0] = load_bytes(codes);
+        } else {
+            const __m512i low = load_bytes(codes + (Bits - 1) * region_stride);
+            const Pair bits10 = join_planes(load_bytes(codes + (Bits - 2) * region_stride), low);
+            if constexpr (Bits == 2) {
+                fields[0] = bits10.even;
+                fields[1] = bits10.odd;
+            } else {
+                Pair bits32;
+                if constexpr (Bits == 3) {
+                    const __m512i top = load_bytes(codes);
+                    bits32 = {top, _mm512_srli_epi16(top, 1)};  // other columns' bits beside them are masked away below
+                } else {
+                    bits32 = join_planes(load_bytes(codes), load_bytes(codes + region_stride));
+                }
+                const Pair even = join_pairs(bits32.even, bits10.even);
+                const Pair odd = join_pairs(bits32.odd, bits10.odd);
+                fields[0] = even.even;
+                fields[1] = odd.even;
+                fields[2] = even.odd;
+                fields[3] = odd.odd;
+            }
+        }
+    }
+
+    /// Codes of vector V, in the low bits of each byte.
+    template <int V>
+    TMAC_ALWAYS_INLINE __m512i code() const {
+        constexpr int kUp = V / kFields * kFieldBits;
+        const __m512i field = fields[V % kFields];
+        return _mm512_and_si512(kUp == 0 ? field : _mm512_srli_epi16(field, kUp), bytes_of((1 << Bits) - 1));
+    }
+
+    /// The same where they stand: codes << kScale<V>.
+    template <int V>
+    static constexpr int kScale = V / kFields * kFieldBits;
+    template <int V>
+    TMAC_ALWAYS_INLINE __m512i scaled() const {
+        return _mm512_and_si512(fields[V % kFields], bytes_of(((1 << Bits) - 1) << kScale<V>));
+    }
+    static constexpr int kScales = kVectors / kFields;  ///< distinct ones
+};
+
+/// Codes of 4 to 8 bits in Layout::nibbles: 8 columns of 16 rows in 64 bytes of each region. Byte 4r + i has half of
+/// the code of column i in its low nibble and of column 4 + i in its high nibble.
+template <int Bits>
+struct Nibbles {
+    static constexpr int kVectors = 2;
+    static constexpr int kColumns = 8;
+    static constexpr int kChunkBytes = 64;
+    static constexpr int kTileRows = 16;
+    static constexpr int kRegions = Bits > 4 ? 2 : 1;
+    static constexpr int kShift = Bits > 4 ? 8 - Bits : 0;
+
+    __m512i first;
+    __m512i second;
+
+    TMAC_ALWAYS_INLINE explicit Nibbles(const uint8_t* codes, int64_t region_stride) {
+        const __m512i top = load_bytes(codes);
+        if constexpr (Bits > 4) {
+            const __m512i low = load_bytes(codes + region_stride);
+            first = select(0xf0, _mm512_slli_epi16(top, 4), low);
+            second = select(0xf0, top, _mm512_srli_epi16(low, 4));
+        } else {
+            first = top;
+        }
+    }
+
+    template <int V>
+    TMAC_ALWAYS_INLINE __m512i code() const {
+        if constexpr (Bits > 4) {
+            return V == 0 ? first : second;
+        }
+        return _mm512_and_si512(V == 0 ? first : _mm512_srli_epi16(first, 4), bytes_of(0x0f));
+    }
+    template <int V>
+    static constexpr int kScale = Bits > 4 ? 0 : 4 * V;
+    template <int V>
+    TMAC_ALWAYS_INLINE __m512i scaled() const {
+        return Bits > 4 ? code<V>() : _mm512_and_si512(first, bytes_of(0x0f << kScale<V>));
+    }
+    static constexpr int kScales = Bits > 4 ? 1 : 2;
+};
+
+/// First byte of 16 rows, `row` being a multiple of 16.
+template <class Codes>
+TMAC_ALWAYS_INLINE const uint8_t* codes_of_rows(const QgemmArgs& args, int64_t row) {
+    const int64_t tile_bytes = args.padded_k / Codes::kColumns * Codes::kChunkBytes;
+    return args.codes + row / Codes::kTileRows * tile_bytes + row % Codes::kTileRows * 4;
+}
+
+/// Index of the group values of 16 rows in the tiled order.
+template <class Codes>
+TMAC_ALWAYS_INLINE int64_t values_of_rows(const QgemmArgs& args, int64_t row, int32_t weight_group) {
+    return (row / Codes::kTileRows * args.num_groups + weight_group) * Codes::kTileRows + row % Codes::kTileRows;
+}
+
+TMAC_ALWAYS_INLINE __m512i broadcast_four(const int8_t* q) {
+    int32_t word = 0;
+    std::memcpy(&word, q, sizeof(word));
+    return _mm512_set1_epi32(word);
+}
+
+constexpr int kTokenBlock = 8;  ///< tokens whose sums, for 32 rows, leave room for the codes in 32 registers
+
+/// Calls body.template operator()<M>(token) for every block of M tokens of [0, m).
+template <class Body>
+TMAC_ALWAYS_INLINE void for_each_block(int32_t m, const Body& body) {
+    for (int32_t token = 0; token < m;) {
+        const int32_t count = tokens_in_block(m - token, kTokenBlock);
+        const auto run = [&]<int... Less>(std::integer_sequence<int, Less...>) {
+            ((count == Less + 1 ? body.template operator()<Less + 1>(token) : void()), ...);
+        };
+        run(std::make_integer_sequence<int, kTokenBlock>());
+        token += count;
+    }
+}
+
+/// Where the integer sum of one act group of one token starts: it counts codes from `centre`.
+template <class Codes, int Bits>
+TMAC_ALWAYS_INLINE __m512i start_of_sum(const QgemmArgs& args, int64_t index) {
+    return _mm512_set1_epi32(-(1 << (Bits - 1 + Codes::kShift)) * args.act_isum[index]);
+}
+
+}  // namespace
+}  // namespace tmac::avx512

@@ -1,0 +1,153 @@
+#pragma once
+
+#include "kernels/avx512/mad_codes.h"
+
+// Many tokens: 32 rows of at most 128 columns are unpacked once, into a panel that stays in the L1 cache, and
+// multiplied with all tokens, eight at a time. Results wait in a small tile until all columns are through.
+
+namespace tmac::avx512 {
+namespace {
+
+constexpr int kPanelVectors = 2;  ///< registers of 16 rows
+constexpr int kPanelColumns = 128;
+constexpr int kPanelTokens = kMaxTokens;
+constexpr int kPanelSteps = kPanelColumns / 4;
+
+struct Panel {
+    alignas(64) uint8_t codes[kPanelSteps][kPanelVectors][64];
+    alignas(64) float y[kPanelTokens][kPanelVectors][kLanes];
+    alignas(64) int32_t isum[kPanelTokens][kPanelVectors][kLanes];  ///< of an act group that is longer than a panel
+};
+
+template <class Codes, int... V>
+TMAC_ALWAYS_INLINE void unpack_chunk(const Codes& codes, uint8_t (*steps)[kPanelVectors][64], int vector,
+                                     std::integer_sequence<int, V...>) {
+    (_mm512_store_si512(steps[V][vector], codes.template code<V>()), ...);
+}
+
+/// `columns` of the rows' codes from byte `at` on, four columns a step.
+template <class Codes>
+void fill_panel(const QgemmArgs& args, const uint8_t* const (&rows)[kPanelVectors], int vectors, int64_t at,
+                int32_t columns, Panel& panel) {
+    for (int32_t column = 0; column < columns; column += Codes::kColumns) {
+        for (int vector = 0; vector < vectors; ++vector) {
+            for (int region = 0; region < Codes::kRegions; ++region) {
+                TMAC_PREFETCH(rows[vector] + at + region * args.region_stride + 1024);
+            }
+            unpack_chunk(Codes(rows[vector] + at, args.region_stride), panel.codes + column / 4, vector,
+                         std::make_integer_sequence<int, Codes::kVectors>());
+        }
+        at += Codes::kChunkBytes;
+    }
+}
+
+/// A part of one act group.
+struct PanelPart {
+    int32_t group;
+    int32_t steps;
+    bool first;      ///< starts the group's integer sums
+    bool last;       ///< ends them: they enter the results
+    int32_t column;  ///< its first, in padded columns
+};
+
+template <class Codes, int Bits, bool HasCoefficient, int M>
+TMAC_ALWAYS_INLINE void multiply_panel(const QgemmArgs& args, const GroupTerms<Floats> (&terms)[kPanelVectors],
+                                       const PanelPart& part, int32_t token, Panel& panel) {
+    constexpr int kUnroll = Codes::kColumns / 4;  // steps: every act group is padded to a multiple of them
+    __m512i isum_i32x16[M][kPanelVectors];
+    const int64_t first_group = int64_t{token} * args.num_act_groups + part.group;
+    if (part.first) {
+        TMAC_UNROLL
+        for (int m = 0; m < M; ++m) {
+            isum_i32x16[m][0] = start_of_sum<Codes, Bits>(args, first_group + int64_t{m} * args.num_act_groups);
+            isum_i32x16[m][1] = isum_i32x16[m][0];
+        }
+    } else {
+        TMAC_UNROLL
+        for (int i = 0; i < M * kPanelVectors; ++i) {
+            isum_i32x16[i / 2][i % 2] = _mm512_load_si512(panel.isum[token + i / 2][i % 2]);
+        }
+    }
+    const int8_t* q = static_cast<const int8_t*>(args.act) + token * args.act_stride + M * part.column;
+    for (int32_t begin = 0; begin < part.steps; begin += kUnroll) {
+        TMAC_UNROLL
+        for (int step = 0; step < kUnroll; ++step) {
+            const __m512i first_u8x64 = _mm512_load_si512(panel.codes[begin + step][0]);
+            const __m512i second_u8x64 = _mm512_load_si512(panel.codes[begin + step][1]);
+            TMAC_UNROLL
+            for (int m = 0; m < M; ++m) {
+                const __m512i four = broadcast_four(q + 4 * (step * M + m));
+                isum_i32x16[m][0] = _mm512_dpbusd_epi32(isum_i32x16[m][0], first_u8x64, four);
+                isum_i32x16[m][1] = _mm512_dpbusd_epi32(isum_i32x16[m][1], second_u8x64, four);
+            }
+        }
+        q += 4 * kUnroll * M;
+    }
+    if (!part.last) {
+        TMAC_UNROLL
+        for (int i = 0; i < M * kPanelVectors; ++i) {
+            _mm512_store_si512(panel.isum[token + i / 2][i % 2], isum_i32x16[i / 2][i % 2]);
+        }
+        return;
+    }
+    TMAC_UNROLL
+    for (int i = 0; i < M * kPanelVectors; ++i) {
+        const int m = i / 2;
+        const int v = i % 2;
+        const __m512i isum =
+            Codes::kShift == 0 ? isum_i32x16[m][v] : _mm512_srai_epi32(isum_i32x16[m][v], Codes::kShift);
+        const int64_t at = first_group + int64_t{m} * args.num_act_groups;
+        float* y = panel.y[token + m][v];
+        _mm512_store_ps(y, Epilogue<Floats>::add_known<HasCoefficient>(terms[v], isum, args.act_scale[at],
+                                                                       args.act_sum[at], _mm512_load_ps(y)));
+    }
+}
+
+/// Rows [row, row + 32) times at most kPanelTokens tokens.
+template <class Codes, int Bits, bool HasCoefficient>
+void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t row, Panel& panel) {
+    const int vectors = row + kLanes < args.row_end ? 2 : 1;
+    const uint8_t* rows[kPanelVectors];
+    for (int v = 0; v < kPanelVectors; ++v) {
+        rows[v] = codes_of_rows<Codes>(args, row + (v < vectors ? v : 0) * kLanes);
+    }
+    std::memset(panel.y, 0, sizeof(panel.y[0]) * static_cast<size_t>(args.m));
+    for (int32_t g = 0; g < args.num_act_groups; ++g) {
+        const ActGroup& group = args.act_groups[g];
+        GroupTerms<Floats> terms[kPanelVectors];
+        for (int v = 0; v < kPanelVectors; ++v) {
+            terms[v] =
+                epilogue.load(values_of_rows<Codes>(args, row + (v < vectors ? v : 0) * kLanes, group.weight_group));
+        }
+        for (int32_t done = 0; done < group.padded_count; done += kPanelColumns) {
+            const int32_t left = group.padded_count - done;
+            const int32_t columns = left < kPanelColumns ? left : kPanelColumns;
+            const int32_t column = group.padded_begin + done;
+            fill_panel<Codes>(args, rows, vectors, int64_t{column / Codes::kColumns} * Codes::kChunkBytes, columns,
+                              panel);
+            const PanelPart part{g, columns / 4, done == 0, columns == left, column};
+            for_each_block(args.m, [&]<int M>(int32_t token) {
+                multiply_panel<Codes, Bits, HasCoefficient, M>(args, terms, part, token, panel);
+            });
+        }
+    }
+    for (int32_t token = 0; token < args.m; ++token) {
+        for (int v = 0; v < vectors; ++v) {
+            store_rows(args.y + token * args.ldy, row + v * kLanes, args.row_end, _mm512_load_ps(panel.y[token][v]));
+        }
+    }
+}
+
+template <class Codes, int Bits>
+void qgemm_panel(const QgemmArgs& args) {
+    Panel panel;
+    std::memset(panel.codes, 0, sizeof(panel.codes));  // the second vector of a last tile of 16 rows is never filled
+    const Epilogue<Floats> epilogue(args, static_cast<float>(1 << (Bits - 1)));
+    const auto run = epilogue.has_coefficient ? multiply_rows<Codes, Bits, true> : multiply_rows<Codes, Bits, false>;
+    for (int64_t row = args.row_begin; row < args.row_end; row += kPanelVectors * kLanes) {
+        run(args, epilogue, row, panel);
+    }
+}
+
+}  // namespace
+}  // namespace tmac::avx512
