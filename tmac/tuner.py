@@ -19,6 +19,7 @@ from tmac.tuning_cache import Choice, Machine, PairTimes, TuningCache, cache_fol
 
 DECODE_TOKENS = (1, 8)
 PROMPT_TOKENS = 128
+TOKENS = (*DECODE_TOKENS, PROMPT_TOKENS)
 TIE = 1.03
 PINS = ("TMAC_KERNEL", "TMAC_METHOD", "TMAC_ISA")
 SWITCH = "TMAC_TUNING"
@@ -147,10 +148,9 @@ def decode_score(times: PairTimes) -> float:
 
 def measure(spec: QuantSpec, out_features: int, in_features: int, num_threads: int) -> tuple[PairTimes, ...]:
     """Median seconds of every choice that the environment leaves, the default first."""
-    tokens = (*DECODE_TOKENS, PROMPT_TOKENS)
-    rows = _core.time_kernels(spec, out_features, in_features, tokens, num_threads)
+    rows = _core.time_kernels(spec, out_features, in_features, TOKENS, num_threads)
     return tuple(
-        PairTimes(decode, prompt, dict(zip(tokens, map(statistics.median, samples), strict=True)))
+        PairTimes(decode, prompt, dict(zip(TOKENS, map(statistics.median, samples), strict=True)))
         for decode, prompt, samples in rows
     )
 
@@ -216,8 +216,11 @@ def _tuned(shape: Shape, threads: int, force: bool) -> TunedShape:
 
 
 def _known(cache: TuningCache | None, spec: QuantSpec, key: str) -> Choice | None:
-    """What the cache holds, if this version and CPU still offer it."""
+    """What the cache holds, if this version and CPU still offer all that it names."""
     choice = cache.get(key) if cache else None
-    if choice is None or (choice.decode, choice.prompt) not in _core.candidate_kernels(spec):
+    if choice is None:
         return None
-    return choice
+    offered = set(_core.candidate_kernels(spec))
+    named = {(choice.decode, choice.prompt), *((each.decode, each.prompt) for each in choice.times)}
+    complete = all(tuple(each.seconds) == TOKENS for each in choice.times)
+    return choice if complete and named <= offered else None

@@ -130,27 +130,32 @@ class TuningCache:
         digest = hashlib.sha256(json.dumps(machine.to_dict()).encode()).hexdigest()[:16]
         self.path = folder / f"tuning-{digest}.json"
         self._choices: dict[str, Choice] | None = None
+        self._unwritten: dict[str, Choice] = {}
         self._warned = False
 
     def get(self, key: str) -> Choice | None:
         """The choice for a shape; the file is read at the first call."""
-        if self._choices is None:
-            self._choices = self._read()
-        return self._choices.get(key)
+        choices = self._choices  # once: another thread may reload
+        if choices is None:
+            self._choices = choices = {**self._read(), **self._unwritten}
+        return choices.get(key)
 
     def reload(self) -> None:
         """Forgets what was read: another process may have tuned since."""
         self._choices = None
 
     def put(self, key: str, choice: Choice) -> None:
-        """Adds a choice to those in the file. To be called under `lock`."""
-        self._choices = {**self._read(), key: choice}
-        entries = {name: each.to_dict() for name, each in sorted(self._choices.items())}
+        """Adds a choice to those in the file, or to what this process knows. To be called under `lock`."""
+        choices = {**self._read(), **self._unwritten, key: choice}
+        entries = {name: each.to_dict() for name, each in sorted(choices.items())}
         content = json.dumps({"format": FORMAT, "machine": self.machine.to_dict(), "entries": entries}, indent=1)
         try:
             _replace(self.path, content.encode())
+            self._unwritten = {}
         except OSError as error:
+            self._unwritten = {**self._unwritten, key: choice}
             self._warn(f"cannot be written ({error.strerror})")
+        self._choices = choices
 
     @contextmanager
     def lock(self) -> Iterator[None]:

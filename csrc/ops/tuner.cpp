@@ -25,6 +25,8 @@ constexpr double kSampleSeconds = 2e-3;
 constexpr double kLongestCall = 0.15;
 constexpr double kHopeless = 4.0;
 constexpr int kMaxCalls = 200;
+constexpr int kMinCalls = 3;
+constexpr double kFewCalls = 0.02;  ///< seconds of a call from which on a sample is one call
 constexpr int kProbes = 3;
 
 /// xorshift64*: the codes need no better one.
@@ -206,7 +208,8 @@ private:
             for (size_t which = 0; which < plan_.tokens.size(); ++which) {
                 checkpoint_();
                 const double seconds = seconds_of_call(pair, which);
-                calls_[pair].push_back(std::clamp(static_cast<int>(kSampleSeconds / seconds), 1, kMaxCalls));
+                const int least = seconds < kFewCalls ? kMinCalls : 1;
+                calls_[pair].push_back(std::clamp(static_cast<int>(kSampleSeconds / seconds), least, kMaxCalls));
                 if (!in_race(pair)) {
                     results_[pair].seconds[which].push_back(seconds);
                 }
@@ -216,12 +219,11 @@ private:
 
     void sample(size_t pair, size_t which) {
         checkpoint_();
-        double seconds = 0;
-        const int calls = calls_[pair][which];
-        for (int i = 0; i < calls; ++i) {
-            seconds += seconds_of_call(pair, which);
-        }
-        results_[pair].seconds[which].push_back(seconds / calls);
+        std::vector<double> seconds(static_cast<size_t>(calls_[pair][which]));
+        std::generate(seconds.begin(), seconds.end(), [&] { return seconds_of_call(pair, which); });
+        const auto middle = seconds.begin() + static_cast<std::ptrdiff_t>(seconds.size() / 2);
+        std::nth_element(seconds.begin(), middle, seconds.end());
+        results_[pair].seconds[which].push_back(*middle);
     }
 
     /// Seconds of the plan's number of tokens. Pairs in the race are timed over equally many tokens.

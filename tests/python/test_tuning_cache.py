@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tuning import W4, FakeTimer, pairs, use_cache
 
 import tmac
@@ -125,6 +127,55 @@ def test_a_kernel_that_is_no_candidate_is_ignored(cache, names):
         assert pack() == pairs()[-1]
 
 
+@pytest.mark.parametrize(
+    "times",
+    [
+        [{"decode": "[/bold]", "prompt": "\x1b[2J", "seconds": {"1": 0.5, "8": 0.5, "128": 0.5}}],
+        [{"decode": pairs()[0][0], "prompt": pairs()[0][1], "seconds": {"1": 0.5}}],
+        [{"decode": pairs()[0][0], "prompt": pairs()[0][1], "seconds": {}}],
+    ],
+    ids=["other kernels", "other tokens", "no tokens"],
+)
+def test_times_that_nobody_measured_are_not_shown(cache, times):
+    cache.path.parent.mkdir()
+    cache.path.write_bytes(entry(times=times))
+    (shape,) = tmac.tune([SHAPE]).shapes
+    assert shape.measured
+    assert [(each.decode, each.prompt) for each in shape.choice.times] == pairs()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_content_raises(cache, data):
+    """Any bytes, or a valid file in which one value is another."""
+    if data.draw(st.booleans()):
+        damage = data.draw(st.binary(max_size=200))
+    else:
+        values = json.loads(content())
+        row = values["entries"][KEY]
+        places = [(values, "machine"), (values, "entries"), (values["entries"], KEY), *((row, name) for name in row)]
+        places += [(row["times"], 0), *((row["times"][0], name) for name in row["times"][0])]
+        owner, name = data.draw(st.sampled_from(places))
+        owner[name] = data.draw(JSON)
+        damage = json.dumps(values).encode()
+    cache.path.parent.mkdir(exist_ok=True)
+    cache.path.write_bytes(damage)
+    fresh()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the tuning cache")
+        assert pack() in pairs()
+        report = tmac.tune([SHAPE])
+    assert json.dumps(report.to_dict())
+    assert pack() == (report.shapes[0].choice.decode, report.shapes[0].choice.prompt)
+
+
 def test_files_of_other_machines_lie_beside_it(cache):
     tmac.tune([SHAPE])
     other = TuningCache(cache.path.parent, Machine("Z80", (), 1, "0"))
@@ -189,6 +240,18 @@ def test_a_read_only_cache_is_read_and_not_written(cache, monkeypatch, where):
     assert len(caught) == 1
     assert [shape.measured for shape in report.shapes] == [False, True, True]
     assert pack() == pairs()[-1]
+    again = tmac.tune([SHAPE, (W4, 5, 5), (W4, 6, 6)])  # this process knows them all the same
+    assert not any(shape.measured for shape in again.shapes)
+    assert tuner.tuned_kernels(W4, 5, 5) == tuner.tuned_kernels(W4, 6, 6) == ",".join(pairs()[-1])
+
+
+def test_what_could_not_be_written_is_written_with_the_next(cache, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refuse)
+        with pytest.warns(RuntimeWarning, match="cannot be written"):
+            tmac.tune([SHAPE])
+    tmac.tune([(W4, 5, 5)])
+    assert set(json.loads(cache.path.read_text())["entries"]) == {KEY, tuner.shape_key(W4, 5, 5)}
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes everywhere")

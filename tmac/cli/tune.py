@@ -143,10 +143,11 @@ def _print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]])
     try:
         from rich.console import Console
         from rich.table import Table
+        from rich.text import Text
     except ImportError:
         print(title, *_plain(head, rows), "", sep="\n")
         return
-    table: Any = Table(title=title, title_justify="left")
+    table: Any = Table(title=Text(title), title_justify="left")
     for name in head:
         table.add_column(name, justify="right" if name.endswith("us") else "left", no_wrap=True)
     for row in rows:

@@ -264,7 +264,8 @@ def test_neither_threads_nor_neighbours_change_a_bit(spec):
     assert_pieces_have_the_bits_of_the_whole(layer, x, sizes=(17, 34))  # the class of prompts: no piece below 17
 
 
-PAIRS = [pytest.param(spec, pair, id=f"{'-'.join(pair)}-{spec}") for spec in SPECS for pair in _core.candidate_kernels(spec)]
+CANDIDATES = [(spec, pair) for spec in SPECS for pair in _core.candidate_kernels(spec)]
+PAIRS = [pytest.param(*each, id=f"{'-'.join(each[1])}-{each[0]}") for each in CANDIDATES]
 
 
 @pytest.mark.parametrize(("spec", "pair"), PAIRS)
