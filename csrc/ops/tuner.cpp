@@ -8,6 +8,7 @@
 #include "core/check.h"
 #include "core/half.h"
 #include "core/huge_buffer.h"
+#include "core/preemption.h"
 #include "core/thread_pool.h"
 #include "ops/linear.h"
 #include "ops/pack.h"
@@ -26,6 +27,7 @@ constexpr double kLongestCall = 0.15;
 constexpr double kHopeless = 4.0;
 constexpr int kMaxCalls = 200;
 constexpr int kMinCalls = 3;
+constexpr int kTries = 4;
 constexpr double kFewCalls = 0.02;  ///< seconds of a call from which on a sample is one call
 constexpr int kProbes = 3;
 
@@ -217,12 +219,20 @@ private:
         }
     }
 
+    /// The median over undisturbed calls; over all where another process had the CPU during each of them.
     void sample(size_t pair, size_t which) {
         checkpoint_();
-        std::vector<double> seconds(static_cast<size_t>(calls_[pair][which]));
-        std::generate(seconds.begin(), seconds.end(), [&] { return seconds_of_call(pair, which); });
-        const auto middle = seconds.begin() + static_cast<std::ptrdiff_t>(seconds.size() / 2);
-        std::nth_element(seconds.begin(), middle, seconds.end());
+        const auto wanted = static_cast<size_t>(calls_[pair][which]);
+        std::vector<double> seconds;
+        std::vector<double> disturbed;
+        while (seconds.size() < wanted && seconds.size() + disturbed.size() < kTries * wanted) {
+            const int64_t before = preemptions();
+            const double passed = seconds_of_call(pair, which);
+            (preemptions() == before ? seconds : disturbed).push_back(passed);
+        }
+        std::vector<double>& counted = seconds.empty() ? disturbed : seconds;
+        const auto middle = counted.begin() + static_cast<std::ptrdiff_t>(counted.size() / 2);
+        std::nth_element(counted.begin(), middle, counted.end());
         results_[pair].seconds[which].push_back(*middle);
     }
 

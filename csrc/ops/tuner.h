@@ -31,7 +31,7 @@ struct KernelTimes {
 /// - Copies of the weight are cycled, so that a call reads from memory: for each layout four times the last-level
 ///   cache, for all together at most 512 MiB, and at least one copy.
 /// - The samples of the pairs alternate; each is the median over calls that fill about two milliseconds, of at least
-///   three if they are short: a call during which another process had the CPU does not count.
+///   three if they are short. A call during which the process was preempted is taken again, up to four times.
 /// - A pair that takes over four times as long as the best at one token is out of the race and gets one sample.
 /// - Of a weight of over 2^26 values, 32 MiB of codes or 2^16 rows the first rows are timed, and a call that would take
 ///   over 0.15 s is timed with fewer tokens; the seconds are those of the whole, counted up in proportion.
