@@ -22,16 +22,24 @@ Method default_method(Isa isa, const QuantSpec& spec) {
     return Method::lut;
 }
 
-bool admits(const Selection& selection, const Kernel& kernel) {
-    return selection.method.empty() || kernel.method == Method::float_exact ||
-           selection.method == name_of(kernel.method);
+/// Whether TMAC_METHOD says anything about `spec`. Where no instruction set has a kernel of that method (a look-up of 8
+/// bits, say), the spec keeps the one class that it has, so that a model of several widths can be pinned.
+bool pins(const Selection& selection, const QuantSpec& spec) {
+    const auto& rows = registry();
+    return !selection.method.empty() && std::any_of(rows.begin(), rows.end(), [&](const RegistryRow& row) {
+        return selection.method == name_of(row.kernel->method) && serves(*row.kernel, spec);
+    });
+}
+
+bool admits(const Selection& selection, const Kernel& kernel, const QuantSpec& spec) {
+    return !pins(selection, spec) || selection.method == name_of(kernel.method);
 }
 
 /// Rows that may decode `spec`, those of the best instruction set first, and there the shipped method first.
 std::vector<const RegistryRow*> decoders(const QuantSpec& spec, const Selection& selection) {
     std::vector<const RegistryRow*> rows;
     for (const RegistryRow& row : registry()) {
-        if (serves(*row.kernel, spec) && selection.selectable(row) && admits(selection, *row.kernel)) {
+        if (serves(*row.kernel, spec) && selection.selectable(row) && admits(selection, *row.kernel, spec)) {
             rows.push_back(&row);
         }
     }
@@ -46,7 +54,7 @@ std::vector<const RegistryRow*> decoders(const QuantSpec& spec, const Selection&
 
 /// The kernel for prompts beside `decode`: a vectorized `mad` of the same instruction set where it reads the layout.
 const Kernel* prompt_beside(const RegistryRow& decode, const QuantSpec& spec, const Selection& selection) {
-    if (!selection.method.empty() || decode.kernel->method == Method::float_exact) {
+    if (pins(selection, spec) || decode.kernel->method == Method::float_exact) {
         return decode.kernel;
     }
     for (const RegistryRow& row : registry()) {

@@ -103,6 +103,28 @@ TEST_CASE("forced kernels take the specs they serve, and leave the others alone"
     CHECK(select_kernels(spec_of(4), forced).decode == select_kernels(spec_of(4), make_selection(~0U, "", "")).decode);
 }
 
+TEST_CASE("a pinned method serves what has it, and leaves the others alone", "[registry]") {
+    const Selection lut = make_selection(~0U, "", "", "lut");
+    const Selection mad = make_selection(~0U, "", "", "mad");
+    const Selection free = make_selection(~0U, "", "");
+    for (uint8_t bits = 1; bits <= 8; ++bits) {
+        CHECK(select_kernels(spec_of(bits), mad).decode->method == Method::mad);
+        CHECK(select_kernels(spec_of(bits), mad).prompt->method == Method::mad);
+        const KernelPair pair = select_kernels(spec_of(bits), lut);
+        if (bits <= 4) {
+            CHECK(pair.decode->method == Method::lut);
+            CHECK(pair.prompt == pair.decode);
+        } else {  // there is no look-up of so many planes
+            CHECK(pair.decode == select_kernels(spec_of(bits), free).decode);
+        }
+    }
+    const QuantSpec token = spec_of(2, Codebook::ternary, Activation::token);
+    CHECK(select_kernels(token, lut).decode == select_kernels(token, free).decode);
+    CHECK(select_kernels(spec_of(4, Codebook::uniform, Activation::float_exact), mad).decode->method ==
+          Method::float_exact);
+    CHECK_THROWS_WITH(make_selection(~0U, "", "", "magic"), TMAC_CONTAINS("magic"));
+}
+
 TEST_CASE("a hidden feature makes its kernels not runnable", "[registry]") {
     for (const RegistryRow& row : registry()) {
         for (const FeatureName& feature : feature_names()) {
