@@ -16,7 +16,6 @@ namespace tmac::neon {
 namespace {
 
 constexpr int kPanelColumns = 128;
-constexpr int kPanelTokens = 64;  ///< per pass over the codes
 constexpr int kPanelStepColumns = 8;
 constexpr int kPanelSteps = kPanelColumns / kPanelStepColumns;
 constexpr int kPanelStepBytes = kPanelStepColumns * kStripRows;
@@ -27,8 +26,8 @@ using StripSums = int32x4_t[kStripVectors];
 
 struct Panel {
     alignas(64) uint8_t codes[kPanelSteps][kPanelStepBytes];
-    alignas(64) float y[kPanelTokens][kStripRows];
-    alignas(64) int32_t isum[kPanelTokens][kStripRows];  ///< of an act group that is longer than a panel
+    alignas(64) float y[kMaxTokens][kStripRows];
+    alignas(64) int32_t isum[kMaxTokens][kStripRows];  ///< of an act group that is longer than a panel
 };
 
 template <class Dot, class Codes, int... Pair>
@@ -104,7 +103,7 @@ TMAC_ALWAYS_INLINE void for_each_block(int32_t m, const Body& body) {
     }
 }
 
-/// Rows [row, row + 16) times at most kPanelTokens tokens.
+/// Rows [row, row + 16) times all tokens.
 template <class Dot, class Codes>
 void multiply_strip(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t row, Panel& panel) {
     const uint8_t* codes = codes_of_strip<Codes>(args, row);
@@ -139,18 +138,9 @@ void multiply_strip(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
 template <class Dot, class Codes, int Bits>
 void qgemm_panel(const QgemmArgs& args) {
     Panel panel;
-    for (int32_t token = 0; token < args.m; token += kPanelTokens) {
-        QgemmArgs part = args;
-        part.m = args.m - token < kPanelTokens ? args.m - token : kPanelTokens;
-        part.act = static_cast<const int8_t*>(args.act) + token * args.act_stride;
-        part.act_scale += int64_t{token} * args.num_act_groups;
-        part.act_sum += int64_t{token} * args.num_act_groups;
-        part.act_isum += int64_t{token} * args.num_act_groups;
-        part.y += token * args.ldy;
-        const Epilogue<Floats> epilogue(part, static_cast<float>(1 << (Bits - 1)));
-        for (int64_t row = args.row_begin; row < args.row_end; row += kStripRows) {
-            multiply_strip<Dot, Codes>(part, epilogue, row, panel);
-        }
+    const Epilogue<Floats> epilogue(args, static_cast<float>(1 << (Bits - 1)));
+    for (int64_t row = args.row_begin; row < args.row_end; row += kStripRows) {
+        multiply_strip<Dot, Codes>(args, epilogue, row, panel);
     }
 }
 

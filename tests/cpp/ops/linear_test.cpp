@@ -132,8 +132,7 @@ TEST_CASE("every kernel gives the scalar kernel's bits", "[linear]") {
         Random random(9);
         for (const auto& [n, k] : {std::pair{1, 1}, std::pair{33, 31}, std::pair{70, 300}}) {
             const Weight weight = make_weight(random, spec, n, k);
-            constexpr int64_t kTokens =
-                67;  // whole and partial blocks of every kernel, and more than a NEON panel takes
+            constexpr int64_t kTokens = 67;  // whole and partial blocks of every kernel
             const std::vector<float> x = random.floats(kTokens * k);
             const PackedWeight plain = pack(weight.canonical(), {&reference, &reference}, 1);
             const std::vector<float> want = run_linear(plain, x, kTokens, 1);
