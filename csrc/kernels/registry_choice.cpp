@@ -2,6 +2,7 @@
 #include <sstream>
 
 #include "core/check.h"
+#include "core/cpu_features.h"
 #include "kernels/registry.h"
 
 // Which kernels serve a spec: what the environment pins, else the shipped default table.
@@ -11,14 +12,16 @@ namespace {
 
 /// The shipped table: the faster class for generated tokens, measured at 1 and at 8 tokens (docs/kernels.md). With few
 /// planes a look-up does the work of four multiplications; with many, unpacked codes need one multiplication each.
-Method default_method(Isa isa, const QuantSpec& spec) {
+Method default_method(Isa isa, const QuantSpec& spec, uint32_t features) {
     if (spec.activation == Activation::float_exact) {
         return Method::float_exact;
     }
     if (spec.activation == Activation::token || spec.bits > 4) {
         return Method::mad;
     }
-    (void)isa;
+    if (isa == Isa::neon && spec.bits == 4 && (features & kDotprod) != 0) {
+        return Method::mad;  // one dot product where four planes take two look-ups (docs/kernels.md)
+    }
     return Method::lut;
 }
 
@@ -46,7 +49,7 @@ std::vector<const RegistryRow*> decoders(const QuantSpec& spec, const Selection&
     if (!rows.empty()) {
         const Isa best = rows.front()->isa;
         std::stable_partition(rows.begin(), rows.end(), [&](const RegistryRow* row) {
-            return row->isa == best && row->kernel->method == default_method(best, spec);
+            return row->isa == best && row->kernel->method == default_method(best, spec, selection.features);
         });
     }
     return rows;
