@@ -1,6 +1,6 @@
 """The compiled core. Arrays are C-contiguous; a wrong dtype or shape raises ValueError, never a silent copy."""
 
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,6 +114,19 @@ def read_pass(buffer: NDArray[np.uint8], num_threads: int = 0, streams: int = 1)
     """Reads every byte once and nothing else, for benchmarks; the exclusive or of the 64-bit words. Which of 1 or 4
     streams is faster depends on the CPU."""
 
+def dot_peak(isa: str, num_threads: int = 0) -> float:
+    """Operations per second (a multiply-add is two) of a register-only loop of the int8 dot products of "scalar",
+    "avx2" or "avx512", for benchmarks: the fastest of eight
+    runs, a millisecond together. ValueError where this CPU or build has none."""
+
+def prepare_seconds(x: NDArray[np.float32], buffer: NDArray[np.uint8], repeats: int, num_threads: int = 0) -> float:
+    """Seconds that encoding x [tokens, in_features] for the weight takes, without the product: for benchmarks, the mean
+    of `repeats` calls."""
+
+def barrier_seconds(repeats: int, num_threads: int = 0) -> float:
+    """Seconds that starting and joining the threads costs: the mean of `repeats` regions in which each thread waits
+    until all have come. For benchmarks."""
+
 def codes_to_planes(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]: ...
 def planes_to_codes(planes: NDArray[np.uint8], in_features: int) -> NDArray[np.uint8]: ...
 def codes_to_trits(codes: NDArray[np.uint8]) -> NDArray[np.uint8]: ...
@@ -132,5 +145,8 @@ def set_num_threads(num_threads: int) -> None:
     """0: back to the default, the CPUs that this process may use."""
 
 def get_num_threads() -> int: ...
+def thread_backend() -> Literal["own", "openmp"]:
+    """What runs the next operation of more than one thread: our own workers, or, where torch is loaded, the OpenMP
+    runtime that torch uses."""
 
 __version__: str

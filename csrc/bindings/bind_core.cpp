@@ -172,6 +172,7 @@ void bind_core(py::module_& module) {
     module.def("cpu_model", &cpu_model);
     module.def("set_num_threads", &set_num_threads, py::arg("num_threads"));
     module.def("get_num_threads", &get_num_threads);
+    module.def("thread_backend", [] { return thread_backend() == ThreadBackend::own ? "own" : "openmp"; });
 }
 
 }  // namespace tmac

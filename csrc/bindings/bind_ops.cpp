@@ -1,5 +1,8 @@
 #include "bindings/bindings.h"
+#include "ops/barrier_time.h"
+#include "ops/dot_peak.h"
 #include "ops/linear.h"
+#include "ops/prepare_time.h"
 #include "ops/read_pass.h"
 
 namespace tmac {
@@ -29,7 +32,7 @@ py::array_t<float> linear_array(const py::array& x, const py::array& buffer, con
     py::array_t<float> y({static_cast<int64_t>(x.shape(0)), weight.header.n});
     const Tensor in{const_cast<float*>(input), DType::f32, x.shape(0), x.shape(1), x.shape(1)};
     const Tensor out{y.mutable_data(), DType::f32, x.shape(0), weight.header.n, weight.header.n};
-    const py::gil_scoped_release release;
+    const ReleasedGil release;
     linear(in, {{weight, bias_data, out}}, phase, num_threads);
     return y;
 }
@@ -44,7 +47,7 @@ DType dtype_of_index(int index) {
 void linear_pointers(uintptr_t x, int x_type, int64_t x_stride, int64_t tokens, uintptr_t buffer, int64_t buffer_bytes,
                      uintptr_t bias, uintptr_t y, int y_type, int64_t y_stride, int64_t in_features,
                      int64_t out_features, int num_threads) {
-    const py::gil_scoped_release release;
+    const ReleasedGil release;
     const WeightView weight = view_weight(static_cast<const uint8_t*>(address(buffer)), buffer_bytes);
     const Tensor in{address(x), dtype_of_index(x_type), tokens, in_features, x_stride};
     const Tensor out{address(y), dtype_of_index(y_type), tokens, out_features, y_stride};
@@ -65,7 +68,7 @@ py::list linear_shared(const py::array& x, const std::vector<py::array>& buffers
             {weight, nullptr, {y.mutable_data(), DType::f32, x.shape(0), weight.header.n, weight.header.n}});
         results.append(std::move(y));
     }
-    const py::gil_scoped_release release;
+    const ReleasedGil release;
     linear(in, projections, phase, num_threads);
     return results;
 }
@@ -73,8 +76,16 @@ py::list linear_shared(const py::array& x, const std::vector<py::array>& buffers
 uint64_t read_pass_array(const py::array& buffer, int num_threads, int streams) {
     const auto* data = require_array<uint8_t>(buffer, "buffer", 1);
     const int64_t bytes = buffer.shape(0);
-    const py::gil_scoped_release release;
+    const ReleasedGil release;
     return read_pass(data, bytes, streams, num_threads);
+}
+
+double prepare_seconds_array(const py::array& x, const py::array& buffer, int repeats, int num_threads) {
+    const auto* input = require_array<float>(x, "x", 2);
+    const WeightView weight = view_weight(require_array<uint8_t>(buffer, "buffer", 1), buffer.shape(0));
+    const Tensor in{const_cast<float*>(input), DType::f32, x.shape(0), x.shape(1), x.shape(1)};
+    const py::gil_scoped_release release;
+    return prepare_seconds(weight, in, repeats, num_threads);
 }
 
 }  // namespace
@@ -88,6 +99,11 @@ void bind_ops(py::module_& module) {
                py::arg("tokens"), py::arg("buffer"), py::arg("buffer_bytes"), py::arg("bias"), py::arg("y"),
                py::arg("y_type"), py::arg("y_stride"), py::arg("in_features"), py::arg("out_features"),
                py::arg("num_threads"));
+    module.def("dot_peak", &dot_peak, py::arg("isa"), py::arg("num_threads") = 0, py::call_guard<ReleasedGil>());
+    module.def("prepare_seconds", &prepare_seconds_array, py::arg("x"), py::arg("buffer"), py::arg("repeats"),
+               py::arg("num_threads") = 0);
+    module.def("barrier_seconds", &barrier_seconds, py::arg("repeats"), py::arg("num_threads") = 0,
+               py::call_guard<ReleasedGil>());
     module.def("read_pass", &read_pass_array, py::arg("buffer"), py::arg("num_threads") = 0, py::arg("streams") = 1);
 }
 

@@ -60,7 +60,7 @@ PackedWeight pack_arrays(const py::object& spec_object, const py::array& planes,
     }
     const KernelPair kernels =
         kernel_names.empty() ? select_kernels(weight.spec, selection()) : parse_kernels(kernel_names);
-    const py::gil_scoped_release release;
+    const ReleasedGil release;
     return pack(weight, kernels, num_threads);
 }
 
@@ -91,7 +91,7 @@ py::dict unpack_arrays(const py::array& buffer, int num_threads) {
     std::vector<uint8_t> zeros(values * static_cast<size_t>(element_bytes(view.header.zero_type)));
     std::vector<uint8_t> perm(view.perm() == nullptr ? 0 : static_cast<size_t>(view.header.k) * sizeof(int32_t));
     {
-        const py::gil_scoped_release release;
+        const ReleasedGil release;
         unpack(view, planes.data(), scales.data(), zeros.data(), reinterpret_cast<int32_t*>(perm.data()), num_threads);
     }
     const std::vector<py::ssize_t> group_shape = {view.header.n, view.parts.num_groups};
@@ -113,7 +113,7 @@ py::array_t<float> dequantize_array(const py::array& buffer, int num_threads) {
     const WeightView view = view_of(buffer);
     py::array_t<float> out({view.header.n, view.header.k});
     float* data = out.mutable_data();
-    const py::gil_scoped_release release;
+    const ReleasedGil release;
     dequantize(view, data, num_threads);
     return out;
 }
@@ -183,7 +183,7 @@ py::tuple quantize_array(const py::array& weight, const py::object& spec_object,
     TMAC_CHECK(n >= 1 && k >= 1 && k <= kMaxColumns, "[round_to_nearest] a weight of shape [", n, ", ", k,
                "] cannot be quantized");
     QuantizedRows rows = [&] {
-        const py::gil_scoped_release release;
+        const ReleasedGil release;
         return round_to_nearest(data, n, k, spec, num_threads);
     }();
     const std::vector<py::ssize_t> group_shape = {n, num_groups(spec, k)};

@@ -16,6 +16,20 @@ namespace tmac {
 
 namespace py = pybind11;
 
+/// Lets other Python threads run while it lives. Unlike pybind11's guard, its end may unwind the thread: so Python
+/// before 3.14 ends a daemon thread that comes back while the interpreter shuts down, and a `noexcept` on the way would
+/// abort the process.
+class ReleasedGil {
+public:
+    ReleasedGil() : state(PyEval_SaveThread()) {}
+    ReleasedGil(const ReleasedGil&) = delete;
+    ReleasedGil& operator=(const ReleasedGil&) = delete;
+    ~ReleasedGil() noexcept(false) { PyEval_RestoreThread(state); }
+
+private:
+    PyThreadState* state;
+};
+
 void bind_core(py::module_& module);
 void bind_weights(py::module_& module);
 void bind_ops(py::module_& module);

@@ -2,6 +2,7 @@
 
 // The only header that knows compilers.
 //
+// TMAC_PAUSE tells the CPU that a loop waits for another one.
 // TMAC_UNROLL stands before a loop over an array of registers: only a loop that is gone leaves the array in registers.
 // TMAC_NOINLINE keeps an inner loop's registers apart from those of its caller.
 // TMAC_KEEP ends a step of such a loop for one register: left alone, gcc computes all products of a step before it adds
@@ -15,7 +16,9 @@
 #define TMAC_KEEP(vector)
 #if defined(_M_X64)
 #define TMAC_PREFETCH(address) _mm_prefetch(reinterpret_cast<const char*>(address), _MM_HINT_T0)
+#define TMAC_PAUSE() _mm_pause()
 #else
+#define TMAC_PAUSE() __yield()
 #define TMAC_PREFETCH(address) __prefetch(address)
 #endif
 #else
@@ -32,4 +35,11 @@
 #define TMAC_UNROLL _Pragma("GCC unroll 16")
 #endif
 #define TMAC_PREFETCH(address) __builtin_prefetch(address)
+#if defined(__x86_64__) || defined(__i386__)
+#define TMAC_PAUSE() __builtin_ia32_pause()
+#elif defined(__aarch64__)
+#define TMAC_PAUSE() __asm__ __volatile__("isb")  // `yield` is a no-op on most cores
+#else
+#define TMAC_PAUSE() static_cast<void>(0)
+#endif
 #endif

@@ -11,10 +11,13 @@
 #include <thread>
 
 #include "core/check.h"
+#include "core/worker_pool.h"
 
 #if defined(__linux__)
-#include <dlfcn.h>
+#include <link.h>
 #include <sched.h>
+
+#include <cstring>
 #endif
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
@@ -29,16 +32,55 @@ std::atomic<int> requested_threads{0};
 std::atomic<bool> used_threads{false};
 std::atomic<bool> forked_after_use{false};
 
-/// torch runs its operators on the same OpenMP runtime; where it is loaded, threads may have been used.
-bool torch_is_loaded() {
 #if defined(__linux__)
-    if (void* torch = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD)) {
-        dlclose(torch);
+
+constexpr bool kSeesTorch = true;
+
+/// Libraries loaded since the process began, as the loader counts them.
+unsigned long long count_of_loads() {
+    unsigned long long loads = 0;
+    const auto first = [](dl_phdr_info* library, size_t, void* out) {
+        *static_cast<unsigned long long*>(out) = library->dlpi_adds;
+        return 1;
+    };
+    dl_iterate_phdr(first, &loads);
+    return loads;
+}
+
+bool find_torch() {
+    const auto is_torch = [](dl_phdr_info* library, size_t, void*) {
+        return library->dlpi_name != nullptr && std::strstr(library->dlpi_name, "libtorch_cpu.so") != nullptr ? 1 : 0;
+    };
+    return dl_iterate_phdr(is_torch, nullptr) != 0;
+}
+
+/// torch stays loaded once it is, and as long as it is not, the names of the libraries are read only when one was
+/// added: asked before every region, this costs a look at the loader's counter.
+bool torch_is_loaded() {
+    static std::atomic<bool> found{false};
+    static std::atomic<unsigned long long> loads_seen{0};
+    if (found.load(std::memory_order_relaxed)) {
         return true;
     }
-#endif
+    const unsigned long long loads = count_of_loads();
+    if (loads == loads_seen.load(std::memory_order_relaxed)) {
+        return false;
+    }
+    if (find_torch()) {
+        found.store(true, std::memory_order_relaxed);
+        return true;
+    }
+    loads_seen.store(loads, std::memory_order_relaxed);
     return false;
 }
+
+#else
+
+constexpr bool kSeesTorch = false;
+
+bool torch_is_loaded() { return false; }
+
+#endif
 
 int affinity_cpus() {
 #if defined(__linux__)
@@ -71,7 +113,36 @@ int threads_to_use(int num_threads, int64_t pieces) {
     return static_cast<int>(std::clamp<int64_t>(pieces, 1, wanted));
 }
 
+/// One range per thread of the runtime that torch uses.
+void run_on_openmp(int64_t count, int64_t grain, int threads, const std::function<void(Range)>& body) {
+    const int64_t pieces = (count + grain - 1) / grain;
+    std::exception_ptr error;
+    std::mutex error_mutex;
+#pragma omp parallel num_threads(threads)
+    {
+        const int64_t team = omp_get_num_threads();  // fewer than asked for when the system is short of threads
+        const int64_t index = omp_get_thread_num();
+        const int64_t begin = pieces * index / team * grain;
+        const int64_t end = std::min(count, pieces * (index + 1) / team * grain);
+        if (begin < end) {
+            try {
+                body({begin, end});
+            } catch (...) {
+                const std::lock_guard<std::mutex> lock(error_mutex);
+                if (!error) {
+                    error = std::current_exception();
+                }
+            }
+        }
+    }
+    if (error) {
+        std::rethrow_exception(error);
+    }
+}
+
 }  // namespace
+
+ThreadBackend thread_backend() { return !kSeesTorch || torch_is_loaded() ? ThreadBackend::openmp : ThreadBackend::own; }
 
 void watch_forks() {
 #if defined(__unix__) || defined(__APPLE__)
@@ -113,34 +184,16 @@ void parallel_for(int64_t count, int64_t grain, int num_threads, const std::func
     if (count <= 0) {
         return;
     }
-    const int64_t pieces = (count + grain - 1) / grain;
-    const int threads = threads_to_use(num_threads, pieces);
+    const int threads = threads_to_use(num_threads, (count + grain - 1) / grain);
     if (threads == 1) {
         body({0, count});
         return;
     }
     used_threads.store(true);
-    std::exception_ptr error;
-    std::mutex error_mutex;
-#pragma omp parallel num_threads(threads)
-    {
-        const int64_t team = omp_get_num_threads();  // fewer than asked for when the system is short of threads
-        const int64_t index = omp_get_thread_num();
-        const int64_t begin = pieces * index / team * grain;
-        const int64_t end = std::min(count, pieces * (index + 1) / team * grain);
-        if (begin < end) {
-            try {
-                body({begin, end});
-            } catch (...) {
-                const std::lock_guard<std::mutex> lock(error_mutex);
-                if (!error) {
-                    error = std::current_exception();
-                }
-            }
-        }
-    }
-    if (error) {
-        std::rethrow_exception(error);
+    if (thread_backend() == ThreadBackend::own) {
+        run_on_workers(count, grain, threads, threads <= default_num_threads(), body);
+    } else {
+        run_on_openmp(count, grain, threads, body);
     }
 }
 

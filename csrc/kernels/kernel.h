@@ -14,7 +14,9 @@ enum class Method : uint8_t { lut, mad, float_exact };
 inline constexpr int32_t kLutGroup = 4;     ///< columns per table look-up (T-MAC's g)
 inline constexpr int32_t kLutEntries = 16;  ///< entries of a table: one per sign pattern of its columns
 
-/// One pass over a block of rows for up to any number of tokens. A kernel allocates nothing, starts no thread, keeps
+inline constexpr int32_t kMaxTokens = 128;  ///< that a kernel is given at once
+
+/// One pass over a block of rows for up to kMaxTokens tokens. A kernel allocates nothing, starts no thread, keeps
 /// no state, and assumes that ops/ has checked everything.
 struct QgemmArgs {
     const QuantSpec* spec;
@@ -31,6 +33,7 @@ struct QgemmArgs {
     int64_t k;
     int64_t padded_k;         ///< columns after padding every act group to the layout's k_chunk
     const void* act;          ///< int8 [m][padded_k / 4][16] (lut), int8 [m][padded_k] (mad), float [m][padded_k]
+    int64_t act_stride;       ///< bytes from one token's `act` to the next (see Kernel::token_block)
     const float* act_scale;   ///< [m][num_act_groups]
     const float* act_sum;     ///< [m][num_act_groups]
     const int32_t* act_isum;  ///< mad: [m][num_act_groups], sum of the int8 activations
@@ -51,6 +54,7 @@ struct PrepareArgs {
     const ActGroup* act_groups;
     int32_t num_act_groups;
     void* act;
+    int64_t act_step;  ///< int8: bytes from four columns to the next four (see Kernel::token_block)
     float* act_scale;  ///< NaN where the group has a NaN or an infinity
     float* act_sum;
     int32_t* act_isum;
@@ -71,7 +75,17 @@ struct Kernel {
     uint32_t features;  ///< CpuFeature bits that must be present
     QgemmFn run;
     PrepareFn prepare;
+    /// Tokens whose int8 activations take turns in memory. 0: a token's lie in one piece, `act_stride` apart. Otherwise
+    /// tokens_in_block() of them form a block of [padded_k / 4][tokens][4] bytes, so that one pointer serves them all;
+    /// a block starts `act_stride` bytes per token before it.
+    int32_t token_block = 0;
 };
+
+/// How many of `left` tokens the next block takes: blocks of at most `largest`, all about as large.
+constexpr int32_t tokens_in_block(int32_t left, int32_t largest) {
+    const int32_t blocks = (left + largest - 1) / largest;
+    return (left + blocks - 1) / blocks;
+}
 
 /// The kernels of one file, best first.
 struct KernelTable {

@@ -95,6 +95,19 @@ const Kernel* find_kernel(std::string_view name) {
     return nullptr;
 }
 
+const DotPeak* find_dot_peak(std::string_view isa) {
+    static constexpr DotPeak kPeaks[] = {
+#ifdef TMAC_HAS_X86_KERNELS
+        {Isa::avx512, kAvx512f | kAvx512bw | kAvx512dq | kAvx512vl | kAvx512vnni, avx512::dot_peak},
+        {Isa::avx2, kAvx2, avx2::dot_peak},
+#endif
+        {Isa::scalar, 0, scalar::dot_peak},
+    };
+    const auto* found = std::find_if(std::begin(kPeaks), std::end(kPeaks),
+                                     [&](const DotPeak& peak) { return isa == name_of(peak.isa); });
+    return found == std::end(kPeaks) ? nullptr : found;
+}
+
 bool serves(const Kernel& kernel, const QuantSpec& spec) {
     return kernel.bits == spec.bits && kernel.codebook == spec.codebook &&
            ((kernel.activations >> static_cast<int>(spec.activation)) & 1) != 0 &&

@@ -38,6 +38,16 @@ struct KernelPair {
     const Kernel* prompt;
 };
 
+/// A loop that only takes int8 dot products in registers: what the arithmetic of an instruction set can give.
+struct DotPeak {
+    Isa isa;
+    uint32_t features;                                ///< CpuFeature bits that must be present
+    int64_t (*run)(int64_t rounds, int32_t* result);  ///< returns the operations done
+};
+
+/// The loop of the instruction set with this name, or null.
+const DotPeak* find_dot_peak(std::string_view isa);
+
 /// Which kernels may be chosen: read from the environment once, passed explicitly in tests.
 struct Selection {
     uint32_t features;                   ///< of this CPU, less the hidden ones

@@ -70,6 +70,14 @@ struct Epilogue {
         return {scale, V::multiply(scale, V::subtract(from, zero))};
     }
 
+    /// The same where it is known whether there is a coefficient: no branch between the tokens of a block.
+    template <bool HasCoefficient>
+    static TMAC_ALWAYS_INLINE F add_known(const GroupTerms<V>& terms, typename V::I isum, float act_scale,
+                                          float act_sum, F y) {
+        y = V::multiply_add(V::to_float(isum), V::multiply(terms.scale, V::set1(act_scale)), y);
+        return HasCoefficient ? V::multiply_add(terms.coefficient, V::set1(act_sum), y) : y;
+    }
+
     /// Adds one act group of one token.
     TMAC_ALWAYS_INLINE F add(const GroupTerms<V>& terms, typename V::I isum, float act_scale, float act_sum,
                              F y) const {
@@ -120,7 +128,11 @@ TMAC_ALWAYS_INLINE void finish_int8(const PrepareArgs& args, int32_t index, int3
 /// The same where an activation is not finite: zeros, and NaN terms.
 TMAC_ALWAYS_INLINE void refuse_int8(const PrepareArgs& args, int32_t index) {
     const ActGroup& group = args.act_groups[index];
-    std::memset(static_cast<int8_t*>(args.act) + group.padded_begin, 0, static_cast<size_t>(group.padded_count));
+    int8_t* four = static_cast<int8_t*>(args.act) + group.padded_begin / 4 * args.act_step;
+    for (int32_t column = 0; column < group.padded_count; column += 4) {
+        std::memset(four, 0, 4);
+        four += args.act_step;
+    }
     finish_int8(args, index, 0, NAN);
 }
 

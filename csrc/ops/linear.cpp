@@ -14,7 +14,7 @@ namespace {
 
 /// Tokens that are encoded and multiplied together: bounds the tables (4 bytes a column) to a few MiB at any batch.
 constexpr int64_t kLutTokens = 32;
-constexpr int64_t kTokens = 128;
+constexpr int64_t kTokens = kMaxTokens;
 
 /// Weights per thread under which starting one costs more than it saves.
 constexpr int64_t kMinWork = 1 << 16;
@@ -44,6 +44,7 @@ QgemmArgs make_args(const WeightView& weight, const PreparedInput& input, int32_
     args.k = weight.header.k;
     args.padded_k = weight.parts.padded_k;
     args.act = input.act.data();
+    args.act_stride = input.act_bytes;
     args.act_scale = input.act_scale.data();
     args.act_sum = input.act_sum.data();
     args.act_isum = input.act_isum.data();

@@ -11,7 +11,9 @@
 namespace tmac {
 namespace {
 
-int64_t bytes_per_token(Method method, int64_t padded_k) {
+constexpr int64_t kLine = 64;
+
+int64_t bytes_of_columns(Method method, int64_t padded_k) {
     switch (method) {
         case Method::lut:
             return padded_k * (kLutEntries / kLutGroup);
@@ -23,11 +25,37 @@ int64_t bytes_per_token(Method method, int64_t padded_k) {
     return padded_k * static_cast<int64_t>(sizeof(float));
 }
 
+/// An odd number of cache lines: tokens that lie a power of two apart would all fall into the same sets of the cache.
+int64_t bytes_per_token(const Kernel& kernel, int64_t padded_k) {
+    const int64_t bytes = bytes_of_columns(kernel.method, padded_k);
+    return kernel.token_block != 0 ? bytes : ((bytes + kLine - 1) / kLine | 1) * kLine;
+}
+
+/// Where a token's activations begin, and how far apart its groups of four columns are.
+struct Place {
+    int64_t begin;
+    int64_t step;
+};
+
+Place place_of(const PreparedInput& input, int32_t tokens, int32_t token) {
+    if (input.token_block == 0) {
+        return {token * input.act_bytes, 4};
+    }
+    int32_t first = 0;
+    int32_t count = tokens_in_block(tokens, input.token_block);
+    while (first + count <= token) {
+        first += count;
+        count = tokens_in_block(tokens - first, input.token_block);
+    }
+    return {first * input.act_bytes + (token - first) * 4, count * 4};
+}
+
 void reserve(const Kernel& kernel, const WeightView& weight, int32_t tokens, PreparedInput& out) {
     const LayoutShape shape = layout_shape(weight.header.layout, weight.header.spec.bits);
     out.act_groups = make_act_groups(weight.header.spec, weight.header.k, shape.k_chunk);
     out.padded_k = weight.parts.padded_k;
-    out.act_bytes = bytes_per_token(kernel.method, out.padded_k);
+    out.act_bytes = bytes_per_token(kernel, out.padded_k);
+    out.token_block = kernel.token_block;
     const auto groups = static_cast<size_t>(tokens) * out.act_groups.size();
     out.act.resize(static_cast<size_t>(tokens * out.act_bytes));
     out.act_scale.resize(groups);
@@ -67,13 +95,15 @@ bool all_finite(const float* values, int64_t count) {
 void prepare_token(const Kernel& kernel, const WeightView& weight, const float* x, int32_t token, PreparedInput& out) {
     const size_t groups = out.act_groups.size();
     const size_t first = static_cast<size_t>(token) * groups;
+    const Place place = place_of(out, static_cast<int32_t>(out.scaled_down.size()), token);
     PrepareArgs args{&weight.header.spec,
                      weight.header.layout,
                      x,
                      weight.header.k,
                      out.act_groups.data(),
                      static_cast<int32_t>(groups),
-                     out.act.data() + token * out.act_bytes,
+                     out.act.data() + place.begin,
+                     place.step,
                      out.act_scale.data() + first,
                      out.act_sum.data() + first,
                      out.act_isum.data() + first};

@@ -15,6 +15,7 @@ struct PreparedInput {
     std::vector<ActGroup> act_groups;
     int64_t padded_k = 0;
     int64_t act_bytes = 0;             ///< per token
+    int32_t token_block = 0;           ///< of the kernel
     std::vector<uint8_t> act;          ///< [tokens][act_bytes]
     std::vector<float> act_scale;      ///< [tokens][act_groups]
     std::vector<float> act_sum;        ///< [tokens][act_groups]

@@ -145,6 +145,121 @@ def test_a_child_forked_before_any_use_has_all_threads():
     assert done.stdout.strip() == "2", done.stderr
 
 
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only there a process can tell whether torch is loaded")
+
+SETUP = """
+    import os, sys, threading, time
+    import numpy as np, tmac
+    from pathlib import Path
+    from tmac import _core
+
+    def workers():
+        "Thread id -> nanoseconds of CPU, of the workers of our own."
+        tasks = [task for task in Path("/proc/self/task").iterdir() if (task / "comm").read_text() == "tmac-worker\\n"]
+        return {{task.name: int((task / "schedstat").read_text().split()[0]) for task in tasks}}
+
+    def asleep():
+        stats = [Path(f"/proc/self/task/{{task}}/stat").read_text() for task in workers()]
+        return all(stat.rpartition(")")[2].split()[0] == "S" for stat in stats)
+
+    spec = tmac.QuantSpec(bits=4, group_size=32)
+    rng = np.random.default_rng(0)
+    buffer = tmac.round_to_nearest(rng.standard_normal(({n}, {k}), dtype=np.float32), spec).pack().buffer()
+    x = rng.standard_normal((3, {k}), dtype=np.float32)
+    expected = _core.linear(x, buffer, None, 1)
+    def same(threads):
+        return all(np.array_equal(_core.linear(x, buffer, None, threads), expected) for _ in range(20))
+"""
+
+
+def script(body: str) -> str:
+    return textwrap.dedent(SETUP.format(n=N, k=K)) + textwrap.dedent(body)
+
+
+@LINUX
+def test_without_torch_regions_run_on_our_own_workers():
+    # Packing has started workers already; NumPy has threads too. All that a region of three threads adds is ours.
+    done = run(
+        script("""
+        def tasks():
+            return len(os.listdir("/proc/self/task"))
+        tasks_before, workers_before = tasks(), len(workers())
+        same_bits = same(3)
+        only_ours = tasks() - tasks_before == len(workers()) - workers_before
+        print(_core.thread_backend(), same_bits, len(workers()), only_ours)
+    """)
+    )
+    assert done.stdout == "own True 2 True\n", done.stdout + done.stderr
+
+
+@LINUX
+def test_torch_imported_later_takes_the_regions_over_and_our_workers_sleep():
+    pytest.importorskip("torch")
+    done = run(
+        script("""
+        print(_core.thread_backend(), same(2), len(workers()) >= 1)
+        import torch
+        deadline = time.monotonic() + 30
+        while not asleep() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        before = workers()
+        torch.ones(1 << 20).add_(1).sum()
+        print(_core.thread_backend(), same(2), workers() == before)
+    """)
+    )
+    assert done.stdout.split("\n")[:2] == ["own True True", "openmp True True"], done.stdout + done.stderr
+
+
+@LINUX
+def test_workers_sleep_between_regions_and_are_woken():
+    done = run(
+        script("""
+        assert same(2)
+        deadline = time.monotonic() + 30
+        while not asleep() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        before = workers()
+        time.sleep(0.2)
+        slept = workers() == before
+        while workers() == before and time.monotonic() < deadline:  # beside other work a caller may do all alone
+            assert same(2)
+        print(slept, workers() != before)
+    """)
+    )
+    assert done.stdout.strip() == "True True", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("first", ["", "import torch"], ids=["without torch", "with torch"])
+@pytest.mark.parametrize(
+    "last", ["assert same(2)", "assert same(2); time.sleep(0.01)", "in_the_background(); time.sleep(0.05)"]
+)
+def test_a_process_ends_while_workers_wait_sleep_or_work(first: str, last: str):
+    if first:
+        pytest.importorskip("torch")
+    done = run(
+        script(f"""
+        {first}
+        def in_the_background():
+            def work():
+                while True:
+                    same(2)
+            threading.Thread(target=work, daemon=True).start()
+        {last}
+        print("end", flush=True)
+    """)
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
+
+
+def test_the_barrier_is_measured_and_its_arguments_are_checked():
+    assert _core.thread_backend() in ("own", "openmp")
+    assert _core.barrier_seconds(2, 2) > 0
+    with pytest.raises(ValueError, match="repeats must be positive"):
+        _core.barrier_seconds(0, 2)
+    with pytest.raises(ValueError, match="num_threads must not be negative"):
+        _core.barrier_seconds(1, -2)
+
+
 @pytest.mark.parametrize("operation", ["round_to_nearest", "pack", "unpack", "tensors", "dequantize"])
 def test_weights_are_made_and_read_with_the_threads_of_the_setting(operation: str, monkeypatch: pytest.MonkeyPatch):
     name = "unpack" if operation == "tensors" else operation

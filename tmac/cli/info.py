@@ -11,6 +11,7 @@ from typing import Any
 
 from tmac.cli.errors import CommandError
 
+BACKENDS = {"own": "own workers (OpenMP once torch is loaded)", "openmp": "OpenMP"}
 PACKAGES = ("numpy", "safetensors", "torch", "transformers", "tokenizers", "gguf")
 
 
@@ -47,6 +48,7 @@ def describe() -> dict[str, Any]:
         "cpu": _core.cpu_model(),
         "features": tmac.cpu_features(),
         "threads": tmac.get_num_threads(),
+        "thread_backend": _core.thread_backend(),
         "cpus": os.cpu_count(),
         "overrides": overrides(),
         "kernels": [dict(row) for row in tmac.kernels()],
@@ -103,7 +105,7 @@ def _lines(facts: Mapping[str, Any]) -> Iterable[str]:
     yield "packages:  " + ", ".join(f"{name} {version or '-'}" for name, version in facts["packages"].items())
     yield f"CPU:       {facts['cpu']}"
     yield "features:  " + (" ".join(name for name, present in facts["features"].items() if present) or "none")
-    yield f"threads:   {facts['threads']} of {facts['cpus']} CPUs"
+    yield f"threads:   {facts['threads']} of {facts['cpus']} CPUs, {BACKENDS[facts['thread_backend']]}"
     yield "overrides: " + (" ".join(f"{name}={value}" for name, value in facts["overrides"].items()) or "none")
     yield ""
     yield from _table(["bits", "kernel (group size 32)"], [[k, v or "-"] for k, v in facts["selected"].items()])

@@ -65,6 +65,19 @@ TMAC_ALWAYS_INLINE __m256i in_order(Layout layout, __m256i bytes) {
     return layout == Layout::quads ? _mm256_shuffle_epi8(bytes, _mm256_broadcastsi128_si256(transposed)) : bytes;
 }
 
+/// The first `count` groups of four bytes, `step` apart.
+TMAC_ALWAYS_INLINE void store_fours(int8_t* q, int64_t step, __m256i bytes, int32_t count) {
+    if (step == 4 && count == kStep / 4) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), bytes);
+        return;
+    }
+    alignas(32) int8_t fours[kStep];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(fours), bytes);
+    for (int32_t i = 0; i < count; ++i) {
+        std::memcpy(q + i * step, fours + 4 * i, 4);
+    }
+}
+
 void quantize_group(const PrepareArgs& args, int32_t index, const Magnitudes& magnitudes) {
     const ActGroup& group = args.act_groups[index];
     if (!magnitudes.finite) {
@@ -73,7 +86,7 @@ void quantize_group(const PrepareArgs& args, int32_t index, const Magnitudes& ma
     }
     const ActScale scale = act_scale_of(magnitudes.largest);
     const __m256 inverse = _mm256_set1_ps(scale.inverse);
-    auto* q = static_cast<int8_t*>(args.act) + group.padded_begin;
+    auto* q = static_cast<int8_t*>(args.act) + group.padded_begin / 4 * args.act_step;
     __m256i sum_i32x8 = _mm256_setzero_si256();
     for (int32_t at = 0; at < group.padded_count; at += kStep) {
         __m256i rounded_i32x8[kStep / kLanes];
@@ -87,14 +100,9 @@ void quantize_group(const PrepareArgs& args, int32_t index, const Magnitudes& ma
             sum_i32x8 = _mm256_add_epi32(sum_i32x8, rounded_i32x8[i]);
         }
         const __m256i bytes = in_order(args.layout, bytes_of_columns(rounded_i32x8));
-        const int32_t left = group.padded_count - at;
-        if (left >= kStep) {
-            _mm256_storeu_si256(reinterpret_cast<__m256i*>(q + at), bytes);
-        } else {
-            int8_t columns[kStep];
-            _mm256_storeu_si256(reinterpret_cast<__m256i*>(columns), bytes);
-            std::memcpy(q + at, columns, static_cast<size_t>(left));
-        }
+        const int32_t left = group.padded_count - at;  // a multiple of 8, so the last step may be short
+        store_fours(q, args.act_step, bytes, left >= kStep ? kStep / 4 : left / 4);
+        q += kStep / 4 * args.act_step;
     }
     finish_int8(args, index, sum_lanes(sum_i32x8), scale.scale);
 }

@@ -139,8 +139,8 @@ TMAC_ALWAYS_INLINE void multiply_block(const QgemmArgs& args, const Epilogue<Flo
         std::memset(isum_i32x8, 0, sizeof(panel.isum[0]) * M);
     }
     PanelPart block = part;
-    block.q += token * args.padded_k;
-    gather_block<M>(block, args.padded_k, panel.q);
+    block.q += token * args.act_stride;
+    gather_block<M>(block, args.act_stride, panel.q);
     for (int pair = 0; pair < vectors * Codes::kDigits; pair += kPair) {
         multiply_pair<Dot, M>(panel.codes[0][pair], kWidth * 32, part.steps, kRun, panel.q, isum_i32x8 + pair, kWidth);
     }
@@ -202,7 +202,7 @@ void qgemm_panel(const QgemmArgs& args) {
     for (int32_t token = 0; token < args.m; token += kPanelTokens) {
         QgemmArgs part = args;
         part.m = args.m - token < kPanelTokens ? args.m - token : kPanelTokens;
-        part.act = static_cast<const int8_t*>(args.act) + token * args.padded_k;
+        part.act = static_cast<const int8_t*>(args.act) + token * args.act_stride;
         part.act_scale += int64_t{token} * args.num_act_groups;
         part.act_sum += int64_t{token} * args.num_act_groups;
         part.act_isum += int64_t{token} * args.num_act_groups;

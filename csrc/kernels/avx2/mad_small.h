@@ -94,7 +94,7 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
             y[r][m] = _mm256_setzero_ps();
         }
     }
-    const auto* q = static_cast<const int8_t*>(args.act) + token * args.padded_k;
+    const auto* q = static_cast<const int8_t*>(args.act) + token * args.act_stride;
     const int64_t first_group = int64_t{token} * args.num_act_groups;
     for (int32_t g = 0; g < args.num_act_groups; ++g) {
         const ActGroup& group = args.act_groups[g];
@@ -107,7 +107,7 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
             sums.clear();
             multiply_chunks<Dot, Codes, R, M>(codes, int64_t{first + done} * Codes::kChunkBytes,
                                               chunks - done < kRun ? chunks - done : kRun, args.region_stride,
-                                              q + int64_t{first + done} * Codes::kColumns, args.padded_k, sums);
+                                              q + int64_t{first + done} * Codes::kColumns, args.act_stride, sums);
             TMAC_UNROLL
             for (int r = 0; r < R; ++r) {
                 TMAC_UNROLL

@@ -57,7 +57,7 @@ TMAC_ALWAYS_INLINE __m256i widen_high(__m256i v) { return _mm256_cvtepi16_epi32(
 template <int Bits, int M>
 void multiply_tile(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t tile, int32_t token) {
     constexpr int kSets = Bits == 4 ? 2 : 1;  // the plane of weight 8 sums alone
-    const int64_t table_stride = args.padded_k * (kLutEntries / kLutGroup);
+    const int64_t table_stride = args.act_stride;
     const uint8_t* codes = args.codes + tile * (args.padded_k / kStepColumns) * kStepBytes;
     const auto* tables = static_cast<const int8_t*>(args.act) + token * table_stride;
     const int64_t first_group = int64_t{token} * args.num_act_groups;

@@ -8,6 +8,9 @@ namespace tmac::avx512 {
 void lut_ctor(const PrepareArgs& args);
 void act_quant(const PrepareArgs& args);
 
+// A register-only loop of int8 dot products. Returns the operations done; `result` starts and ends the sums.
+int64_t dot_peak(int64_t rounds, int32_t* result);
+
 extern const KernelTable qgemm_lut;
 extern const KernelTable qgemm_mad;
 

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <utility>
+
 #include "kernels/avx512/simd.h"
 
 // Codes of the class `mad` as bytes for vpdpbusd: a vector holds 16 rows, in each row's four bytes four columns.
@@ -22,9 +24,10 @@ namespace {
 TMAC_ALWAYS_INLINE __m512i load_bytes(const uint8_t* bytes) { return _mm512_loadu_si512(bytes); }
 TMAC_ALWAYS_INLINE __m512i bytes_of(int value) { return _mm512_set1_epi8(static_cast<char>(value)); }
 
-/// Where a bit of `mask` is set that of `a`, elsewhere that of `b`.
+/// Where a bit of `mask` is set that of `a`, elsewhere that of `b`. The register of `a`, not the mask's, is
+/// overwritten.
 TMAC_ALWAYS_INLINE __m512i select(int mask, __m512i a, __m512i b) {
-    return _mm512_ternarylogic_epi32(bytes_of(mask), a, b, 0xca);
+    return _mm512_ternarylogic_epi32(a, b, bytes_of(mask), 0xe4);
 }
 
 struct Pair {
@@ -120,22 +123,24 @@ struct Nibbles {
             first = select(0xf0, _mm512_slli_epi16(top, 4), low);
             second = select(0xf0, top, _mm512_srli_epi16(low, 4));
         } else {
-            first = _mm512_and_si512(top, bytes_of(0x0f));
-            second = _mm512_and_si512(_mm512_srli_epi16(top, 4), bytes_of(0x0f));
+            first = top;
         }
     }
 
     template <int V>
     TMAC_ALWAYS_INLINE __m512i code() const {
-        return V == 0 ? first : second;
+        if constexpr (Bits > 4) {
+            return V == 0 ? first : second;
+        }
+        return _mm512_and_si512(V == 0 ? first : _mm512_srli_epi16(first, 4), bytes_of(0x0f));
     }
     template <int V>
-    static constexpr int kScale = 0;
+    static constexpr int kScale = Bits > 4 ? 0 : 4 * V;
     template <int V>
     TMAC_ALWAYS_INLINE __m512i scaled() const {
-        return code<V>();
+        return Bits > 4 ? code<V>() : _mm512_and_si512(first, bytes_of(0x0f << kScale<V>));
     }
-    static constexpr int kScales = 1;
+    static constexpr int kScales = Bits > 4 ? 1 : 2;
 };
 
 /// First byte of 16 rows, `row` being a multiple of 16.
@@ -155,6 +160,21 @@ TMAC_ALWAYS_INLINE __m512i broadcast_four(const int8_t* q) {
     int32_t word = 0;
     std::memcpy(&word, q, sizeof(word));
     return _mm512_set1_epi32(word);
+}
+
+constexpr int kTokenBlock = 8;  ///< tokens whose sums, for 32 rows, leave room for the codes in 32 registers
+
+/// Calls body.template operator()<M>(token) for every block of M tokens of [0, m).
+template <class Body>
+TMAC_ALWAYS_INLINE void for_each_block(int32_t m, const Body& body) {
+    for (int32_t token = 0; token < m;) {
+        const int32_t count = tokens_in_block(m - token, kTokenBlock);
+        const auto run = [&]<int... Less>(std::integer_sequence<int, Less...>) {
+            ((count == Less + 1 ? body.template operator()<Less + 1>(token) : void()), ...);
+        };
+        run(std::make_integer_sequence<int, kTokenBlock>());
+        token += count;
+    }
 }
 
 /// Where the integer sum of one act group of one token starts: it counts codes from `centre`.

@@ -1,18 +1,16 @@
 #pragma once
 
-#include <utility>
-
 #include "kernels/avx512/mad_codes.h"
 
 // Many tokens: 32 rows of at most 128 columns are unpacked once, into a panel that stays in the L1 cache, and
-// multiplied with all tokens, twelve at a time. Results wait in a small tile until all columns are through.
+// multiplied with all tokens, eight at a time. Results wait in a small tile until all columns are through.
 
 namespace tmac::avx512 {
 namespace {
 
 constexpr int kPanelVectors = 2;  ///< registers of 16 rows
 constexpr int kPanelColumns = 128;
-constexpr int kPanelTokens = 128;  ///< tokens per call
+constexpr int kPanelTokens = kMaxTokens;
 constexpr int kPanelSteps = kPanelColumns / 4;
 
 struct Panel {
@@ -47,56 +45,66 @@ void fill_panel(const QgemmArgs& args, const uint8_t* const (&rows)[kPanelVector
 struct PanelPart {
     int32_t group;
     int32_t steps;
-    bool first;  ///< starts the group's integer sums
-    bool last;   ///< ends them: they enter the results
-    const int8_t* q;
+    bool first;      ///< starts the group's integer sums
+    bool last;       ///< ends them: they enter the results
+    int32_t column;  ///< its first, in padded columns
 };
 
-template <class Codes, int Bits, int M>
-TMAC_ALWAYS_INLINE void multiply_panel(const QgemmArgs& args, const Epilogue<Floats>& epilogue,
-                                       const GroupTerms<Floats> (&terms)[kPanelVectors], const PanelPart& part,
-                                       int32_t token, Panel& panel) {
+template <class Codes, int Bits, bool HasCoefficient, int M>
+TMAC_ALWAYS_INLINE void multiply_panel(const QgemmArgs& args, const GroupTerms<Floats> (&terms)[kPanelVectors],
+                                       const PanelPart& part, int32_t token, Panel& panel) {
+    constexpr int kUnroll = Codes::kColumns / 4;  // steps: every act group is padded to a multiple of them
     __m512i isum_i32x16[M][kPanelVectors];
     const int64_t first_group = int64_t{token} * args.num_act_groups + part.group;
-    TMAC_UNROLL
-    for (int m = 0; m < M; ++m) {
-        const __m512i start = start_of_sum<Codes, Bits>(args, first_group + int64_t{m} * args.num_act_groups);
-        TMAC_UNROLL
-        for (int v = 0; v < kPanelVectors; ++v) {
-            isum_i32x16[m][v] = part.first ? start : _mm512_load_si512(panel.isum[token + m][v]);
-        }
-    }
-    const int8_t* q = part.q + token * args.padded_k;
-    for (int32_t step = 0; step < part.steps; ++step) {
-        const __m512i first_u8x64 = _mm512_load_si512(panel.codes[step][0]);
-        const __m512i second_u8x64 = _mm512_load_si512(panel.codes[step][1]);
+    if (part.first) {
         TMAC_UNROLL
         for (int m = 0; m < M; ++m) {
-            const __m512i four = broadcast_four(q + m * args.padded_k);
-            isum_i32x16[m][0] = _mm512_dpbusd_epi32(isum_i32x16[m][0], first_u8x64, four);
-            isum_i32x16[m][1] = _mm512_dpbusd_epi32(isum_i32x16[m][1], second_u8x64, four);
+            isum_i32x16[m][0] = start_of_sum<Codes, Bits>(args, first_group + int64_t{m} * args.num_act_groups);
+            isum_i32x16[m][1] = isum_i32x16[m][0];
         }
-        q += 4;
+    } else {
+        TMAC_UNROLL
+        for (int i = 0; i < M * kPanelVectors; ++i) {
+            isum_i32x16[i / 2][i % 2] = _mm512_load_si512(panel.isum[token + i / 2][i % 2]);
+        }
+    }
+    const int8_t* q = static_cast<const int8_t*>(args.act) + token * args.act_stride + M * part.column;
+    for (int32_t begin = 0; begin < part.steps; begin += kUnroll) {
+        TMAC_UNROLL
+        for (int step = 0; step < kUnroll; ++step) {
+            const __m512i first_u8x64 = _mm512_load_si512(panel.codes[begin + step][0]);
+            const __m512i second_u8x64 = _mm512_load_si512(panel.codes[begin + step][1]);
+            TMAC_UNROLL
+            for (int m = 0; m < M; ++m) {
+                const __m512i four = broadcast_four(q + 4 * (step * M + m));
+                isum_i32x16[m][0] = _mm512_dpbusd_epi32(isum_i32x16[m][0], first_u8x64, four);
+                isum_i32x16[m][1] = _mm512_dpbusd_epi32(isum_i32x16[m][1], second_u8x64, four);
+            }
+        }
+        q += 4 * kUnroll * M;
+    }
+    if (!part.last) {
+        TMAC_UNROLL
+        for (int i = 0; i < M * kPanelVectors; ++i) {
+            _mm512_store_si512(panel.isum[token + i / 2][i % 2], isum_i32x16[i / 2][i % 2]);
+        }
+        return;
     }
     TMAC_UNROLL
-    for (int m = 0; m < M; ++m) {
-        TMAC_UNROLL
-        for (int v = 0; v < kPanelVectors; ++v) {
-            if (!part.last) {
-                _mm512_store_si512(panel.isum[token + m][v], isum_i32x16[m][v]);
-                continue;
-            }
-            const __m512i isum =
-                Codes::kShift == 0 ? isum_i32x16[m][v] : _mm512_srai_epi32(isum_i32x16[m][v], Codes::kShift);
-            const int64_t at = first_group + int64_t{m} * args.num_act_groups;
-            float* y = panel.y[token + m][v];
-            _mm512_store_ps(y, epilogue.add(terms[v], isum, args.act_scale[at], args.act_sum[at], _mm512_load_ps(y)));
-        }
+    for (int i = 0; i < M * kPanelVectors; ++i) {
+        const int m = i / 2;
+        const int v = i % 2;
+        const __m512i isum =
+            Codes::kShift == 0 ? isum_i32x16[m][v] : _mm512_srai_epi32(isum_i32x16[m][v], Codes::kShift);
+        const int64_t at = first_group + int64_t{m} * args.num_act_groups;
+        float* y = panel.y[token + m][v];
+        _mm512_store_ps(y, Epilogue<Floats>::add_known<HasCoefficient>(terms[v], isum, args.act_scale[at],
+                                                                       args.act_sum[at], _mm512_load_ps(y)));
     }
 }
 
 /// Rows [row, row + 32) times at most kPanelTokens tokens.
-template <class Codes, int Bits>
+template <class Codes, int Bits, bool HasCoefficient>
 void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t row, Panel& panel) {
     const int vectors = row + kLanes < args.row_end ? 2 : 1;
     const uint8_t* rows[kPanelVectors];
@@ -117,10 +125,9 @@ void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
             const int32_t column = group.padded_begin + done;
             fill_panel<Codes>(args, rows, vectors, int64_t{column / Codes::kColumns} * Codes::kChunkBytes, columns,
                               panel);
-            const PanelPart part{g, columns / 4, done == 0, columns == left,
-                                 static_cast<const int8_t*>(args.act) + column};
-            for_each_token_block<12, 8, 4, 2, 1>(args.m, [&]<int M>(int32_t token) {
-                multiply_panel<Codes, Bits, M>(args, epilogue, terms, part, token, panel);
+            const PanelPart part{g, columns / 4, done == 0, columns == left, column};
+            for_each_block(args.m, [&]<int M>(int32_t token) {
+                multiply_panel<Codes, Bits, HasCoefficient, M>(args, terms, part, token, panel);
             });
         }
     }
@@ -133,21 +140,12 @@ void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
 
 template <class Codes, int Bits>
 void qgemm_panel(const QgemmArgs& args) {
-    const Epilogue<Floats> epilogue(args, static_cast<float>(1 << (Bits - 1)));
     Panel panel;
     std::memset(panel.codes, 0, sizeof(panel.codes));  // the second vector of a last tile of 16 rows is never filled
-    for (int32_t token = 0; token < args.m; token += kPanelTokens) {
-        QgemmArgs part = args;
-        part.m = args.m - token < kPanelTokens ? args.m - token : kPanelTokens;
-        part.act = static_cast<const int8_t*>(args.act) + token * args.padded_k;
-        part.act_scale += int64_t{token} * args.num_act_groups;
-        part.act_sum += int64_t{token} * args.num_act_groups;
-        part.act_isum += int64_t{token} * args.num_act_groups;
-        part.y += token * args.ldy;
-        const Epilogue<Floats> terms(part, epilogue.centre);
-        for (int64_t row = args.row_begin; row < args.row_end; row += kPanelVectors * kLanes) {
-            multiply_rows<Codes, Bits>(part, terms, row, panel);
-        }
+    const Epilogue<Floats> epilogue(args, static_cast<float>(1 << (Bits - 1)));
+    const auto run = epilogue.has_coefficient ? multiply_rows<Codes, Bits, true> : multiply_rows<Codes, Bits, false>;
+    for (int64_t row = args.row_begin; row < args.row_end; row += kPanelVectors * kLanes) {
+        run(args, epilogue, row, panel);
     }
 }
 

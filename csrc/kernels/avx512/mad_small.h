@@ -1,16 +1,12 @@
 #pragma once
 
-#include <utility>
-
 #include "kernels/avx512/mad_codes.h"
 
-// A few tokens at a time: codes are unpacked in registers, right before they are multiplied.
+// A few tokens at a time: codes are unpacked in registers, right before they are multiplied. The CPU prefetches these
+// few even streams by itself; prefetching by hand as well cost 10 to 25 % (docs/kernels.md).
 
 namespace tmac::avx512 {
 namespace {
-
-constexpr int32_t kPrefetch = 4096;  ///< bytes ahead in every region
-constexpr int kMaxSmall = 8;         ///< tokens whose sums, for 32 rows, leave room for the codes in 32 registers
 
 /// Integer sums of 16 rows and one token. One or two tokens have registers to spare: codes are only masked, not shifted
 /// down, and those at different places of a byte have sums of their own.
@@ -46,8 +42,8 @@ struct Sums {
 
 /// One chunk: the code vectors of R * 16 rows, each times M tokens. A broadcast of activations serves all rows.
 template <class Codes, int R, int M, int... V>
-TMAC_ALWAYS_INLINE void multiply_chunk(const Codes (&codes)[R], const int8_t* q, int64_t q_stride,
-                                       Sums<Codes, M> (&sums)[R][M], std::integer_sequence<int, V...>) {
+TMAC_ALWAYS_INLINE void multiply_chunk(const Codes (&codes)[R], const int8_t* q, Sums<Codes, M> (&sums)[R][M],
+                                       std::integer_sequence<int, V...>) {
     const auto step = [&]<int Vector>() {
         __m512i bytes[R];
         TMAC_UNROLL
@@ -56,7 +52,7 @@ TMAC_ALWAYS_INLINE void multiply_chunk(const Codes (&codes)[R], const int8_t* q,
         }
         TMAC_UNROLL
         for (int m = 0; m < M; ++m) {
-            const __m512i four = broadcast_four(q + m * q_stride + 4 * Vector);
+            const __m512i four = broadcast_four(q + 4 * (Vector * M + m));
             TMAC_UNROLL
             for (int r = 0; r < R; ++r) {
                 sums[r][m].template add<Vector>(bytes[r], four);
@@ -67,7 +63,7 @@ TMAC_ALWAYS_INLINE void multiply_chunk(const Codes (&codes)[R], const int8_t* q,
 }
 
 /// Rows [row, row + 16 R) times M tokens.
-template <class Codes, int Bits, int R, int M>
+template <class Codes, int Bits, bool HasCoefficient, int R, int M>
 void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t row, int32_t token) {
     const uint8_t* codes[R];
     __m512 y[R][M];
@@ -79,7 +75,7 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
             y[r][m] = _mm512_setzero_ps();
         }
     }
-    const auto* q = static_cast<const int8_t*>(args.act) + token * args.padded_k;
+    const auto* q = static_cast<const int8_t*>(args.act) + token * args.act_stride;
     const int64_t first_group = int64_t{token} * args.num_act_groups;
     int64_t at = 0;
     for (int32_t g = 0; g < args.num_act_groups; ++g) {
@@ -95,17 +91,12 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
         const int32_t chunks = args.act_groups[g].padded_count / Codes::kColumns;
         for (int32_t chunk = 0; chunk < chunks; ++chunk) {
             const auto unpacked = [&]<int... Row>(std::integer_sequence<int, Row...>) {
-                TMAC_UNROLL
-                for (int region = 0; region < Codes::kRegions; ++region) {
-                    (TMAC_PREFETCH(codes[Row] + at + region * args.region_stride + kPrefetch), ...);
-                }
                 const Codes loaded[R] = {Codes(codes[Row] + at, args.region_stride)...};
-                multiply_chunk<Codes, R, M>(loaded, q, args.padded_k, sums,
-                                            std::make_integer_sequence<int, Codes::kVectors>());
+                multiply_chunk<Codes, R, M>(loaded, q, sums, std::make_integer_sequence<int, Codes::kVectors>());
             };
             unpacked(std::make_integer_sequence<int, R>());
             at += Codes::kChunkBytes;
-            q += Codes::kColumns;
+            q += M * Codes::kColumns;
         }
         TMAC_UNROLL
         for (int r = 0; r < R; ++r) {
@@ -114,7 +105,8 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
             TMAC_UNROLL
             for (int m = 0; m < M; ++m) {
                 const int64_t index = first_group + int64_t{m} * args.num_act_groups + g;
-                y[r][m] = epilogue.add(terms, sums[r][m].total(), args.act_scale[index], args.act_sum[index], y[r][m]);
+                y[r][m] = Epilogue<Floats>::add_known<HasCoefficient>(terms, sums[r][m].total(), args.act_scale[index],
+                                                                      args.act_sum[index], y[r][m]);
             }
         }
     }
@@ -127,31 +119,28 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
     }
 }
 
-/// All rows times `m` <= kMaxSmall tokens.
+/// All rows times M tokens.
+template <class Codes, int Bits, int M, bool HasCoefficient>
+void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int32_t token) {
+    int64_t row = args.row_begin;
+    for (; row + kLanes < args.row_end; row += 2 * kLanes) {
+        multiply_small<Codes, Bits, HasCoefficient, 2, M>(args, epilogue, row, token);
+    }
+    if (row < args.row_end) {
+        multiply_small<Codes, Bits, HasCoefficient, 1, M>(args, epilogue, row, token);
+    }
+}
+
 template <class Codes, int Bits, int M>
 void small_rows(const QgemmArgs& args, int32_t token) {
     const Epilogue<Floats> epilogue(args, static_cast<float>(1 << (Bits - 1)));
-    int64_t row = args.row_begin;
-    for (; row + kLanes < args.row_end; row += 2 * kLanes) {
-        multiply_small<Codes, Bits, 2, M>(args, epilogue, row, token);
-    }
-    if (row < args.row_end) {
-        multiply_small<Codes, Bits, 1, M>(args, epilogue, row, token);
-    }
+    epilogue.has_coefficient ? multiply_rows<Codes, Bits, M, true>(args, epilogue, token)
+                             : multiply_rows<Codes, Bits, M, false>(args, epilogue, token);
 }
 
 template <class Codes, int Bits>
 void qgemm_small(const QgemmArgs& args) {
-    using Run = void (*)(const QgemmArgs&, int32_t);
-    static constexpr Run kRuns[kMaxSmall] = {
-        small_rows<Codes, Bits, 1>, small_rows<Codes, Bits, 2>, small_rows<Codes, Bits, 3>, small_rows<Codes, Bits, 4>,
-        small_rows<Codes, Bits, 5>, small_rows<Codes, Bits, 6>, small_rows<Codes, Bits, 7>, small_rows<Codes, Bits, 8>};
-    // Blocks of equal size, so that nine tokens cost no more than two blocks of five.
-    for (int32_t token = 0, left = (args.m + kMaxSmall - 1) / kMaxSmall; token < args.m; --left) {
-        const int32_t count = (args.m - token + left - 1) / left;
-        kRuns[count - 1](args, token);
-        token += count;
-    }
+    for_each_block(args.m, [&]<int M>(int32_t token) { small_rows<Codes, Bits, M>(args, token); });
 }
 
 }  // namespace

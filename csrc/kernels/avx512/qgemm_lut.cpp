@@ -47,7 +47,7 @@ TMAC_ALWAYS_INLINE Nibbles indices_of(const uint8_t* bytes) {
 template <int Bits, int M, int Halves>
 void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t tile, int first_half,
                    int32_t token) {
-    const int64_t table_stride = args.padded_k * (kLutEntries / kLutGroup);
+    const int64_t table_stride = args.act_stride;
     const uint8_t* codes = args.codes + tile * (args.padded_k / kChunkColumns) * kChunkBytes + 64 * first_half;
     const auto* tables = static_cast<const int8_t*>(args.act) + token * table_stride;
     const float* act_scale = args.act_scale + int64_t{token} * args.num_act_groups;

@@ -16,25 +16,34 @@ void qgemm(const QgemmArgs& args) {
     args.m <= kLargestSmall ? qgemm_small<Codes, Bits>(args) : qgemm_panel<Codes, Bits>(args);
 }
 
+/// Both layouts of 4 bits: planes are what the look-ups read, nibbles are half the work to unpack.
+void qgemm_w4(const QgemmArgs& args) {
+    args.layout == Layout::nibbles ? qgemm<Nibbles<4>, 4>(args) : qgemm<Quads<4>, 4>(args);
+}
+
 constexpr uint8_t kBoth = (1U << static_cast<int>(Activation::group)) | (1U << static_cast<int>(Activation::token));
 constexpr uint32_t kFeatures = kAvx2 | kFma | kF16c | kAvx512f | kAvx512bw | kAvx512dq | kAvx512vl | kAvx512vnni;
 
-#define TMAC_ROW(suffix, bits, codebook, codes, layout)                                                            \
-    Kernel {                                                                                                       \
-        "qgemm_mad_" suffix "_avx512_vnni", bits, codebook, kBoth, Method::mad, layout, bit_of(layout), kFeatures, \
-            qgemm<codes<bits>, bits>, act_quant                                                                    \
+#define TMAC_ROW(suffix, bits, codebook, layout, layouts, run)                                                   \
+    Kernel {                                                                                                     \
+        "qgemm_mad_" suffix "_avx512_vnni", bits, codebook, kBoth, Method::mad, layout, layouts, kFeatures, run, \
+            act_quant, kTokenBlock                                                                               \
     }
+#define TMAC_QUADS(suffix, bits, codebook) \
+    TMAC_ROW(suffix, bits, codebook, Layout::quads, bit_of(Layout::quads), (qgemm<Quads<bits>, bits>))
+#define TMAC_NIBBLES(suffix, bits) \
+    TMAC_ROW(suffix, bits, Codebook::uniform, Layout::nibbles, bit_of(Layout::nibbles), (qgemm<Nibbles<bits>, bits>))
 
 constinit const Kernel rows[] = {
-    TMAC_ROW("w1", 1, Codebook::uniform, Quads, Layout::quads),
-    TMAC_ROW("w2", 2, Codebook::uniform, Quads, Layout::quads),
-    TMAC_ROW("w3", 3, Codebook::uniform, Quads, Layout::quads),
-    TMAC_ROW("w4", 4, Codebook::uniform, Quads, Layout::quads),
-    TMAC_ROW("w5", 5, Codebook::uniform, Nibbles, Layout::nibbles),
-    TMAC_ROW("w6", 6, Codebook::uniform, Nibbles, Layout::nibbles),
-    TMAC_ROW("w7", 7, Codebook::uniform, Nibbles, Layout::nibbles),
-    TMAC_ROW("w8", 8, Codebook::uniform, Nibbles, Layout::nibbles),
-    TMAC_ROW("ternary", 2, Codebook::ternary, Quads, Layout::quads),
+    TMAC_QUADS("w1", 1, Codebook::uniform),
+    TMAC_QUADS("w2", 2, Codebook::uniform),
+    TMAC_QUADS("w3", 3, Codebook::uniform),
+    TMAC_ROW("w4", 4, Codebook::uniform, Layout::nibbles, bit_of(Layout::nibbles) | bit_of(Layout::quads), qgemm_w4),
+    TMAC_NIBBLES("w5", 5),
+    TMAC_NIBBLES("w6", 6),
+    TMAC_NIBBLES("w7", 7),
+    TMAC_NIBBLES("w8", 8),
+    TMAC_QUADS("ternary", 2, Codebook::ternary),
 };
 
 }  // namespace

@@ -39,7 +39,8 @@ void multiply_row(const Row& row, int32_t token_begin, int32_t tokens) {
             dequantize_eight(row, group, at, w);
             const int32_t count = group.k_count - at < 8 ? group.k_count - at : 8;
             for (int32_t t = 0; t < tokens; ++t) {
-                const float* x = static_cast<const float*>(args.act) + (token_begin + t) * args.padded_k;
+                const auto* x = reinterpret_cast<const float*>(static_cast<const uint8_t*>(args.act) +
+                                                               (token_begin + t) * args.act_stride);
                 add_eight(w, x, group.k_begin + at, count, lanes[t]);
             }
         }

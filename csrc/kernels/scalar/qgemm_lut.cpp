@@ -27,7 +27,7 @@ void qgemm(const QgemmArgs& args) {
     const int64_t per_column = kLutEntries / kLutGroup;  // bytes of tables
     const float centre = static_cast<float>((1 << args.spec->bits) - 1) * 0.5F;
     multiply_rows(args, centre, [&](const Row& row, const ActGroup& group, int32_t token) {
-        const auto* tables = static_cast<const int8_t*>(args.act) + token * args.padded_k * per_column;
+        const auto* tables = static_cast<const int8_t*>(args.act) + token * args.act_stride;
         return group_isum(row, group, tables + group.padded_begin * per_column);
     });
 }

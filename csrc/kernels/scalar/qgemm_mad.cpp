@@ -21,7 +21,7 @@ int32_t group_isum(const Row& row, const ActGroup& group, const int8_t* q, int32
 void qgemm(const QgemmArgs& args) {
     const int32_t centre = 1 << (args.spec->bits - 1);
     multiply_rows(args, static_cast<float>(centre), [&](const Row& row, const ActGroup& group, int32_t token) {
-        const auto* q = static_cast<const int8_t*>(args.act) + token * args.padded_k;
+        const auto* q = static_cast<const int8_t*>(args.act) + token * args.act_stride;
         return group_isum(row, group, q + group.padded_begin, centre);
     });
 }

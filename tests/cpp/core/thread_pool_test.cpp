@@ -32,12 +32,33 @@ std::vector<int> visits(int64_t count, int64_t grain, int num_threads) {
 TEST_CASE("every item is visited once, in ranges that start at a grain", "[thread_pool]") {
     for (const int64_t count : {1, 2, 15, 16, 17, 100, 1000}) {
         for (const int64_t grain : {1, 7, 16, 64}) {
-            for (const int threads : {0, 1, 2, 3, 8}) {
+            for (const int threads : {0, 1, 2, 3, 8, 33}) {
                 CAPTURE(count, grain, threads);
                 CHECK(visits(count, grain, threads) == std::vector<int>(static_cast<size_t>(count), 1));
             }
         }
     }
+}
+
+TEST_CASE("torch in the process decides which threads run a region", "[thread_pool]") {
+#if defined(__linux__) && !defined(TMAC_BESIDE_TORCH)
+    const ThreadBackend expected = ThreadBackend::own;
+#else
+    const ThreadBackend expected = ThreadBackend::openmp;
+#endif
+    CHECK(thread_backend() == expected);
+    CHECK(visits(100, 1, 2) == std::vector<int>(100, 1));
+    CHECK(thread_backend() == expected);
+}
+
+TEST_CASE("a region inside a region visits every item", "[thread_pool]") {
+    std::atomic<int64_t> items{0};
+    parallel_for(6, 1, 3, [&items](Range outer) {
+        for (int64_t i = outer.begin; i < outer.end; ++i) {
+            parallel_for(10, 1, 2, [&items](Range inner) { items += inner.end - inner.begin; });
+        }
+    });
+    CHECK(items == 60);
 }
 
 TEST_CASE("nothing to do calls nothing", "[thread_pool]") {
@@ -76,6 +97,7 @@ TEST_CASE("the number of threads is set, reset and checked", "[thread_pool]") {
     CHECK(default_num_threads() >= 1);
     set_num_threads(3);
     CHECK(get_num_threads() == 3);
+    CHECK(visits(100, 1, 0) == std::vector<int>(100, 1));
     CHECK_THROWS_AS(set_num_threads(-1), std::invalid_argument);
     CHECK(get_num_threads() == 3);
     set_num_threads(0);

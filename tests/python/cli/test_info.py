@@ -1,5 +1,6 @@
 import json
 import platform
+import sys
 
 import pytest
 
@@ -13,6 +14,7 @@ def test_text(tmac_command):
     assert done.stderr == ""
     assert _core.cpu_model() in done.stdout
     assert platform.python_version() in done.stdout
+    assert ("own workers" if sys.platform == "linux" else "OpenMP") in done.stdout
     for row in tmac.kernels():
         assert row["name"] in done.stdout
 
@@ -23,6 +25,7 @@ def test_json(tmac_command):
     assert facts["features"] == tmac.cpu_features()
     assert facts["overrides"] == {"TMAC_ISA": "scalar"}
     assert facts["threads"] >= 1
+    assert facts["thread_backend"] == ("own" if sys.platform == "linux" else "openmp")
     assert {row["name"] for row in facts["kernels"]} == {row["name"] for row in tmac.kernels()}
     assert all(row["selectable"] == (row["isa"] == "scalar") for row in facts["kernels"])
     assert set(facts["selected"]) == {"ternary", *map(str, range(1, 9))}

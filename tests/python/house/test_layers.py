@@ -57,6 +57,7 @@ def test_every_import_points_down(package):
         ("kernels/registry.cpp", '#include "ops/linear.h"'),
         ("ops/linear.cpp", '#include "runtime/model.h"'),
         ("ops/linear.cpp", '#include "kernels/avx2/simd.h"'),
+        ("ops/linear.cpp", '#include "core/worker_pool.h"'),
         ("ops/linear.cpp", "  #  include <pybind11/pybind11.h>"),
         ("runtime/model.cpp", '#include "bindings/arrays.h"'),
         ("bindings/module.cpp", "#include <torch/extension.h>"),
@@ -70,7 +71,7 @@ def test_a_wrong_include_is_found(path, text):
 @pytest.mark.parametrize(
     ("path", "text"),
     [
-        ("core/thread_pool.cpp", "#include <omp.h>"),
+        ("core/thread_pool.cpp", '#include <omp.h>\n#include "core/worker_pool.h"'),
         ("core/half.h", '// #include "layout/bitplane.h"'),
         ("kernels/avx2/qgemm_lut.cpp", '#include "kernels/avx2/simd.h"\n#include <immintrin.h>'),
         ("bindings/module.cpp", "#include <pybind11/pybind11.h>"),

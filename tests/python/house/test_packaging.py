@@ -53,6 +53,13 @@ def test_the_extension_needs_libgomp_by_its_plain_name(require_tool):
     assert not list(Path(tmac._core.__file__).parent.rglob("libgomp*"))
 
 
+@LINUX
+def test_the_extension_stays_in_memory_for_its_workers(require_tool):
+    readelf = require_tool("readelf", package="binutils")
+    dynamic = subprocess.run([readelf, "-d", tmac._core.__file__], capture_output=True, text=True, check=True).stdout
+    assert re.search(r"\(FLAGS_1\).*\bNODELETE\b", dynamic)
+
+
 def test_the_typing_files_stand_beside_the_package():
     folder = Path(tmac.__file__).parent
     assert (folder / "py.typed").is_file()

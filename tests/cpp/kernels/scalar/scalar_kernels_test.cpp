@@ -79,7 +79,7 @@ Run run_kernel(const Kernel& kernel, const Problem& problem) {
         const size_t first = static_cast<size_t>(token) * input.groups.size();
         kernel.prepare({&problem.spec, Layout::planes, problem.x.data() + token * problem.k, problem.k,
                         input.groups.data(), static_cast<int32_t>(input.groups.size()),
-                        input.act.data() + token * act_bytes, input.act_scale.data() + first,
+                        input.act.data() + token * act_bytes, 4, input.act_scale.data() + first,
                         input.act_sum.data() + first, input.act_isum.data() + first});
     }
     std::vector<uint8_t> planes(static_cast<size_t>(problem.spec.bits * problem.n * row_bytes));
@@ -105,6 +105,7 @@ Run run_kernel(const Kernel& kernel, const Problem& problem) {
     args.num_groups = static_cast<int32_t>(num_groups(problem.spec, problem.k));
     args.k = problem.k;
     args.padded_k = padded_k;
+    args.act_stride = act_bytes;
     args.act = input.act.data();
     args.act_scale = input.act_scale.data();
     args.act_sum = input.act_sum.data();
