@@ -8,6 +8,9 @@
 //   _mm256_maddubs_epi16       adds two columns' products to int16                   0.5 cyc  0.5 cyc
 //   _mm256_madd_epi16          with ones: adds neighbours, int16 to int32            0.5      0.5
 //   _mm256_dpbusd_avx_epi32    AVX-VNNI: adds four columns' products to int32        -        0.5
+//
+// The EVEX form of the last one, which CPUs with AVX-512 but no AVX-VNNI have, gives the same: TMAC_VNNI_EVEX takes it
+// in the copy of that tier that the tests build.
 
 namespace tmac::avx2 {
 namespace {
@@ -33,6 +36,26 @@ struct Maddubs {
         return _mm256_madd_epi16(sum_i16x16, _mm256_set1_epi16(1));
     }
 };
+
+#ifdef TMAC_AVX2_VNNI
+/// With VNNI: whole bytes, and the sums are int32 from the start.
+struct Vnni {
+    static constexpr bool kWholeBytes = true;
+
+    /// An act group has at most 65536 columns, and 65536 * 255 * 127 fits an int32.
+    static constexpr int run(int /*largest*/) { return INT32_MAX; }
+
+    static TMAC_ALWAYS_INLINE __m256i add(__m256i sum, __m256i codes_u8x32, __m256i q_i8x32) {
+#ifdef TMAC_VNNI_EVEX
+        return _mm256_dpbusd_epi32(sum, codes_u8x32, q_i8x32);
+#else
+        return _mm256_dpbusd_avx_epi32(sum, codes_u8x32, q_i8x32);
+#endif
+    }
+
+    static TMAC_ALWAYS_INLINE __m256i widen(__m256i sum_i32x8) { return sum_i32x8; }
+};
+#endif
 
 }  // namespace
 }  // namespace tmac::avx2

@@ -11,9 +11,11 @@
 namespace tmac::avx2 {
 namespace {
 
+constexpr int32_t kLargestSmall = 4;  ///< tokens up to which unpacking in registers is faster than a panel
+
 template <class Dot, class Codes>
 void qgemm_in_order(const QgemmArgs& args) {
-    args.m <= kMaxSmall ? qgemm_small<Dot, Codes>(args) : qgemm_panel<Dot, Codes>(args);
+    args.m <= kLargestSmall ? qgemm_small<Dot, Codes>(args) : qgemm_panel<Dot, Codes>(args);
 }
 
 template <class Dot, int Bits>

@@ -4,20 +4,20 @@
 
 #include "kernels/avx2/mad_codes.h"
 
-// A few tokens at a time: codes are unpacked in registers, right before they are multiplied.
+// A few tokens at a time: codes are unpacked in registers, right before they are multiplied. The CPU prefetches these
+// even streams by itself (docs/kernels.md).
 
 namespace tmac::avx2 {
 namespace {
 
-constexpr int32_t kPrefetch = 4096;  ///< bytes ahead in every region
-constexpr int kMaxSmall = 4;         ///< tokens whose sums leave room for the codes in 16 registers
-constexpr int kSmallSums = 8;        ///< registers of sums, at most
+constexpr int kTokenBlock = 4;  ///< tokens whose sums leave room for the codes in 16 registers
 
-/// Vectors of 8 rows that go together: their sums, of every digit and token, fill kSmallSums registers.
+/// Vectors of 8 rows that go together: at most 8 registers of sums, and never rows of two tiles, which would be streams
+/// of their own.
 template <class Codes, int M>
-constexpr int kSmallVectors = M * Codes::kDigits <= 2   ? 4
-                              : M * Codes::kDigits <= 4 ? 2
-                                                        : 1;
+constexpr int kSmallVectors = M * Codes::kDigits > 4                                   ? 1
+                              : M * Codes::kDigits > 2 || Codes::kTileRows < 4 * kLanes ? 2
+                                                                                       : 4;
 
 /// Integer sums of R * 8 rows and M tokens.
 template <class Codes, int R, int M>
@@ -64,11 +64,6 @@ TMAC_ALWAYS_INLINE void multiply_chunks(const uint8_t* const (&rows)[R], int64_t
                                         Sums<Codes, R, M>& sums) {
     for (int32_t chunk = 0; chunk < chunks; ++chunk) {
         const auto unpacked = [&]<int... Row>(std::integer_sequence<int, Row...>) {
-            TMAC_UNROLL
-            for (int region = 0; region < Codes::kRegions; ++region) {
-                // A cache line holds two vectors.
-                ((Row % 2 == 0 ? TMAC_PREFETCH(rows[Row] + at + region * region_stride + kPrefetch) : void()), ...);
-            }
             const Codes loaded[R] = {Codes(rows[Row] + at, region_stride)...};
             multiply_chunk<Dot, Codes, R, M>(loaded, q, q_stride, sums,
                                              std::make_integer_sequence<int, Codes::kVectors>());
@@ -151,19 +146,16 @@ void small_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int32_t
     }
 }
 
-/// At most kMaxSmall tokens.
 template <class Dot, class Codes>
 void qgemm_small(const QgemmArgs& args) {
     const Epilogue<Floats> epilogue(args, static_cast<float>(centre_of<Codes>(args).code));
-    switch (args.m) {
-        case 1:
-            return small_rows<Dot, Codes, 1>(args, epilogue, 0);
-        case 2:
-            return small_rows<Dot, Codes, 2>(args, epilogue, 0);
-        case 3:
-            return small_rows<Dot, Codes, 3>(args, epilogue, 0);
-        default:
-            return small_rows<Dot, Codes, kMaxSmall>(args, epilogue, 0);
+    for (int32_t token = 0; token < args.m;) {
+        const int32_t count = tokens_in_block(args.m - token, kTokenBlock);
+        const auto run = [&]<int... Less>(std::integer_sequence<int, Less...>) {
+            ((count == Less + 1 ? small_rows<Dot, Codes, Less + 1>(args, epilogue, token) : void()), ...);
+        };
+        run(std::make_integer_sequence<int, kTokenBlock>());
+        token += count;
     }
 }
 
