@@ -24,10 +24,10 @@ struct IsaTable {
 std::vector<RegistryRow> collect() {
     const IsaTable tables[] = {
 #ifdef TMAC_HAS_X86_KERNELS
-        {Isa::avx512, &avx512::qgemm_lut}, {Isa::avx512, &avx512::qgemm_mad}, {Isa::avx2, &avx2::qgemm_lut},
+        {Isa::avx512, &avx512::qgemm_lut},  {Isa::avx512, &avx512::qgemm_mad}, {Isa::avx2, &avx2::qgemm_lut},
         {Isa::avx2, &avx2::qgemm_mad_vnni}, {Isa::avx2, &avx2::qgemm_mad},
 #endif
-        {Isa::scalar, &scalar::qgemm_lut}, {Isa::scalar, &scalar::qgemm_mad}, {Isa::scalar, &scalar::qgemm_float},
+        {Isa::scalar, &scalar::qgemm_lut},  {Isa::scalar, &scalar::qgemm_mad}, {Isa::scalar, &scalar::qgemm_float},
     };
     std::vector<RegistryRow> rows;
     for (const IsaTable& entry : tables) {

@@ -9,17 +9,27 @@
 namespace tmac {
 namespace {
 
-/// The shipped table: the faster class for generated tokens, measured at 1 and at 8 tokens (docs/kernels.md). With few
-/// planes a look-up does the work of four multiplications; with many, unpacked codes need one multiplication each.
+/// The shipped table: the class for generated tokens that was faster at one token (docs/kernels.md). With few planes a
+/// look-up does the work of four multiplications; with many, unpacked codes need one multiplication each.
+struct WidestLut {
+    Isa isa;
+    int32_t bits;  ///< weights up to this width are looked up, wider ones multiplied
+};
+constexpr WidestLut kWidestLut[] = {
+    {Isa::avx512, 4},
+    {Isa::avx2, 3},  // with AVX-VNNI too
+    {Isa::neon, 4},
+    {Isa::scalar, 4},
+};
+
 Method default_method(Isa isa, const QuantSpec& spec) {
     if (spec.activation == Activation::float_exact) {
         return Method::float_exact;
     }
-    if (spec.activation == Activation::token || spec.bits > 4) {
-        return Method::mad;
-    }
-    (void)isa;
-    return Method::lut;
+    const bool lut = std::any_of(std::begin(kWidestLut), std::end(kWidestLut), [&](const WidestLut& widest) {
+        return widest.isa == isa && spec.bits <= widest.bits;
+    });
+    return lut && spec.activation == Activation::group ? Method::lut : Method::mad;
 }
 
 bool admits(const Selection& selection, const Kernel& kernel) {

@@ -15,9 +15,9 @@ constexpr int kTokenBlock = 4;  ///< tokens whose sums leave room for the codes 
 /// Vectors of 8 rows that go together: at most 8 registers of sums, and never rows of two tiles, which would be streams
 /// of their own.
 template <class Codes, int M>
-constexpr int kSmallVectors = M * Codes::kDigits > 4                                   ? 1
+constexpr int kSmallVectors = M * Codes::kDigits > 4                                    ? 1
                               : M * Codes::kDigits > 2 || Codes::kTileRows < 4 * kLanes ? 2
-                                                                                       : 4;
+                                                                                        : 4;
 
 /// Integer sums of R * 8 rows and M tokens.
 template <class Codes, int R, int M>

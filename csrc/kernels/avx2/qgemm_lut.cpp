@@ -209,9 +209,8 @@ void multiply_tile(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
 template <int Bits, bool HasCoefficient>
 void multiply_tiles(const QgemmArgs& args, const Epilogue<Floats>& epilogue) {
     for (int64_t tile = args.row_begin / kTileRows; tile * kTileRows < args.row_end; ++tile) {
-        for_each_token_block<kTokenBlock, 2, 1>(args.m, [&]<int M>(int32_t token) {
-            multiply_tile<Bits, HasCoefficient, M>(args, epilogue, tile, token);
-        });
+        for_each_token_block<kTokenBlock, 2, 1>(
+            args.m, [&]<int M>(int32_t token) { multiply_tile<Bits, HasCoefficient, M>(args, epilogue, tile, token); });
     }
 }
 

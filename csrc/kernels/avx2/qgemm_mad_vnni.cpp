@@ -1,5 +1,5 @@
-// The class `mad` by vpdpbusd in its VEX form: CPUs with AVX-VNNI and without AVX-512. A file of its own, because it has
-// flags of its own.
+// The class `mad` by vpdpbusd in its VEX form: CPUs with AVX-VNNI and without AVX-512. A file of its own, because it
+// has flags of its own.
 #define TMAC_AVX2_VNNI
 
 #include "kernels/avx2/mad_kernels.h"
