@@ -48,9 +48,12 @@ ISAS = sorted({row["isa"] for row in KERNELS})
 FEATURES = sorted({feature for row in KERNELS for feature in row["features"]})
 
 
+METHODS = ["lut", "mad"]  # the numerics classes: which one is the faster differs between instruction sets
+
+
 @functools.cache
-def report(isa: str = "", features: str = "", kernels: str = "") -> dict[str, Any]:
-    values = {"TMAC_ISA": isa, "TMAC_CPU_FEATURES": features, "TMAC_KERNEL": kernels}
+def report(isa: str = "", features: str = "", kernels: str = "", method: str = "") -> dict[str, Any]:
+    values = {"TMAC_ISA": isa, "TMAC_CPU_FEATURES": features, "TMAC_KERNEL": kernels, "TMAC_METHOD": method}
     child = run_child(CHILD.format(package=__package__, specs=SPECS), **{k: v for k, v in values.items() if v})
     assert child.returncode == 0, child.stderr
     result: dict[str, Any] = json.loads(child.stdout)
@@ -90,11 +93,12 @@ def test_isa_selects_its_kernels_only(isa: str) -> None:
     assert {name for name, (_, selectable) in forced["kernels"].items() if selectable} == set(names) | exact
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("isa", ISAS)
-def test_isa_changes_no_bit(isa: str) -> None:
+def test_isa_changes_no_bit(isa: str, method: str) -> None:
     if not runnable(isa):
         pytest.skip(f"this CPU runs no {isa} kernel")
-    scalar, forced = report(isa="scalar")["digests"], report(isa=isa)["digests"]
+    scalar, forced = report(isa="scalar", method=method)["digests"], report(isa=isa, method=method)["digests"]
     assert forced
     assert forced == {key: scalar[key] for key in forced}
 
@@ -114,7 +118,8 @@ def test_hidden_features_take_their_kernels_away(feature: str) -> None:
         assert hidden["kernels"][row["name"]][0] == may_run, row["name"]
     chosen = set(hidden["selected"].values())
     assert not any(row["name"] in chosen for row in KERNELS if feature in row["features"])
-    assert hidden["digests"] == report()["digests"]
+    for method in METHODS:
+        assert report(features=f"-{feature}", method=method)["digests"] == report(method=method)["digests"]
 
 
 def test_hiding_everything_leaves_scalar() -> None:
@@ -122,7 +127,8 @@ def test_hiding_everything_leaves_scalar() -> None:
     hidden = report(features=everything)
     assert not any(hidden["features"].values())
     assert all(name.endswith("_scalar") for name in hidden["selected"].values())
-    assert hidden["digests"] == report()["digests"]
+    for method in METHODS:
+        assert report(features=everything, method=method)["digests"] == report(method=method)["digests"]
 
 
 def test_kernel_list_binds_the_specs_that_each_name_serves() -> None:
