@@ -8,6 +8,7 @@ namespace {
 
 constexpr float kTokenFloor = 1e-5F;  ///< BitNet's clamp of a token's largest activation
 constexpr int32_t kStep = 32;         ///< columns per pass of the loops
+constexpr int32_t kActGroup = 128;    ///< columns of most act groups
 
 struct Magnitudes {
     float largest;
@@ -19,7 +20,7 @@ TMAC_ALWAYS_INLINE __m256i magnitude_bits(const PrepareArgs& args, const ActGrou
 }
 
 /// The largest of non-negative floats, NaN above all, is that of the same bits as integers.
-Magnitudes magnitudes_of(const PrepareArgs& args, const ActGroup& group) {
+TMAC_ALWAYS_INLINE Magnitudes magnitudes_of(const PrepareArgs& args, const ActGroup& group) {
     __m256i largest_i32x8[kStep / kLanes];
     for (__m256i& lanes : largest_i32x8) {
         lanes = _mm256_setzero_si256();
@@ -78,8 +79,13 @@ TMAC_ALWAYS_INLINE void store_fours(int8_t* q, int64_t step, __m256i bytes, int3
     }
 }
 
-void quantize_group(const PrepareArgs& args, int32_t index, const Magnitudes& magnitudes) {
-    const ActGroup& group = args.act_groups[index];
+/// A `Full` act group has 128 columns: loops that the compiler unrolls.
+template <bool Full>
+TMAC_ALWAYS_INLINE void quantize_group(const PrepareArgs& args, int32_t index, const Magnitudes& magnitudes) {
+    ActGroup group = args.act_groups[index];
+    if (Full) {
+        group.k_count = group.padded_count = kActGroup;
+    }
     if (!magnitudes.finite) {
         refuse_int8(args, index);
         return;
@@ -90,7 +96,7 @@ void quantize_group(const PrepareArgs& args, int32_t index, const Magnitudes& ma
     __m256i sum_i32x8 = _mm256_setzero_si256();
     for (int32_t at = 0; at < group.padded_count; at += kStep) {
         __m256i rounded_i32x8[kStep / kLanes];
-        const bool whole = at + kStep <= group.k_count;
+        const bool whole = Full || at + kStep <= group.k_count;
         TMAC_UNROLL
         for (int i = 0; i < kStep / kLanes; ++i) {
             const int32_t column = at + i * kLanes;
@@ -107,6 +113,12 @@ void quantize_group(const PrepareArgs& args, int32_t index, const Magnitudes& ma
     finish_int8(args, index, sum_lanes(sum_i32x8), scale.scale);
 }
 
+void quantize_full_group(const PrepareArgs& args, int32_t index) {
+    ActGroup group = args.act_groups[index];
+    group.k_count = kActGroup;
+    quantize_group<true>(args, index, magnitudes_of(args, group));
+}
+
 }  // namespace
 
 void act_quant(const PrepareArgs& args) {
@@ -118,7 +130,12 @@ void act_quant(const PrepareArgs& args) {
         token.finite = token.finite && group.finite;
     }
     for (int32_t index = 0; index < args.num_act_groups; ++index) {
-        quantize_group(args, index, per_token ? token : magnitudes_of(args, args.act_groups[index]));
+        const ActGroup& group = args.act_groups[index];
+        if (!per_token && group.k_count == kActGroup) {
+            quantize_full_group(args, index);
+        } else {
+            quantize_group<false>(args, index, per_token ? token : magnitudes_of(args, group));
+        }
     }
 }
 
