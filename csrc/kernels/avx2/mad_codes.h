@@ -1,5 +1,7 @@
 #pragma once
 
+#include <utility>
+
 #include "kernels/avx2/mad_dot.h"
 
 // Codes of the class `mad` as bytes: a vector holds 8 rows, in each row's four bytes four columns.
@@ -97,6 +99,7 @@ struct Quads {
     static constexpr bool kShifted = false;  ///< codes of fewer bits are shifted up to 8
     static constexpr int kDigits = 1;
     static constexpr int kLargest = (1 << Bits) - 1;
+    static constexpr int kLargestSmall = Bits == 1 ? 16 : 4;  ///< tokens up to which a panel does not pay
 
     Fields<Bits> fields;
 
@@ -133,6 +136,7 @@ struct Nibbles {
     static constexpr bool kShifted = Bits > 4;              ///< codes of fewer bits are shifted up to 8
     static constexpr int kDigits = kJoined ? 1 : kRegions;  ///< most significant first, 4 bits each
     static constexpr int kLargest = kJoined ? 255 : 15;
+    static constexpr int kLargestSmall = Bits > 4 ? 4 : 16;  ///< tokens up to which a panel does not pay
 
     __m256i first[kDigits];
     __m256i second[kDigits];
@@ -232,6 +236,21 @@ TMAC_ALWAYS_INLINE __m256i broadcast_four(const int8_t* q) {
     return _mm256_set1_epi32(word);
 }
 
+constexpr int kTokenBlock = 4;  ///< tokens whose sums, for 16 rows, leave room for the codes in 16 registers
+
+/// Calls body.template operator()<M>(token) for every block of M tokens of [0, m).
+template <class Body>
+TMAC_ALWAYS_INLINE void for_each_block(int32_t m, const Body& body) {
+    for (int32_t token = 0; token < m;) {
+        const int32_t count = tokens_in_block(m - token, kTokenBlock);
+        const auto run = [&]<int... Less>(std::integer_sequence<int, Less...>) {
+            ((count == Less + 1 ? body.template operator()<Less + 1>(token) : void()), ...);
+        };
+        run(std::make_integer_sequence<int, kTokenBlock>());
+        token += count;
+    }
+}
+
 /// How a code's sum is counted.
 struct Centre {
     int32_t code;   ///< 2^(bits-1)
@@ -243,9 +262,14 @@ TMAC_ALWAYS_INLINE Centre centre_of(const QgemmArgs& args) {
     return {1 << (args.spec->bits - 1), Codes::kShifted ? 8 - args.spec->bits : 0};
 }
 
+/// What an act group's sum of codes counts too much.
+TMAC_ALWAYS_INLINE __m256i start_of_count(const Centre& centre, int32_t act_isum) {
+    return _mm256_set1_epi32(centre.code * act_isum);
+}
+
 /// The sum of an act group: digits weighed, and counted from the centre.
 template <class Codes>
-TMAC_ALWAYS_INLINE __m256i total_of(const __m256i* digits, const Centre& centre, int32_t act_isum) {
+TMAC_ALWAYS_INLINE __m256i total_of(const __m256i* digits, const Centre& centre, __m256i from) {
     __m256i sum = digits[0];
     if constexpr (Codes::kDigits == 2) {
         sum = _mm256_add_epi32(_mm256_slli_epi32(digits[0], 4), digits[1]);
@@ -253,7 +277,7 @@ TMAC_ALWAYS_INLINE __m256i total_of(const __m256i* digits, const Centre& centre,
     if constexpr (Codes::kShifted) {
         sum = _mm256_sra_epi32(sum, _mm_cvtsi32_si128(centre.shift));
     }
-    return _mm256_sub_epi32(sum, _mm256_set1_epi32(centre.code * act_isum));
+    return _mm256_sub_epi32(sum, from);
 }
 
 }  // namespace

@@ -11,11 +11,9 @@
 namespace tmac::avx2 {
 namespace {
 
-constexpr int32_t kLargestSmall = 4;  ///< tokens up to which unpacking in registers is faster than a panel
-
 template <class Dot, class Codes>
 void qgemm_in_order(const QgemmArgs& args) {
-    args.m <= kLargestSmall ? qgemm_small<Dot, Codes>(args) : qgemm_panel<Dot, Codes>(args);
+    args.m <= Codes::kLargestSmall ? qgemm_small<Dot, Codes>(args) : qgemm_panel<Dot, Codes>(args);
 }
 
 template <class Dot, int Bits>
@@ -59,7 +57,8 @@ constexpr Kernel mad_row(const char* name, uint32_t features, Codebook codebook 
             readable_layouts(Bits),
             features,
             qgemm_of<Dot, Bits>,
-            act_quant};
+            act_quant,
+            kTokenBlock};
 }
 
 #define TMAC_MAD_ROWS(dot, suffix, features)            \

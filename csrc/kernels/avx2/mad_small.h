@@ -10,8 +10,6 @@
 namespace tmac::avx2 {
 namespace {
 
-constexpr int kTokenBlock = 4;  ///< tokens whose sums leave room for the codes in 16 registers
-
 /// Vectors of 8 rows that go together: at most 8 registers of sums, and never rows of two tiles, which would be streams
 /// of their own.
 template <class Codes, int M>
@@ -34,8 +32,8 @@ struct Sums {
 
 /// One chunk: the code vectors of R * 8 rows, each times M tokens. A broadcast of activations serves all rows.
 template <class Dot, class Codes, int R, int M, int... V>
-TMAC_ALWAYS_INLINE void multiply_chunk(const Codes (&codes)[R], const int8_t* q, int64_t q_stride,
-                                       Sums<Codes, R, M>& sums, std::integer_sequence<int, V...>) {
+TMAC_ALWAYS_INLINE void multiply_chunk(const Codes (&codes)[R], const int8_t* q, Sums<Codes, R, M>& sums,
+                                       std::integer_sequence<int, V...>) {
     const auto step = [&]<int Vector, int Digit>() {
         __m256i bytes[R];
         TMAC_UNROLL
@@ -44,7 +42,7 @@ TMAC_ALWAYS_INLINE void multiply_chunk(const Codes (&codes)[R], const int8_t* q,
         }
         TMAC_UNROLL
         for (int m = 0; m < M; ++m) {
-            const __m256i four = broadcast_four(q + m * q_stride + 4 * Vector);
+            const __m256i four = broadcast_four(q + 4 * (Vector * M + m));
             TMAC_UNROLL
             for (int r = 0; r < R; ++r) {
                 sums.of[r][m][Digit] = Dot::add(sums.of[r][m][Digit], bytes[r], four);
@@ -60,17 +58,15 @@ TMAC_ALWAYS_INLINE void multiply_chunk(const Codes (&codes)[R], const int8_t* q,
 /// `chunks` chunks from byte `at` on.
 template <class Dot, class Codes, int R, int M>
 TMAC_ALWAYS_INLINE void multiply_chunks(const uint8_t* const (&rows)[R], int64_t at, int32_t chunks,
-                                        int64_t region_stride, const int8_t* q, int64_t q_stride,
-                                        Sums<Codes, R, M>& sums) {
+                                        int64_t region_stride, const int8_t* q, Sums<Codes, R, M>& sums) {
     for (int32_t chunk = 0; chunk < chunks; ++chunk) {
         const auto unpacked = [&]<int... Row>(std::integer_sequence<int, Row...>) {
             const Codes loaded[R] = {Codes(rows[Row] + at, region_stride)...};
-            multiply_chunk<Dot, Codes, R, M>(loaded, q, q_stride, sums,
-                                             std::make_integer_sequence<int, Codes::kVectors>());
+            multiply_chunk<Dot, Codes, R, M>(loaded, q, sums, std::make_integer_sequence<int, Codes::kVectors>());
         };
         unpacked(std::make_integer_sequence<int, R>());
         at += Codes::kChunkBytes;
-        q += Codes::kColumns;
+        q += M * Codes::kColumns;
     }
 }
 
@@ -102,7 +98,7 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
             sums.clear();
             multiply_chunks<Dot, Codes, R, M>(codes, int64_t{first + done} * Codes::kChunkBytes,
                                               chunks - done < kRun ? chunks - done : kRun, args.region_stride,
-                                              q + int64_t{first + done} * Codes::kColumns, args.act_stride, sums);
+                                              q + int64_t{first + done} * Codes::kColumns * M, sums);
             TMAC_UNROLL
             for (int r = 0; r < R; ++r) {
                 TMAC_UNROLL
@@ -119,7 +115,8 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
             TMAC_UNROLL
             for (int m = 0; m < M; ++m) {
                 const int64_t index = first_group + int64_t{m} * args.num_act_groups + g;
-                const __m256i isum = total_of<Codes>(isum_i32x8.of[r][m], centre, args.act_isum[index]);
+                const __m256i isum =
+                    total_of<Codes>(isum_i32x8.of[r][m], centre, start_of_count(centre, args.act_isum[index]));
                 y[r][m] = epilogue.add(terms, isum, args.act_scale[index], args.act_sum[index], y[r][m]);
             }
         }
@@ -149,14 +146,7 @@ void small_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int32_t
 template <class Dot, class Codes>
 void qgemm_small(const QgemmArgs& args) {
     const Epilogue<Floats> epilogue(args, static_cast<float>(centre_of<Codes>(args).code));
-    for (int32_t token = 0; token < args.m;) {
-        const int32_t count = tokens_in_block(args.m - token, kTokenBlock);
-        const auto run = [&]<int... Less>(std::integer_sequence<int, Less...>) {
-            ((count == Less + 1 ? small_rows<Dot, Codes, Less + 1>(args, epilogue, token) : void()), ...);
-        };
-        run(std::make_integer_sequence<int, kTokenBlock>());
-        token += count;
-    }
+    for_each_block(args.m, [&]<int M>(int32_t token) { small_rows<Dot, Codes, M>(args, epilogue, token); });
 }
 
 }  // namespace
