@@ -8,10 +8,12 @@ from benchmarks.weights import Bytes, Error, Floats, Weights, with_outliers
 from tmac import _core
 
 # NMSE that Gaussian activations may have. A step of the tables (or of int8) is 1/127 of the largest of 128 values,
-# nearly 3 times their root mean square; uniform rounding leaves step / sqrt(12), squared 4e-5. Two planes of a ternary
-# weight lose as much as two planes of any codes, on a weight whose square is 1.9 times smaller. A token's largest of
+# nearly 3 times their root mean square; uniform rounding leaves step / sqrt(12), squared 4e-5. A token's largest of
 # thousands of values is larger.
-LARGEST_NMSE = {"group": 1.5e-4, "token": 2e-4, "float": 1e-10}
+LARGEST_NMSE = {"group": 1e-4, "token": 2e-4, "float": 1e-10}
+# Two looked-up planes of a ternary weight lose as much as two planes of any codes, on a weight whose square is 1.9
+# times smaller. No shipped choice looks ternary weights up where there are dot products.
+LARGEST_LUT_TERNARY_NMSE = 1.3e-4
 TWIN_TOKENS = 4
 
 
@@ -29,6 +31,8 @@ class Checked:
 
     def __init__(self, row: _core.KernelRow, activation: str, weights: Weights) -> None:
         self.name, self.activation, self.weights = row["name"], activation, weights
+        lut_ternary = row["method"] == "lut" and row["codebook"] == "ternary"
+        self.largest_nmse = LARGEST_LUT_TERNARY_NMSE if lut_ternary else LARGEST_NMSE[activation]
         self.twin = scalar_twin(row, activation)
         self.twin_buffer: Bytes | None = None if self.twin == self.name else weights.pack(self.twin).buffer()
 
@@ -39,7 +43,7 @@ class Checked:
             got = _core.linear(values, self.weights.buffers[0], None, 0)
             results.append((got, Error.of(got, values.astype(np.float64) @ self.weights.exact)))
         got, error = results[0]
-        if not error.nmse <= LARGEST_NMSE[self.activation]:
+        if not error.nmse <= self.largest_nmse:
             raise SystemExit(f"{self.name}: NMSE {error.nmse:.3g} is no rounding: not timed")
         if self.twin_buffer is not None:
             # A token's result does not depend on its neighbours, so that a few of many tokens suffice; the last is one.
