@@ -19,7 +19,7 @@ struct Shipped {
     bool ternary_by_lut;  ///< rounded tables cost a ternary weight twice the error of int8 activations
 };
 constexpr Shipped kShipped[] = {
-    {Isa::avx512, 0, 3, false}, {Isa::avx2, 0, 3, false},   {Isa::neon, kDotprod, 3, false},
+    {Isa::avx512, 0, 2, false}, {Isa::avx2, 0, 3, false},   {Isa::neon, kDotprod, 3, false},
     {Isa::neon, 0, 4, true},    {Isa::scalar, 0, 4, false},
 };
 
