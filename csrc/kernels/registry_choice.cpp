@@ -15,6 +15,9 @@ Method default_method(Isa isa, const QuantSpec& spec) {
     if (spec.activation == Activation::float_exact) {
         return Method::float_exact;
     }
+    if (spec.fast_aggregation != 0) {
+        return Method::lut_fast;
+    }
     if (spec.activation == Activation::token || spec.bits > 4) {
         return Method::mad;
     }
@@ -23,7 +26,7 @@ Method default_method(Isa isa, const QuantSpec& spec) {
 }
 
 bool admits(const Selection& selection, const Kernel& kernel) {
-    return selection.method.empty() || kernel.method == Method::float_exact ||
+    return selection.method.empty() || kernel.method == Method::float_exact || kernel.method == Method::lut_fast ||
            selection.method == name_of(kernel.method);
 }
 
