@@ -11,6 +11,9 @@
 #include "kernels/avx2/kernels.h"
 #include "kernels/avx512/kernels.h"
 #endif
+#ifdef TMAC_HAS_NEON_KERNELS
+#include "kernels/neon/kernels.h"
+#endif
 
 namespace tmac {
 namespace {
@@ -24,11 +27,17 @@ struct IsaTable {
 std::vector<RegistryRow> collect() {
     const IsaTable tables[] = {
 #ifdef TMAC_HAS_X86_KERNELS
-        {Isa::avx512, &avx512::qgemm_lut},   {Isa::avx512, &avx512::qgemm_lut_fast}, {Isa::avx512, &avx512::qgemm_mad},
-        {Isa::avx2, &avx2::qgemm_lut},       {Isa::avx2, &avx2::qgemm_lut_fast},     {Isa::avx2, &avx2::qgemm_mad},
+        {Isa::avx512, &avx512::qgemm_lut},  {Isa::avx512, &avx512::qgemm_lut_fast},
+        {Isa::avx512, &avx512::qgemm_mad},  {Isa::avx2, &avx2::qgemm_lut},
+        {Isa::avx2, &avx2::qgemm_lut_fast}, {Isa::avx2, &avx2::qgemm_mad},
 #endif
-        {Isa::scalar, &scalar::qgemm_lut},   {Isa::scalar, &scalar::qgemm_lut_fast}, {Isa::scalar, &scalar::qgemm_mad},
-        {Isa::scalar, &scalar::qgemm_float},
+#ifdef TMAC_HAS_NEON_KERNELS
+        {Isa::neon, &neon::qgemm_lut},      {Isa::neon, &neon::qgemm_lut_fast},
+        {Isa::neon, &neon::qgemm_mad_i8mm}, {Isa::neon, &neon::qgemm_mad_dotprod},
+        {Isa::neon, &neon::qgemm_mad},
+#endif
+        {Isa::scalar, &scalar::qgemm_lut},  {Isa::scalar, &scalar::qgemm_lut_fast},
+        {Isa::scalar, &scalar::qgemm_mad},  {Isa::scalar, &scalar::qgemm_float},
     };
     std::vector<RegistryRow> rows;
     for (const IsaTable& entry : tables) {
@@ -83,7 +92,8 @@ const char* name_of(Method method) {
 }
 
 const char* name_of(Layout layout) {
-    static constexpr const char* kNames[] = {"planes", "rows", "quads", "nibbles", "wide_quads"};
+    static constexpr const char* kNames[] = {"planes",     "rows",         "quads", "nibbles",
+                                             "wide_quads", "wide_nibbles", "bands"};
     return kNames[static_cast<int>(layout)];
 }
 

@@ -52,7 +52,7 @@ const DotPeak* find_dot_peak(std::string_view isa);
 struct Selection {
     uint32_t features;                   ///< of this CPU, less the hidden ones
     std::string isa;                     ///< TMAC_ISA, or empty
-    std::string method;                  ///< TMAC_METHOD: pins both classes, or empty
+    std::string method;                  ///< TMAC_METHOD: pins both classes where the spec has it, or empty
     std::vector<const Kernel*> kernels;  ///< TMAC_KERNEL, each bound to the specs it serves
 
     bool runnable(const Kernel& kernel) const;

@@ -2,6 +2,7 @@
 #include <sstream>
 
 #include "core/check.h"
+#include "core/cpu_features.h"
 #include "kernels/registry.h"
 
 // Which kernels serve a spec: what the environment pins, else the shipped default table.
@@ -11,7 +12,7 @@ namespace {
 
 /// The shipped table: the faster class for generated tokens, measured at 1 and at 8 tokens (docs/kernels.md). With few
 /// planes a look-up does the work of four multiplications; with many, unpacked codes need one multiplication each.
-Method default_method(Isa isa, const QuantSpec& spec) {
+Method default_method(Isa isa, const QuantSpec& spec, uint32_t features) {
     if (spec.activation == Activation::float_exact) {
         return Method::float_exact;
     }
@@ -21,27 +22,37 @@ Method default_method(Isa isa, const QuantSpec& spec) {
     if (spec.activation == Activation::token || spec.bits > 4) {
         return Method::mad;
     }
-    (void)isa;
+    if (isa == Isa::neon && spec.bits == 4 && (features & kDotprod) != 0) {
+        return Method::mad;  // one dot product where four planes take two look-ups (docs/kernels.md)
+    }
     return Method::lut;
 }
 
-bool admits(const Selection& selection, const Kernel& kernel) {
-    return selection.method.empty() || kernel.method == Method::float_exact || kernel.method == Method::lut_fast ||
-           selection.method == name_of(kernel.method);
+/// Whether TMAC_METHOD says anything about `spec`. Where no instruction set has a kernel of that method (a look-up of 8
+/// bits, say), the spec keeps the one class that it has, so that a model of several widths can be pinned.
+bool pins(const Selection& selection, const QuantSpec& spec) {
+    const auto& rows = registry();
+    return !selection.method.empty() && std::any_of(rows.begin(), rows.end(), [&](const RegistryRow& row) {
+        return selection.method == name_of(row.kernel->method) && serves(*row.kernel, spec);
+    });
+}
+
+bool admits(const Selection& selection, const Kernel& kernel, const QuantSpec& spec) {
+    return !pins(selection, spec) || selection.method == name_of(kernel.method);
 }
 
 /// Rows that may decode `spec`, those of the best instruction set first, and there the shipped method first.
 std::vector<const RegistryRow*> decoders(const QuantSpec& spec, const Selection& selection) {
     std::vector<const RegistryRow*> rows;
     for (const RegistryRow& row : registry()) {
-        if (serves(*row.kernel, spec) && selection.selectable(row) && admits(selection, *row.kernel)) {
+        if (serves(*row.kernel, spec) && selection.selectable(row) && admits(selection, *row.kernel, spec)) {
             rows.push_back(&row);
         }
     }
     if (!rows.empty()) {
         const Isa best = rows.front()->isa;
         std::stable_partition(rows.begin(), rows.end(), [&](const RegistryRow* row) {
-            return row->isa == best && row->kernel->method == default_method(best, spec);
+            return row->isa == best && row->kernel->method == default_method(best, spec, selection.features);
         });
     }
     return rows;
@@ -49,7 +60,7 @@ std::vector<const RegistryRow*> decoders(const QuantSpec& spec, const Selection&
 
 /// The kernel for prompts beside `decode`: a vectorized `mad` of the same instruction set where it reads the layout.
 const Kernel* prompt_beside(const RegistryRow& decode, const QuantSpec& spec, const Selection& selection) {
-    if (!selection.method.empty() || decode.kernel->method == Method::float_exact) {
+    if (pins(selection, spec) || decode.kernel->method == Method::float_exact) {
         return decode.kernel;
     }
     for (const RegistryRow& row : registry()) {

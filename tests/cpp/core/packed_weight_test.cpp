@@ -26,7 +26,8 @@ PackedHeader make_header(Layout layout, int64_t n, int64_t k) {
 }  // namespace
 
 TEST_CASE("the parts follow one another, aligned, with room for every value", "[packed_weight]") {
-    for (const Layout layout : {Layout::planes, Layout::rows, Layout::quads, Layout::nibbles, Layout::wide_quads}) {
+    for (const Layout layout : {Layout::planes, Layout::rows, Layout::quads, Layout::nibbles, Layout::wide_quads,
+                                Layout::wide_nibbles, Layout::bands}) {
         for (const int64_t n : {1, 16, 33}) {
             for (const int64_t k : {1, 100, 576}) {
                 PackedHeader header = make_header(layout, n, k);

@@ -111,7 +111,7 @@ TEST_CASE("fast aggregation is served by its own class, whatever the method aske
         for (const RegistryRow& row : registry()) {
             CHECK_FALSE((serves(*row.kernel, spec) && serves(*row.kernel, spec_of(bits))));
         }
-        for (const char* isa : {"", "scalar", "avx2", "avx512"}) {
+        for (const char* isa : {"", "scalar", "avx2", "avx512", "neon"}) {
             for (const char* method : {"", "lut", "mad"}) {
                 CAPTURE(bits, isa, method);
                 const std::string forced = isa;
@@ -128,6 +128,28 @@ TEST_CASE("fast aggregation is served by its own class, whatever the method aske
             }
         }
     }
+}
+
+TEST_CASE("a pinned method serves what has it, and leaves the others alone", "[registry]") {
+    const Selection lut = make_selection(~0U, "", "", "lut");
+    const Selection mad = make_selection(~0U, "", "", "mad");
+    const Selection free = make_selection(~0U, "", "");
+    for (uint8_t bits = 1; bits <= 8; ++bits) {
+        CHECK(select_kernels(spec_of(bits), mad).decode->method == Method::mad);
+        CHECK(select_kernels(spec_of(bits), mad).prompt->method == Method::mad);
+        const KernelPair pair = select_kernels(spec_of(bits), lut);
+        if (bits <= 4) {
+            CHECK(pair.decode->method == Method::lut);
+            CHECK(pair.prompt == pair.decode);
+        } else {  // there is no look-up of so many planes
+            CHECK(pair.decode == select_kernels(spec_of(bits), free).decode);
+        }
+    }
+    const QuantSpec token = spec_of(2, Codebook::ternary, Activation::token);
+    CHECK(select_kernels(token, lut).decode == select_kernels(token, free).decode);
+    CHECK(select_kernels(spec_of(4, Codebook::uniform, Activation::float_exact), mad).decode->method ==
+          Method::float_exact);
+    CHECK_THROWS_WITH(make_selection(~0U, "", "", "magic"), TMAC_CONTAINS("magic"));
 }
 
 TEST_CASE("a hidden feature makes its kernels not runnable", "[registry]") {

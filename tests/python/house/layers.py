@@ -89,7 +89,7 @@ class PyLayer:
     never: tuple[str, ...] = ()
 
 
-VALUES = ("_core", "spec", "codes", "threads")
+VALUES = ("_core", "spec", "codes", "threads", "tuner", "tuning_cache", "progress")
 
 PY_LAYERS = (
     PyLayer("__init__.py", ours=VALUES, lazy=True, never=("torch", "transformers")),
@@ -98,6 +98,8 @@ PY_LAYERS = (
     PyLayer("spec.py", ours=VALUES, others=("numpy",)),
     PyLayer("codes.py", ours=VALUES, others=("numpy",)),
     PyLayer("threads.py", ours=("_core",)),
+    PyLayer("tun*.py", ours=("_core", "spec", "threads", "tuner", "tuning_cache", "progress"), others=("numpy",)),
+    PyLayer("progress.py", ours=(), others=("tqdm",)),
     PyLayer("formats/*", ours=(*VALUES, "formats"), others=("numpy", "gguf", "safetensors")),
     PyLayer("nn/*", ours=(*VALUES, "nn"), others=("numpy", "torch")),
     PyLayer("quant/*", ours=(*VALUES, "nn", "quant"), others=("numpy", "torch", "tqdm", "rich")),
