@@ -27,14 +27,18 @@ struct IsaTable {
 std::vector<RegistryRow> collect() {
     const IsaTable tables[] = {
 #ifdef TMAC_HAS_X86_KERNELS
-        {Isa::avx512, &avx512::qgemm_lut},  {Isa::avx512, &avx512::qgemm_mad},  {Isa::avx2, &avx2::qgemm_lut},
-        {Isa::avx2, &avx2::qgemm_mad_vnni}, {Isa::avx2, &avx2::qgemm_mad},
+        {Isa::avx512, &avx512::qgemm_lut},  {Isa::avx512, &avx512::qgemm_lut_fast},
+        {Isa::avx512, &avx512::qgemm_mad},  {Isa::avx2, &avx2::qgemm_lut},
+        {Isa::avx2, &avx2::qgemm_lut_fast}, {Isa::avx2, &avx2::qgemm_mad_vnni},
+        {Isa::avx2, &avx2::qgemm_mad},
 #endif
 #ifdef TMAC_HAS_NEON_KERNELS
-        {Isa::neon, &neon::qgemm_lut},      {Isa::neon, &neon::qgemm_mad_i8mm}, {Isa::neon, &neon::qgemm_mad_dotprod},
+        {Isa::neon, &neon::qgemm_lut},      {Isa::neon, &neon::qgemm_lut_fast},
+        {Isa::neon, &neon::qgemm_mad_i8mm}, {Isa::neon, &neon::qgemm_mad_dotprod},
         {Isa::neon, &neon::qgemm_mad},
 #endif
-        {Isa::scalar, &scalar::qgemm_lut},  {Isa::scalar, &scalar::qgemm_mad},  {Isa::scalar, &scalar::qgemm_float},
+        {Isa::scalar, &scalar::qgemm_lut},  {Isa::scalar, &scalar::qgemm_lut_fast},
+        {Isa::scalar, &scalar::qgemm_mad},  {Isa::scalar, &scalar::qgemm_float},
     };
     std::vector<RegistryRow> rows;
     for (const IsaTable& entry : tables) {
@@ -84,7 +88,7 @@ const char* name_of(Isa isa) {
 }
 
 const char* name_of(Method method) {
-    static constexpr const char* kNames[] = {"lut", "mad", "float"};
+    static constexpr const char* kNames[] = {"lut", "mad", "float", "lut_fast"};
     return kNames[static_cast<int>(method)];
 }
 
@@ -120,6 +124,7 @@ const DotPeak* find_dot_peak(std::string_view name) {
 bool serves(const Kernel& kernel, const QuantSpec& spec) {
     return kernel.bits == spec.bits && kernel.codebook == spec.codebook &&
            ((kernel.activations >> static_cast<int>(spec.activation)) & 1) != 0 &&
+           (kernel.method == Method::lut_fast) == (spec.fast_aggregation != 0) &&
            spec.scale_format != ScaleFormat::two_level;
 }
 

@@ -27,6 +27,9 @@ Method default_method(Isa isa, const QuantSpec& spec, uint32_t features) {
     if (spec.activation == Activation::float_exact) {
         return Method::float_exact;
     }
+    if (spec.fast_aggregation != 0) {
+        return Method::lut_fast;
+    }
     const Shipped* row = std::find_if(std::begin(kShipped), std::end(kShipped), [&](const Shipped& shipped) {
         return shipped.isa == isa && (features & shipped.features) == shipped.features;
     });

@@ -13,7 +13,7 @@ import pytest
 
 from tmac import _core
 
-from .cases import KERNELS, ZERO_KINDS, Row, make_spec, run_child
+from .cases import KERNELS, ZERO_KINDS, Row, make_spec, modes_of, run_child
 
 # Prints what is selected for every width and codebook, a digest of each result, and every kernel's standing.
 CHILD = """
@@ -43,6 +43,9 @@ SPECS = [
     (2, "ternary", "group"),
     (2, "ternary", "token"),
     (4, "uniform", "token"),
+    (2, "uniform", "fast"),
+    (3, "uniform", "fast"),
+    (2, "ternary", "fast"),
     (4, "uniform", "float"),
 ]
 ISAS = sorted({row["isa"] for row in KERNELS})
@@ -63,7 +66,7 @@ def report(isa: str = "", features: str = "", kernels: str = "", method: str = "
 
 
 def serving(row: Row, spec: tuple[int, str, str]) -> bool:
-    return (row["bits"], row["codebook"]) == spec[:2] and spec[2] in row["activations"]
+    return (row["bits"], row["codebook"]) == spec[:2] and spec[2] in modes_of(row)
 
 
 def key_of(spec: tuple[int, str, str]) -> str:

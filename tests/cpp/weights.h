@@ -68,6 +68,7 @@ inline std::vector<QuantSpec> specs_of(const Kernel& kernel) {
                 spec.bits = kernel.bits;
                 spec.codebook = kernel.codebook;
                 spec.activation = activation;
+                spec.fast_aggregation = kernel.method == Method::lut_fast ? 1 : 0;
                 spec.zero_point = zero_point;
                 spec.group_size = group_size;
                 spec.fixed_zero = kernel.codebook == Codebook::ternary ? 1.0F : 1.5F;

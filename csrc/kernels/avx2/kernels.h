@@ -13,6 +13,7 @@ int64_t dot_peak(int64_t rounds, int32_t* result);
 int64_t dot_peak_vnni(int64_t rounds, int32_t* result);
 
 extern const KernelTable qgemm_lut;
+extern const KernelTable qgemm_lut_fast;
 extern const KernelTable qgemm_mad;
 extern const KernelTable qgemm_mad_vnni;
 #ifdef TMAC_VNNI_EVEX

@@ -9,6 +9,7 @@ void lut_ctor(const PrepareArgs& args);
 void act_quant(const PrepareArgs& args);
 
 extern const KernelTable qgemm_lut;
+extern const KernelTable qgemm_lut_fast;
 extern const KernelTable qgemm_mad;
 extern const KernelTable qgemm_mad_dotprod;
 extern const KernelTable qgemm_mad_i8mm;

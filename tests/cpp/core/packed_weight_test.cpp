@@ -86,6 +86,7 @@ TEST_CASE("the checksum sees every field", "[packed_weight]") {
     CHECK(differs([](PackedHeader& h) { h.spec.zero_point = ZeroPoint::real; }));
     CHECK(differs([](PackedHeader& h) { h.spec.activation = Activation::token; }));
     CHECK(differs([](PackedHeader& h) { h.spec.scale_format = ScaleFormat::f32; }));
+    CHECK(differs([](PackedHeader& h) { h.spec.fast_aggregation = 1; }));
     CHECK(differs([](PackedHeader& h) { h.spec.group_size = 64; }));
     CHECK(differs([](PackedHeader& h) { h.spec.fixed_zero = 7.5F; }));
     CHECK(differs([](PackedHeader& h) { h.n = 9; }));

@@ -1,5 +1,6 @@
 #include "kernels/registry.h"
 
+#include <algorithm>
 #include <set>
 #include <stdexcept>
 #include <string>
@@ -101,6 +102,32 @@ TEST_CASE("forced kernels take the specs they serve, and leave the others alone"
     CHECK(std::string(select_kernels(spec_of(2), forced).decode->name) == "qgemm_lut_w2_scalar");
     CHECK(std::string(select_kernels(spec_of(3), forced).decode->name) == "qgemm_lut_w3_scalar");
     CHECK(select_kernels(spec_of(4), forced).decode == select_kernels(spec_of(4), make_selection(~0U, "", "")).decode);
+}
+
+TEST_CASE("fast aggregation is served by its own class, whatever the method asked for", "[registry]") {
+    for (int bits = 1; bits <= 4; ++bits) {
+        QuantSpec spec = spec_of(bits);
+        spec.fast_aggregation = 1;
+        for (const RegistryRow& row : registry()) {
+            CHECK_FALSE((serves(*row.kernel, spec) && serves(*row.kernel, spec_of(bits))));
+        }
+        for (const char* isa : {"", "scalar", "avx2", "avx512", "neon"}) {
+            for (const char* method : {"", "lut", "mad"}) {
+                CAPTURE(bits, isa, method);
+                const std::string forced = isa;
+                const auto& rows = registry();
+                if (!forced.empty() && std::none_of(rows.begin(), rows.end(), [&](const RegistryRow& row) {
+                        return forced == name_of(row.isa);
+                    })) {
+                    continue;  // a build without that ISA
+                }
+                const KernelPair pair = select_kernels(spec, make_selection(~0U, forced, "", method));
+                CHECK(pair.decode->method == Method::lut_fast);
+                CHECK(pair.prompt == pair.decode);
+                CHECK((forced.empty() || name_of(isa_of(*pair.decode)) == forced));
+            }
+        }
+    }
 }
 
 TEST_CASE("a pinned method serves what has it, and leaves the others alone", "[registry]") {

@@ -37,7 +37,9 @@ PLAIN_CORE = tuple(
 
 def kernel_layer(isa: str) -> CppLayer:
     return CppLayer(
-        f"kernels/{isa}/*", ours=("kernels/kernel.h", "kernels/shared.h", f"kernels/{isa}/*", *PLAIN_CORE), system=BARE
+        f"kernels/{isa}/*",
+        ours=("kernels/kernel.h", "kernels/shared.h", "kernels/averages.h", f"kernels/{isa}/*", *PLAIN_CORE),
+        system=BARE,
     )
 
 
@@ -48,6 +50,7 @@ CPP_LAYERS = (
     CppLayer("layout/*", ours=("core/*", "layout/*"), never=(*FOREIGN, *THREADS, OWN_POOL, *INTRINSICS)),
     CppLayer("kernels/kernel.h", ours=PLAIN_CORE, system=("cstdint",)),
     CppLayer("kernels/shared.h", ours=("kernels/kernel.h", *PLAIN_CORE), system=BARE),
+    CppLayer("kernels/averages.h", ours=("kernels/kernel.h", *PLAIN_CORE), system=BARE),
     CppLayer("kernels/registry.*", ours=("core/*", "kernels/*"), never=(*FOREIGN, *INTRINSICS)),
     CppLayer("kernels/registry_choice.cpp", ours=("core/*", "kernels/registry.h"), never=(*FOREIGN, *INTRINSICS)),
     kernel_layer("scalar"),
