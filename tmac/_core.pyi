@@ -129,7 +129,7 @@ def read_pass(buffer: NDArray[np.uint8], num_threads: int = 0, streams: int = 1)
 
 def dot_peak(isa: str, num_threads: int = 0) -> float:
     """Operations per second (a multiply-add is two) of a register-only loop of the int8 dot products of "scalar",
-    "avx2" or "avx512", for benchmarks: the fastest of eight
+    "avx2", "avx2_vnni" (AVX-VNNI) or "avx512", for benchmarks: the fastest of eight
     runs, a millisecond together. ValueError where this CPU or build has none."""
 
 def prepare_seconds(x: NDArray[np.float32], buffer: NDArray[np.uint8], repeats: int, num_threads: int = 0) -> float:

@@ -71,7 +71,7 @@ TMAC_ALWAYS_INLINE void multiply_chunks(const uint8_t* const (&rows)[R], int64_t
 }
 
 /// Rows [row, row + 8 R) times M tokens.
-template <class Dot, class Codes, int R, int M>
+template <class Dot, class Codes, bool HasCoefficient, int R, int M>
 void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t row, int32_t token) {
     constexpr int kRun = Dot::run(Codes::kLargest) / Codes::kVectors;  // chunks that a sum holds
     const Centre centre = centre_of<Codes>(args);
@@ -91,6 +91,7 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
         const ActGroup& group = args.act_groups[g];
         const int32_t chunks = group.padded_count / Codes::kColumns;
         const int32_t first = group.padded_begin / Codes::kColumns;
+        prefetch_values(args, values_of_rows<Codes>(args, row, group.weight_group));
         Sums<Codes, R, M> isum_i32x8;
         isum_i32x8.clear();
         for (int32_t done = 0; done < chunks; done += kRun) {
@@ -117,7 +118,8 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
                 const int64_t index = first_group + int64_t{m} * args.num_act_groups + g;
                 const __m256i isum =
                     total_of<Codes>(isum_i32x8.of[r][m], centre, start_of_count(centre, args.act_isum[index]));
-                y[r][m] = epilogue.add(terms, isum, args.act_scale[index], args.act_sum[index], y[r][m]);
+                y[r][m] = Epilogue<Floats>::add_known<HasCoefficient>(terms, isum, args.act_scale[index],
+                                                                      args.act_sum[index], y[r][m]);
             }
         }
     }
@@ -131,22 +133,25 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
 }
 
 /// All rows times M tokens.
-template <class Dot, class Codes, int M>
+template <class Dot, class Codes, bool HasCoefficient, int M>
 void small_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int32_t token) {
     constexpr int kVectors = kSmallVectors<Codes, M>;
     int64_t row = args.row_begin;
     for (; row + (kVectors - 1) * kLanes < args.row_end; row += kVectors * kLanes) {
-        multiply_small<Dot, Codes, kVectors, M>(args, epilogue, row, token);
+        multiply_small<Dot, Codes, HasCoefficient, kVectors, M>(args, epilogue, row, token);
     }
     for (; row < args.row_end; row += kLanes) {
-        multiply_small<Dot, Codes, 1, M>(args, epilogue, row, token);
+        multiply_small<Dot, Codes, HasCoefficient, 1, M>(args, epilogue, row, token);
     }
 }
 
 template <class Dot, class Codes>
 void qgemm_small(const QgemmArgs& args) {
     const Epilogue<Floats> epilogue(args, static_cast<float>(centre_of<Codes>(args).code));
-    for_each_block(args.m, [&]<int M>(int32_t token) { small_rows<Dot, Codes, M>(args, epilogue, token); });
+    for_each_block(args.m, [&]<int M>(int32_t token) {
+        epilogue.has_coefficient ? small_rows<Dot, Codes, true, M>(args, epilogue, token)
+                                 : small_rows<Dot, Codes, false, M>(args, epilogue, token);
+    });
 }
 
 }  // namespace
