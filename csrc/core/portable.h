@@ -4,11 +4,16 @@
 //
 // TMAC_PAUSE tells the CPU that a loop waits for another one.
 // TMAC_UNROLL stands before a loop over an array of registers: only a loop that is gone leaves the array in registers.
+// TMAC_NOINLINE keeps an inner loop's registers apart from those of its caller.
+// TMAC_KEEP ends a step of such a loop for one register: left alone, gcc computes all products of a step before it adds
+// the first, and has no registers left for them.
 
 #if defined(_MSC_VER) && !defined(__clang__)
 #include <intrin.h>
 #define TMAC_ALWAYS_INLINE __forceinline
+#define TMAC_NOINLINE __declspec(noinline)
 #define TMAC_UNROLL
+#define TMAC_KEEP(vector)
 #if defined(_M_X64)
 #define TMAC_PREFETCH(address) _mm_prefetch(reinterpret_cast<const char*>(address), _MM_HINT_T0)
 #define TMAC_PAUSE() _mm_pause()
@@ -18,6 +23,12 @@
 #endif
 #else
 #define TMAC_ALWAYS_INLINE inline __attribute__((always_inline))
+#define TMAC_NOINLINE __attribute__((noinline))
+#if defined(__x86_64__)
+#define TMAC_KEEP(vector) asm("" : "+x"(vector))
+#else
+#define TMAC_KEEP(vector) asm("" : "+w"(vector))
+#endif
 #if defined(__clang__)
 #define TMAC_UNROLL _Pragma("clang loop unroll(full)")
 #else

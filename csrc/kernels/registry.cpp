@@ -29,7 +29,8 @@ std::vector<RegistryRow> collect() {
 #ifdef TMAC_HAS_X86_KERNELS
         {Isa::avx512, &avx512::qgemm_lut},  {Isa::avx512, &avx512::qgemm_lut_fast},
         {Isa::avx512, &avx512::qgemm_mad},  {Isa::avx2, &avx2::qgemm_lut},
-        {Isa::avx2, &avx2::qgemm_lut_fast}, {Isa::avx2, &avx2::qgemm_mad},
+        {Isa::avx2, &avx2::qgemm_lut_fast}, {Isa::avx2, &avx2::qgemm_mad_vnni},
+        {Isa::avx2, &avx2::qgemm_mad},
 #endif
 #ifdef TMAC_HAS_NEON_KERNELS
         {Isa::neon, &neon::qgemm_lut},      {Isa::neon, &neon::qgemm_lut_fast},
@@ -106,16 +107,17 @@ const Kernel* find_kernel(std::string_view name) {
     return nullptr;
 }
 
-const DotPeak* find_dot_peak(std::string_view isa) {
+const DotPeak* find_dot_peak(std::string_view name) {
     static constexpr DotPeak kPeaks[] = {
 #ifdef TMAC_HAS_X86_KERNELS
-        {Isa::avx512, kAvx512f | kAvx512bw | kAvx512dq | kAvx512vl | kAvx512vnni, avx512::dot_peak},
-        {Isa::avx2, kAvx2, avx2::dot_peak},
+        {"avx512", Isa::avx512, kAvx512f | kAvx512bw | kAvx512dq | kAvx512vl | kAvx512vnni, avx512::dot_peak},
+        {"avx2_vnni", Isa::avx2, kAvx2 | kAvxVnni, avx2::dot_peak_vnni},
+        {"avx2", Isa::avx2, kAvx2, avx2::dot_peak},
 #endif
-        {Isa::scalar, 0, scalar::dot_peak},
+        {"scalar", Isa::scalar, 0, scalar::dot_peak},
     };
-    const auto* found = std::find_if(std::begin(kPeaks), std::end(kPeaks),
-                                     [&](const DotPeak& peak) { return isa == name_of(peak.isa); });
+    const auto* found =
+        std::find_if(std::begin(kPeaks), std::end(kPeaks), [&](const DotPeak& peak) { return name == peak.name; });
     return found == std::end(kPeaks) ? nullptr : found;
 }
 

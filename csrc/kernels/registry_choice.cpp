@@ -10,8 +10,19 @@
 namespace tmac {
 namespace {
 
-/// The shipped table: the faster class for generated tokens, measured at 1 and at 8 tokens (docs/kernels.md). With few
+/// The shipped table: the better class for generated tokens, measured at 1 and at 8 tokens (docs/kernels.md). With few
 /// planes a look-up does the work of four multiplications; with many, unpacked codes need one multiplication each.
+struct Shipped {
+    Isa isa;
+    uint32_t features;    ///< CpuFeature bits that must be present for the row to hold
+    int32_t widest_lut;   ///< weights up to this width are looked up, wider ones multiplied
+    bool ternary_by_lut;  ///< rounded tables cost a ternary weight twice the error of int8 activations
+};
+constexpr Shipped kShipped[] = {
+    {Isa::avx512, 0, 3, false}, {Isa::avx2, 0, 3, false},   {Isa::neon, kDotprod, 3, false},
+    {Isa::neon, 0, 4, true},    {Isa::scalar, 0, 4, false},
+};
+
 Method default_method(Isa isa, const QuantSpec& spec, uint32_t features) {
     if (spec.activation == Activation::float_exact) {
         return Method::float_exact;
@@ -19,13 +30,11 @@ Method default_method(Isa isa, const QuantSpec& spec, uint32_t features) {
     if (spec.fast_aggregation != 0) {
         return Method::lut_fast;
     }
-    if (spec.activation == Activation::token || spec.bits > 4) {
-        return Method::mad;
-    }
-    if (isa == Isa::neon && spec.bits == 4 && (features & kDotprod) != 0) {
-        return Method::mad;  // one dot product where four planes take two look-ups (docs/kernels.md)
-    }
-    return Method::lut;
+    const Shipped* row = std::find_if(std::begin(kShipped), std::end(kShipped), [&](const Shipped& shipped) {
+        return shipped.isa == isa && (features & shipped.features) == shipped.features;
+    });
+    const bool lut = spec.codebook == Codebook::ternary ? row->ternary_by_lut : spec.bits <= row->widest_lut;
+    return lut && spec.activation == Activation::group ? Method::lut : Method::mad;
 }
 
 /// Whether TMAC_METHOD says anything about `spec`. Where no instruction set has a kernel of that method (a look-up of 8

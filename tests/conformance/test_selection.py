@@ -53,6 +53,9 @@ METHODS = ["lut", "mad"]
 FEATURES = sorted({feature for row in KERNELS for feature in row["features"]})
 
 
+METHODS = ["lut", "mad"]  # the numerics classes: which one is the faster differs between instruction sets
+
+
 @functools.cache
 def report(isa: str = "", features: str = "", kernels: str = "", method: str = "") -> dict[str, Any]:
     values = {"TMAC_ISA": isa, "TMAC_CPU_FEATURES": features, "TMAC_KERNEL": kernels, "TMAC_METHOD": method}
