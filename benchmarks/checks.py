@@ -16,8 +16,7 @@ LARGEST_NMSE = {"group": 1e-4, "token": 2e-4, "float": 1e-10}
 # times smaller. No shipped choice looks ternary weights up where there are dot products.
 LARGEST_LUT_TERNARY_NMSE = 1.3e-4
 # A rounding average adds 0 or 1/2 step, a variance of 1/16. It counts as often as there are leaves below it: over a
-# tree of L leaves that is (L^2 / 8 - L / 8) / L = (L - 1) / 8 per look-up, 7/8 for the 8 leaves of 128 columns, beside
-# the look-up's own 1/12.
+# tree of L leaves that is L (L - 1) / 8, or 7/8 per look-up for the 8 leaves of 128 columns, beside its own 1/12.
 LARGEST_NMSE_OF_AVERAGES = LARGEST_LUT_TERNARY_NMSE * (1 / 12 + 7 / 8) * 12
 TWIN_TOKENS = 4
 

@@ -24,7 +24,7 @@ constexpr int32_t kTileRows = 32;
 constexpr int32_t kStepBytes = 32;
 constexpr int32_t kChunkBytes = 128;
 constexpr int32_t kChunkTableBytes = kAverageColumns / kLutGroup * kLutEntries;
-constexpr int32_t kPrefetch = 4096;
+constexpr int32_t kPrefetch = 4096;  ///< bytes ahead
 
 /// int16 sums of 32 rows.
 struct Sums {
@@ -59,7 +59,7 @@ TMAC_ALWAYS_INLINE Lanes look_up_both(const uint8_t* tables, const Lanes& indice
 }
 
 /// Lanes 2 * Pair and 2 * Pair + 1 of one plane of an act group: trees over Chunks chunks, added to the sums.
-template <int Pair, int Chunks, int M>
+template <int Pair, int Chunks, bool Prefetch, int M>
 TMAC_ALWAYS_INLINE void add_lanes(const uint8_t* bytes, const uint8_t* tables, int64_t table_stride, int32_t weight,
                                   Sums (&sums)[M]) {
     const __m256i zero_u8x32 = _mm256_set1_epi8(static_cast<char>((kZeroEntries >> (16 * Pair)) & 0xff));
@@ -69,8 +69,9 @@ TMAC_ALWAYS_INLINE void add_lanes(const uint8_t* bytes, const uint8_t* tables, i
     TMAC_UNROLL
     for (int chunk = 0; chunk < Chunks; ++chunk) {
         const uint8_t* at = bytes + chunk * kChunkBytes + Pair * kStepBytes;
-        _mm_prefetch(reinterpret_cast<const char*>(bytes + chunk * kChunkBytes + Pair * 2 * kStepBytes + kPrefetch),
-                     _MM_HINT_T0);
+        if constexpr (Prefetch) {
+            TMAC_PREFETCH(bytes + chunk * kChunkBytes + Pair * 2 * kStepBytes + kPrefetch);
+        }
         const Lanes low_indices = indices_of(at);
         const Lanes high_indices = indices_of(at + 2 * kStepBytes);
         TMAC_UNROLL
@@ -105,12 +106,13 @@ TMAC_ALWAYS_INLINE void add_lanes(const uint8_t* bytes, const uint8_t* tables, i
 /// All planes of an act group.
 template <int Bits, int Chunks, int M>
 TMAC_ALWAYS_INLINE void add_group(const QgemmArgs& args, const uint8_t* codes, const uint8_t* tables, Sums (&sums)[M]) {
+    constexpr bool kOneStream = Bits == 1;  // which the CPU's own prefetchers do not run far enough ahead of
     TMAC_UNROLL
     for (int plane = 0; plane < Bits; ++plane) {
         const uint8_t* bytes = codes + plane * args.region_stride;
         const int32_t weight = 1 << (Bits - 1 - plane);
-        add_lanes<0, Chunks>(bytes, tables, args.act_stride, weight, sums);
-        add_lanes<1, Chunks>(bytes, tables, args.act_stride, weight, sums);
+        add_lanes<0, Chunks, kOneStream>(bytes, tables, args.act_stride, weight, sums);
+        add_lanes<1, Chunks, kOneStream>(bytes, tables, args.act_stride, weight, sums);
     }
 }
 

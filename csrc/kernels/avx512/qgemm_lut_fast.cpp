@@ -21,6 +21,7 @@ constexpr int32_t kTileRows = 64;
 constexpr int32_t kVectorBytes = 64;  ///< 32 columns of 16 rows
 constexpr int kVectors = 4;           ///< of 16 rows in a tile
 constexpr int32_t kChunkBytes = kVectors * kVectorBytes;
+constexpr int32_t kPrefetch = 4096;  ///< bytes ahead
 constexpr int32_t kChunkTableBytes = kAverageColumns / kLutGroup * kLutEntries;
 
 struct Nibbles {
@@ -45,7 +46,7 @@ constexpr int32_t signed_weights(int32_t weight) {
 }
 
 /// One plane of an act group for V vectors of rows and M tokens: trees over Chunks chunks, added to the sums.
-template <int Chunks, int V, int M>
+template <int Chunks, bool Prefetch, int V, int M>
 TMAC_ALWAYS_INLINE void add_plane(const uint8_t* bytes, const uint8_t* tables, int64_t table_stride,
                                   __m512i weight_i8x64, __m512i (&isum_i32x16)[M][V]) {
     __m512i tree[M][V];     // chunk 0, then chunks 0 and 1, then all
@@ -55,7 +56,11 @@ TMAC_ALWAYS_INLINE void add_plane(const uint8_t* bytes, const uint8_t* tables, i
         Nibbles at[V];
         TMAC_UNROLL
         for (int v = 0; v < V; ++v) {
-            at[v] = indices_of(bytes + chunk * kChunkBytes + v * kVectorBytes);
+            const uint8_t* vector = bytes + chunk * kChunkBytes + v * kVectorBytes;
+            if constexpr (Prefetch) {
+                TMAC_PREFETCH(vector + kPrefetch);
+            }
+            at[v] = indices_of(vector);
         }
         TMAC_UNROLL
         for (int m = 0; m < M; ++m) {
@@ -94,10 +99,11 @@ TMAC_ALWAYS_INLINE void add_plane(const uint8_t* bytes, const uint8_t* tables, i
 template <int Bits, int Chunks, int V, int M>
 TMAC_ALWAYS_INLINE void add_group(const QgemmArgs& args, const uint8_t* codes, const uint8_t* tables,
                                   __m512i (&isum_i32x16)[M][V]) {
+    constexpr bool kOneStream = Bits == 1;  // which the CPU's own prefetchers do not run far enough ahead of
     TMAC_UNROLL
     for (int plane = 0; plane < Bits; ++plane) {
-        add_plane<Chunks>(codes + plane * args.region_stride, tables, args.act_stride,
-                          _mm512_set1_epi32(signed_weights(1 << (Bits - 1 - plane))), isum_i32x16);
+        add_plane<Chunks, kOneStream>(codes + plane * args.region_stride, tables, args.act_stride,
+                                      _mm512_set1_epi32(signed_weights(1 << (Bits - 1 - plane))), isum_i32x16);
     }
 }
 
