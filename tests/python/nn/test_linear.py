@@ -156,10 +156,13 @@ def test_zero_scales_leave_the_offsets_and_the_bias(spec):
     if spec.zero_point != "offset":
         assert_same_bits(layer(x), torch.arange(20.0).repeat(3, 1))
     else:
-        exact = x.double() @ layer.dequantize().double().T + torch.arange(20.0)
-        magnitude = x.double() @ layer.dequantize().double().abs().T + torch.arange(20.0)
+        weight = layer.dequantize().double()
+        exact = x.double() @ weight.T + torch.arange(20.0)
         # only sums of activations meet the offsets, and those are f32 sums: (k + 2) roundings
-        assert ((layer(x).double() - exact).abs() <= 72 * 2.0**-24 * magnitude).all()
+        bound = 72 * 2.0**-24 * (x.double() @ weight.abs().T + torch.arange(20.0))
+        if "_mad_" in layer.kernel:  # of activations that are rounded to int8, at most half a step off
+            bound += x.abs().amax(dim=1, keepdim=True) / 127 / 2 * weight.abs().sum(dim=1)
+        assert ((layer(x).double() - exact).abs() <= bound).all()
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
