@@ -49,11 +49,8 @@ SPECS = [
     (4, "uniform", "float"),
 ]
 ISAS = sorted({row["isa"] for row in KERNELS})
-METHODS = ["lut", "mad"]
-FEATURES = sorted({feature for row in KERNELS for feature in row["features"]})
-
-
 METHODS = ["lut", "mad"]  # the numerics classes: which one is the faster differs between instruction sets
+FEATURES = sorted({feature for row in KERNELS for feature in row["features"]})
 
 
 @functools.cache
