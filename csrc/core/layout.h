@@ -12,8 +12,9 @@ enum class Layout : uint8_t {
     quads,       ///< tiles of 32 rows; 32 columns of 16 rows in 64 bytes, four per row, eight 4-column nibbles
     nibbles,     ///< tiles of 16 rows; 8 columns in 64 bytes, four per row; regions: top 4 bits of a code, and the rest
     wide_quads,  ///< quads in tiles of 64 rows
+    trits,       ///< ternary; tiles of 64 rows; 20 columns of 16 rows in 64 bytes, four per row (core/trit_byte.h)
 };
-inline constexpr int kNumLayouts = 5;
+inline constexpr int kNumLayouts = 6;
 
 /// Sets of layouts.
 constexpr uint8_t bit_of(Layout layout) { return static_cast<uint8_t>(1U << static_cast<int>(layout)); }
@@ -35,6 +36,8 @@ constexpr LayoutShape layout_shape(Layout layout, int32_t bits) {
             return {64, 32, 256, bits};
         case Layout::nibbles:
             return {16, 8, 64, bits > 4 ? 2 : 1};
+        case Layout::trits:
+            return {64, 20, 256, 1};
         case Layout::planes:
             break;
     }

@@ -24,10 +24,11 @@ struct IsaTable {
 std::vector<RegistryRow> collect() {
     const IsaTable tables[] = {
 #ifdef TMAC_HAS_X86_KERNELS
-        {Isa::avx512, &avx512::qgemm_lut}, {Isa::avx512, &avx512::qgemm_mad}, {Isa::avx2, &avx2::qgemm_lut},
-        {Isa::avx2, &avx2::qgemm_mad},
+        {Isa::avx512, &avx512::qgemm_lut},  {Isa::avx512, &avx512::qgemm_mad}, {Isa::avx512, &avx512::qgemm_trit},
+        {Isa::avx2, &avx2::qgemm_lut},      {Isa::avx2, &avx2::qgemm_mad},
 #endif
-        {Isa::scalar, &scalar::qgemm_lut}, {Isa::scalar, &scalar::qgemm_mad}, {Isa::scalar, &scalar::qgemm_float},
+        {Isa::scalar, &scalar::qgemm_lut},  {Isa::scalar, &scalar::qgemm_mad}, {Isa::scalar, &scalar::qgemm_float},
+        {Isa::scalar, &scalar::qgemm_trit},
     };
     std::vector<RegistryRow> rows;
     for (const IsaTable& entry : tables) {
@@ -77,12 +78,12 @@ const char* name_of(Isa isa) {
 }
 
 const char* name_of(Method method) {
-    static constexpr const char* kNames[] = {"lut", "mad", "float"};
+    static constexpr const char* kNames[] = {"lut", "mad", "float", "trit"};
     return kNames[static_cast<int>(method)];
 }
 
 const char* name_of(Layout layout) {
-    static constexpr const char* kNames[] = {"planes", "rows", "quads", "nibbles", "wide_quads"};
+    static constexpr const char* kNames[] = {"planes", "rows", "quads", "nibbles", "wide_quads", "trits"};
     return kNames[static_cast<int>(layout)];
 }
 
@@ -126,8 +127,9 @@ bool Selection::selectable(const RegistryRow& row) const {
 Selection make_selection(uint32_t features, const std::string& isa, const std::string& kernel_names,
                          const std::string& method) {
     Selection chosen{features, isa, method, {}};
-    TMAC_CHECK(method.empty() || method == name_of(Method::lut) || method == name_of(Method::mad),
-               "[TMAC_METHOD] unknown '", method, "'; known are lut, mad");
+    TMAC_CHECK(method.empty() || method == name_of(Method::lut) || method == name_of(Method::mad) ||
+                   method == name_of(Method::trit),
+               "[TMAC_METHOD] unknown '", method, "'; known are lut, mad, trit");
     if (!isa.empty()) {
         check_isa(chosen);
     }

@@ -13,5 +13,6 @@ int64_t dot_peak(int64_t rounds, int32_t* result);
 
 extern const KernelTable qgemm_lut;
 extern const KernelTable qgemm_mad;
+extern const KernelTable qgemm_trit;
 
 }  // namespace tmac::avx512
