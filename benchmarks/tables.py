@@ -34,17 +34,20 @@ class Table:
         return self.layers if self.chosen or small else 1
 
 
+FAST = {"fast_aggregation": True}
 TABLES = (
     Table("decode", SHAPES, (128, 64), threads=(1, 2), layers=4),
     Table("cached", cached=True),
     Table("batch", m=(1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16)),
     Table("prompt", group_sizes=(128, 64, 32), m=(128, 512), threads=(1, 2), prompt=True),
+    Table("fast_aggregation", group_sizes=(128, 64, 32), m=(1, 8), spec=FAST),
 )
 QUICK = (
     Table("decode", layers=4),
     Table("cached", cached=True),
     Table("batch", m=(4, 8, 16)),
     Table("prompt", m=(128,), prompt=True),
+    Table("fast_aggregation", spec=FAST),
 )
 
 
@@ -63,9 +66,15 @@ class Entry:
 
 def spec_of(row: _core.KernelRow, activation: str, group_size: int, **more: Any) -> QuantSpec:
     more |= {"bits": row["bits"], "codebook": row["codebook"], "activation": activation, "group_size": group_size}
+    more["fast_aggregation"] = averages(row)
     if row["codebook"] == "ternary":
         more["zero_point"] = "fixed"
     return QuantSpec(**more)
+
+
+def averages(row: _core.KernelRow) -> bool:
+    """Whether the kernel is of the class that serves `fast_aggregation`."""
+    return row["method"] == "lut_fast"
 
 
 def selectable(pattern: str) -> list[_core.KernelRow]:
@@ -78,13 +87,14 @@ def entries(table: Table, pattern: str = "") -> Iterator[Entry]:
         for row in selectable(pattern):
             yield from (Entry(row, activation, row["name"], True) for activation in row["activations"])
         return
-    found = prompt_entries() if table.prompt else vectorized()
+    found = prompt_entries() if table.prompt else vectorized(table.spec.get("fast_aggregation", False))
     yield from (entry for entry in found if pattern in entry.row["name"])
 
 
-def vectorized() -> list[Entry]:
+def vectorized(fast_aggregation: bool = False) -> list[Entry]:
     """Rows of the widths and activations that models have; the portable ones only where there is nothing else."""
     rows = [row for row in selectable("") if row["method"] != "float" and row["bits"] in BITS]
+    rows = [row for row in rows if averages(row) == fast_aggregation]
     rows = [row for row in rows if row["isa"] != "scalar"] or rows
     found = [
         Entry(row, activation, row["name"], False)

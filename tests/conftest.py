@@ -12,6 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # `python -m pytest` puts the checkout first, whose tmac has no compiled core unless it was installed with -e.
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
 
+os.environ["TMAC_TUNING"] = "off"  # what this machine's user has tuned must not choose what is tested
+
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
 
 # TMAC_TEST_BUDGET multiplies the examples of every property test; `.ci/run --full tests` sets it.

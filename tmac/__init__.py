@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tmac import nn, quant
     from tmac.quant.config import QuantConfig
     from tmac.quant.quantize import quantize_
+    from tmac.tuner import tune
 
 __version__: str = _core.__version__
 
@@ -35,6 +36,7 @@ _LAZY: dict[str, str | None] = {
     "quant": None,
     "QuantConfig": "tmac.quant.config",
     "quantize_": "tmac.quant.quantize",
+    "tune": "tmac.tuner",
 }
 
 __all__ = [
@@ -52,6 +54,7 @@ __all__ = [
     "quantize_",
     "round_to_nearest",
     "set_num_threads",
+    "tune",
 ]
 
 

@@ -1,5 +1,6 @@
 """The compiled core. Arrays are C-contiguous; a wrong dtype or shape raises ValueError, never a silent copy."""
 
+from collections.abc import Sequence
 from typing import Any, Literal, TypedDict
 
 import numpy as np
@@ -110,13 +111,25 @@ def linear_pointers(
     last dimension has stride 1; bias is f32 [out_features]. in_features and out_features are what x and y have; they
     are compared with the buffer. Releases the GIL."""
 
+def time_kernels(
+    spec: object,
+    out_features: int,
+    in_features: int,
+    tokens: Sequence[int] = (1, 8, 128),
+    num_threads: int = 0,
+    runs: int = 7,
+) -> list[tuple[str, str, list[list[float]]]]:
+    """(decoding kernel, prompt kernel, seconds [tokens][samples]) of every choice of `candidate_kernels(spec)`, over
+    weights that do not fit into the cache. A choice over four times as slow as the best has one sample instead of
+    `runs`. in_features at most 2^18, tokens at most 512. Releases the GIL; Ctrl-C ends it."""
+
 def read_pass(buffer: NDArray[np.uint8], num_threads: int = 0, streams: int = 1) -> int:
     """Reads every byte once and nothing else, for benchmarks; the exclusive or of the 64-bit words. Which of 1 or 4
     streams is faster depends on the CPU."""
 
 def dot_peak(isa: str, num_threads: int = 0) -> float:
     """Operations per second (a multiply-add is two) of a register-only loop of the int8 dot products of "scalar",
-    "avx2" or "avx512", for benchmarks: the fastest of eight
+    "avx2", "avx2_vnni" (AVX-VNNI) or "avx512", for benchmarks: the fastest of eight
     runs, a millisecond together. ValueError where this CPU or build has none."""
 
 def prepare_seconds(x: NDArray[np.float32], buffer: NDArray[np.uint8], repeats: int, num_threads: int = 0) -> float:

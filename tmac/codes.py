@@ -13,6 +13,7 @@ from tmac import _core
 from tmac._core import UnsupportedSpecError
 from tmac.spec import QuantSpec
 from tmac.threads import get_num_threads
+from tmac.tuner import tuned_kernels
 
 Array = NDArray[Any]
 _FLOATS = (np.dtype(np.float16), np.dtype(np.float32))
@@ -89,7 +90,8 @@ class Codes:
         return ordered
 
     def pack(self, kernel: str = "") -> _core.PackedWeight:
-        """The weight in the memory order of `kernel`, by default the one that serves the spec on this CPU.
+        """The weight in the memory order of `kernel`, "decode" or "decode,prompt"; by default the tuned choice for its
+        shape, else the shipped one for its spec.
 
         Raises:
             UnsupportedSpecError: no kernel, or not this one, serves the spec.
@@ -182,6 +184,13 @@ def pack_tensors(
     return _pack(spec, planes, in_features, scales, zeros, perm, kernel)
 
 
+def repack(buffer: NDArray[np.uint8], kernel: str) -> _core.PackedWeight:
+    """The bytes of a `PackedWeight` in the memory order of `kernel`; raises like `pack` and `from_buffer`."""
+    parts = _core.unpack(buffer, get_num_threads())
+    groups = (parts["scales"], parts["zeros"], parts["perm"])
+    return _pack(QuantSpec(**parts["spec"]), parts["planes"], parts["in_features"], *groups, kernel)
+
+
 def check_groups(
     spec: QuantSpec, n: int, k: int, scales: Array, zeros: Array | None, perm: Array | None, bias: Array | None
 ) -> None:
@@ -252,7 +261,7 @@ def _pack(
         np.ascontiguousarray(scales),
         None if zeros is None else np.ascontiguousarray(zeros),
         None if perm is None else np.ascontiguousarray(perm),
-        kernel,
+        kernel or tuned_kernels(spec, planes.shape[1], in_features),
         get_num_threads(),
     )
 

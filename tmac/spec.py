@@ -47,6 +47,9 @@ class QuantSpec:
         fixed_zero: the zero of `zero_point="fixed"`, rounded to f32; None is `centre(bits, codebook)`.
         activation: "group" (int8 or table per 128 columns), "token" (int8 per token), "float" (exact and slow).
         scale_format: "f16", "f32" or "two_level".
+        fast_aggregation: averages table look-ups instead of adding them (docs/numerics.md, class `lut_fast`): less work
+            where additions are what takes the time, ten times the rounding error. Needs `activation="group"` and at
+            most 4 bits.
 
     Raises:
         ValueError: the numbers have no meaning together. A valid spec that no kernel serves raises
@@ -60,6 +63,7 @@ class QuantSpec:
     fixed_zero: float | None = None
     activation: Activation = "group"
     scale_format: ScaleFormat = "f16"
+    fast_aggregation: bool = False
 
     def __post_init__(self) -> None:
         if self.fixed_zero is None:
@@ -76,14 +80,23 @@ class QuantSpec:
         return -(-in_features // self.group_size)
 
     def replace(self, **changes: Any) -> QuantSpec:
-        """A copy with some fields changed; `fixed_zero` follows `bits` unless it is given."""
+        """A copy with some fields changed.
+
+        Unless they are given, `fixed_zero` follows `bits`, and `fast_aggregation` ends where another `activation` than
+        "group" leaves nothing to aggregate.
+        """
         if changes.keys() & {"bits", "codebook"}:
             changes.setdefault("fixed_zero", None)
+        if changes.get("activation", "group") != "group":
+            changes.setdefault("fast_aggregation", False)
         return replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON values."""
-        return asdict(self)
+        """The fields as plain JSON values; `fast_aggregation` only where it is on."""
+        values = asdict(self)
+        if not self.fast_aggregation:
+            del values["fast_aggregation"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> QuantSpec:

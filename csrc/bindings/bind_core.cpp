@@ -36,6 +36,14 @@ int64_t parse_int(const py::handle& object, const char* field, int64_t low, int6
     return number;
 }
 
+/// A Python bool.
+bool parse_bool(const py::handle& object, const char* field) {
+    const py::object value = object.attr(field);
+    TMAC_CHECK(py::isinstance<py::bool_>(value), "[QuantSpec] ", field, " must be True or False, got ",
+               py::repr(value).cast<std::string>());
+    return value.cast<bool>();
+}
+
 float parse_float(const py::handle& object, const char* field) {
     const py::object value = object.attr(field);
     TMAC_CHECK(py::isinstance<py::float_>(value) || py::isinstance<py::int_>(value), "[QuantSpec] ", field,
@@ -114,6 +122,7 @@ QuantSpec spec_from_python(const py::handle& object) {
     spec.activation = parse<Activation>(object, "activation", kActivationNames);
     spec.scale_format = parse<ScaleFormat>(object, "scale_format", kScaleFormatNames);
     spec.fixed_zero = parse_float(object, "fixed_zero");
+    spec.fast_aggregation = parse_bool(object, "fast_aggregation") ? 1 : 0;
     validate(spec);
     return spec;
 }
@@ -127,6 +136,7 @@ py::dict spec_to_python(const QuantSpec& spec) {
     fields["fixed_zero"] = spec.fixed_zero;
     fields["activation"] = name_of(spec.activation);
     fields["scale_format"] = name_of(spec.scale_format);
+    fields["fast_aggregation"] = spec.fast_aggregation != 0;
     return fields;
 }
 

@@ -1,9 +1,13 @@
+#include <chrono>
+
 #include "bindings/bindings.h"
+#include "kernels/registry.h"
 #include "ops/barrier_time.h"
 #include "ops/dot_peak.h"
 #include "ops/linear.h"
 #include "ops/prepare_time.h"
 #include "ops/read_pass.h"
+#include "ops/tuner.h"
 
 namespace tmac {
 namespace {
@@ -80,11 +84,46 @@ uint64_t read_pass_array(const py::array& buffer, int num_threads, int streams) 
     return read_pass(data, bytes, streams, num_threads);
 }
 
+/// Lets Ctrl-C through, at most every fiftieth of a second: asking costs the GIL.
+class SignalCheck {
+public:
+    void operator()() {
+        const auto now = std::chrono::steady_clock::now();
+        if (now - last_ < std::chrono::milliseconds(20)) {
+            return;
+        }
+        const py::gil_scoped_acquire acquire;
+        if (PyErr_CheckSignals() != 0) {
+            throw py::error_already_set();
+        }
+        last_ = std::chrono::steady_clock::now();
+    }
+
+private:
+    std::chrono::steady_clock::time_point last_{};
+};
+
+py::list time_kernels_list(const py::object& spec_object, int64_t out_features, int64_t in_features,
+                           std::vector<int64_t> tokens, int num_threads, int runs) {
+    const QuantSpec spec = spec_from_python(spec_object);
+    select_kernels(spec, selection());  // throws where nothing serves it
+    const TimingPlan plan{std::move(tokens), runs, num_threads};
+    const std::vector<KernelTimes> times = [&] {
+        const ReleasedGil release;
+        return time_kernels(spec, out_features, in_features, candidates(spec, selection()), plan, SignalCheck());
+    }();
+    py::list rows;
+    for (const KernelTimes& each : times) {
+        rows.append(py::make_tuple(each.kernels.decode->name, each.kernels.prompt->name, each.seconds));
+    }
+    return rows;
+}
+
 double prepare_seconds_array(const py::array& x, const py::array& buffer, int repeats, int num_threads) {
     const auto* input = require_array<float>(x, "x", 2);
     const WeightView weight = view_weight(require_array<uint8_t>(buffer, "buffer", 1), buffer.shape(0));
     const Tensor in{const_cast<float*>(input), DType::f32, x.shape(0), x.shape(1), x.shape(1)};
-    const py::gil_scoped_release release;
+    const ReleasedGil release;
     return prepare_seconds(weight, in, repeats, num_threads);
 }
 
@@ -99,6 +138,8 @@ void bind_ops(py::module_& module) {
                py::arg("tokens"), py::arg("buffer"), py::arg("buffer_bytes"), py::arg("bias"), py::arg("y"),
                py::arg("y_type"), py::arg("y_stride"), py::arg("in_features"), py::arg("out_features"),
                py::arg("num_threads"));
+    module.def("time_kernels", &time_kernels_list, py::arg("spec"), py::arg("out_features"), py::arg("in_features"),
+               py::arg("tokens") = std::vector<int64_t>{1, 8, 128}, py::arg("num_threads") = 0, py::arg("runs") = 7);
     module.def("dot_peak", &dot_peak, py::arg("isa"), py::arg("num_threads") = 0, py::call_guard<ReleasedGil>());
     module.def("prepare_seconds", &prepare_seconds_array, py::arg("x"), py::arg("buffer"), py::arg("repeats"),
                py::arg("num_threads") = 0);

@@ -14,6 +14,8 @@
 #endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
+
+#include <fstream>
 #elif defined(__APPLE__)
 #include <sys/sysctl.h>
 #endif
@@ -109,7 +111,12 @@ uint32_t detect() {
     return found;
 }
 
-std::string brand() { return "aarch64"; }
+/// The register that names implementer and part, as the kernel shows it.
+std::string brand() {
+    std::string midr;
+    std::ifstream("/sys/devices/system/cpu/cpu0/regs/identification/midr_el1") >> midr;
+    return midr.empty() ? "aarch64" : "aarch64 " + midr;
+}
 
 #elif defined(__APPLE__)
 

@@ -12,9 +12,11 @@ enum class Layout : uint8_t {
     quads,       ///< tiles of 32 rows; 32 columns of 16 rows in 64 bytes, four per row, eight 4-column nibbles
     nibbles,     ///< tiles of 16 rows; 8 columns in 64 bytes, four per row; regions: top 4 bits of a code, and the rest
     wide_quads,  ///< quads in tiles of 64 rows
-    trits,       ///< ternary; tiles of 64 rows; 20 columns of 16 rows in 64 bytes, four per row (core/trit_byte.h)
+    wide_nibbles,  ///< nibbles in tiles of 32 rows
+    bands,         ///< quads in bands of 512 rows, where one act group of all rows comes before the next
+    trits,         ///< ternary; tiles of 64 rows; 20 columns of 16 rows in 64 bytes, four per row (core/trit_byte.h)
 };
-inline constexpr int kNumLayouts = 6;
+inline constexpr int kNumLayouts = 8;
 
 /// Sets of layouts.
 constexpr uint8_t bit_of(Layout layout) { return static_cast<uint8_t>(1U << static_cast<int>(layout)); }
@@ -33,9 +35,12 @@ constexpr LayoutShape layout_shape(Layout layout, int32_t bits) {
         case Layout::quads:
             return {32, 32, 128, bits};
         case Layout::wide_quads:
+        case Layout::bands:
             return {64, 32, 256, bits};
         case Layout::nibbles:
             return {16, 8, 64, bits > 4 ? 2 : 1};
+        case Layout::wide_nibbles:
+            return {32, 8, 128, bits > 4 ? 2 : 1};
         case Layout::trits:
             return {64, 20, 256, 1};
         case Layout::planes:
@@ -63,6 +68,33 @@ struct ActGroup {
     int32_t padded_begin;
     int32_t padded_count;
     int32_t weight_group;
+};
+
+/// Rows that Layout::bands takes together. Their results of one token fill 2 KiB of the L1 cache.
+inline constexpr int64_t kBandRows = 512;
+
+/// Where Layout::bands keeps a row. In a band of a region come act group after act group; in a group 64 rows after 64
+/// rows; of these all chunks, as in a tile of wide_quads. Group values: [band][num_groups][rows of the band].
+struct BandPlace {
+    int64_t first;  ///< row of the band
+    int64_t rows;   ///< of the band in memory: kBandRows, fewer in the last one
+    int64_t row;    ///< within the band
+
+    constexpr BandPlace(int64_t n, int64_t any_row)
+        : first(any_row / kBandRows * kBandRows), rows((n + 63) / 64 * 64 - first), row(any_row - first) {
+        rows = rows < kBandRows ? rows : kBandRows;
+    }
+
+    /// Byte of the row in the act group's first chunk, in a region.
+    constexpr int64_t codes(int64_t padded_k, const ActGroup& group) const {
+        const int64_t before = row / 64 * 64;
+        return (first * padded_k + rows * group.padded_begin + before * group.padded_count) / 8 + (row - before) * 4;
+    }
+
+    /// Index of a row's group value.
+    constexpr int64_t value(int64_t num_groups, int64_t weight_group) const {
+        return first * num_groups + rows * weight_group + row;
+    }
 };
 
 }  // namespace tmac

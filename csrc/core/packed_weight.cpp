@@ -72,6 +72,7 @@ uint32_t header_checksum(const PackedHeader& header) {
     hash.add(header.spec.zero_point);
     hash.add(header.spec.activation);
     hash.add(header.spec.scale_format);
+    hash.add(header.spec.fast_aggregation);
     hash.add(header.spec.group_size);
     hash.add(header.spec.fixed_zero);
     hash.add(header.n);

@@ -6,6 +6,11 @@
 #include "core/check.h"
 
 namespace tmac {
+namespace {
+
+constexpr int kLutBits = 4;  ///< wider codes are multiplied, not looked up
+
+}  // namespace
 
 void validate(const QuantSpec& spec) {
     TMAC_CHECK(spec.bits >= 1 && spec.bits <= 8, "[QuantSpec] bits must be 1 to 8, got ", int{spec.bits});
@@ -14,6 +19,10 @@ void validate(const QuantSpec& spec) {
     TMAC_CHECK(spec.codebook <= Codebook::ternary && spec.zero_point <= ZeroPoint::offset &&
                    spec.activation <= Activation::float_exact && spec.scale_format <= ScaleFormat::two_level,
                "[QuantSpec] a field holds no value of its kind");
+    TMAC_CHECK(spec.fast_aggregation <= 1, "[QuantSpec] fast_aggregation is 0 or 1, got ", int{spec.fast_aggregation});
+    TMAC_CHECK(spec.fast_aggregation == 0 || (spec.activation == Activation::group && spec.bits <= kLutBits),
+               "[QuantSpec] fast_aggregation averages table look-ups: it needs activation='group' and at most ",
+               kLutBits, " bits, got activation='", name_of(spec.activation), "' and bits=", int{spec.bits});
     TMAC_CHECK(std::isfinite(spec.fixed_zero), "[QuantSpec] fixed_zero must be finite, got ", spec.fixed_zero);
     TMAC_CHECK(spec.codebook != Codebook::ternary || spec.bits == 2, "[QuantSpec] a ternary codebook has bits=2, got ",
                int{spec.bits});
@@ -38,7 +47,8 @@ std::string to_string(const QuantSpec& spec) {
     if (spec.zero_point == ZeroPoint::fixed) {
         text << ", fixed_zero=" << spec.fixed_zero;
     }
-    text << ", activation='" << name_of(spec.activation) << "', scale_format='" << name_of(spec.scale_format) << "')";
+    text << ", activation='" << name_of(spec.activation) << "', scale_format='" << name_of(spec.scale_format) << "'"
+         << (spec.fast_aggregation != 0 ? ", fast_aggregation=True)" : ")");
     return text.str();
 }
 

@@ -22,8 +22,9 @@ struct QuantSpec {
     ZeroPoint zero_point = ZeroPoint::fixed;
     Activation activation = Activation::group;
     ScaleFormat scale_format = ScaleFormat::f16;
-    int32_t group_size = 128;  ///< -1: one group per row
-    float fixed_zero = 8.0F;   ///< the zero of ZeroPoint::fixed
+    uint8_t fast_aggregation = 0;  ///< 1: look-ups are averaged, not summed (docs/numerics.md, class `lut_fast`)
+    int32_t group_size = 128;      ///< -1: one group per row
+    float fixed_zero = 8.0F;       ///< the zero of ZeroPoint::fixed
 
     friend bool operator==(const QuantSpec&, const QuantSpec&) = default;
 };

@@ -11,6 +11,9 @@
 #include "kernels/avx2/kernels.h"
 #include "kernels/avx512/kernels.h"
 #endif
+#ifdef TMAC_HAS_NEON_KERNELS
+#include "kernels/neon/kernels.h"
+#endif
 
 namespace tmac {
 namespace {
@@ -24,10 +27,18 @@ struct IsaTable {
 std::vector<RegistryRow> collect() {
     const IsaTable tables[] = {
 #ifdef TMAC_HAS_X86_KERNELS
-        {Isa::avx512, &avx512::qgemm_lut},  {Isa::avx512, &avx512::qgemm_mad}, {Isa::avx512, &avx512::qgemm_trit},
-        {Isa::avx2, &avx2::qgemm_lut},      {Isa::avx2, &avx2::qgemm_mad},
+        {Isa::avx512, &avx512::qgemm_lut},  {Isa::avx512, &avx512::qgemm_lut_fast},
+        {Isa::avx512, &avx512::qgemm_mad},  {Isa::avx512, &avx512::qgemm_trit},
+        {Isa::avx2, &avx2::qgemm_lut},      {Isa::avx2, &avx2::qgemm_lut_fast},
+        {Isa::avx2, &avx2::qgemm_mad_vnni}, {Isa::avx2, &avx2::qgemm_mad},
 #endif
-        {Isa::scalar, &scalar::qgemm_lut},  {Isa::scalar, &scalar::qgemm_mad}, {Isa::scalar, &scalar::qgemm_float},
+#ifdef TMAC_HAS_NEON_KERNELS
+        {Isa::neon, &neon::qgemm_lut},      {Isa::neon, &neon::qgemm_lut_fast},
+        {Isa::neon, &neon::qgemm_mad_i8mm}, {Isa::neon, &neon::qgemm_mad_dotprod},
+        {Isa::neon, &neon::qgemm_mad},
+#endif
+        {Isa::scalar, &scalar::qgemm_lut},  {Isa::scalar, &scalar::qgemm_lut_fast},
+        {Isa::scalar, &scalar::qgemm_mad},  {Isa::scalar, &scalar::qgemm_float},
         {Isa::scalar, &scalar::qgemm_trit},
     };
     std::vector<RegistryRow> rows;
@@ -78,12 +89,13 @@ const char* name_of(Isa isa) {
 }
 
 const char* name_of(Method method) {
-    static constexpr const char* kNames[] = {"lut", "mad", "float", "trit"};
+    static constexpr const char* kNames[] = {"lut", "mad", "float", "lut_fast", "trit"};
     return kNames[static_cast<int>(method)];
 }
 
 const char* name_of(Layout layout) {
-    static constexpr const char* kNames[] = {"planes", "rows", "quads", "nibbles", "wide_quads", "trits"};
+    static constexpr const char* kNames[] = {"planes",     "rows",         "quads", "nibbles",
+                                             "wide_quads", "wide_nibbles", "bands", "trits"};
     return kNames[static_cast<int>(layout)];
 }
 
@@ -96,22 +108,24 @@ const Kernel* find_kernel(std::string_view name) {
     return nullptr;
 }
 
-const DotPeak* find_dot_peak(std::string_view isa) {
+const DotPeak* find_dot_peak(std::string_view name) {
     static constexpr DotPeak kPeaks[] = {
 #ifdef TMAC_HAS_X86_KERNELS
-        {Isa::avx512, kAvx512f | kAvx512bw | kAvx512dq | kAvx512vl | kAvx512vnni, avx512::dot_peak},
-        {Isa::avx2, kAvx2, avx2::dot_peak},
+        {"avx512", Isa::avx512, kAvx512f | kAvx512bw | kAvx512dq | kAvx512vl | kAvx512vnni, avx512::dot_peak},
+        {"avx2_vnni", Isa::avx2, kAvx2 | kAvxVnni, avx2::dot_peak_vnni},
+        {"avx2", Isa::avx2, kAvx2, avx2::dot_peak},
 #endif
-        {Isa::scalar, 0, scalar::dot_peak},
+        {"scalar", Isa::scalar, 0, scalar::dot_peak},
     };
-    const auto* found = std::find_if(std::begin(kPeaks), std::end(kPeaks),
-                                     [&](const DotPeak& peak) { return isa == name_of(peak.isa); });
+    const auto* found =
+        std::find_if(std::begin(kPeaks), std::end(kPeaks), [&](const DotPeak& peak) { return name == peak.name; });
     return found == std::end(kPeaks) ? nullptr : found;
 }
 
 bool serves(const Kernel& kernel, const QuantSpec& spec) {
     return kernel.bits == spec.bits && kernel.codebook == spec.codebook &&
            ((kernel.activations >> static_cast<int>(spec.activation)) & 1) != 0 &&
+           (kernel.method == Method::lut_fast) == (spec.fast_aggregation != 0) &&
            spec.scale_format != ScaleFormat::two_level;
 }
 

@@ -40,19 +40,20 @@ struct KernelPair {
 
 /// A loop that only takes int8 dot products in registers: what the arithmetic of an instruction set can give.
 struct DotPeak {
+    const char* name;  ///< of the instruction set, with _<tech> where it has several
     Isa isa;
     uint32_t features;                                ///< CpuFeature bits that must be present
     int64_t (*run)(int64_t rounds, int32_t* result);  ///< returns the operations done
 };
 
-/// The loop of the instruction set with this name, or null.
-const DotPeak* find_dot_peak(std::string_view isa);
+/// The loop of this name, or null.
+const DotPeak* find_dot_peak(std::string_view name);
 
 /// Which kernels may be chosen: read from the environment once, passed explicitly in tests.
 struct Selection {
     uint32_t features;                   ///< of this CPU, less the hidden ones
     std::string isa;                     ///< TMAC_ISA, or empty
-    std::string method;                  ///< TMAC_METHOD: pins both classes, or empty
+    std::string method;                  ///< TMAC_METHOD: pins both classes where the spec has it, or empty
     std::vector<const Kernel*> kernels;  ///< TMAC_KERNEL, each bound to the specs it serves
 
     bool runnable(const Kernel& kernel) const;

@@ -2,6 +2,7 @@
 #include <sstream>
 
 #include "core/check.h"
+#include "core/cpu_features.h"
 #include "kernels/registry.h"
 
 // Which kernels serve a spec: what the environment pins, else the shipped default table.
@@ -9,36 +10,58 @@
 namespace tmac {
 namespace {
 
-/// The shipped table: the faster class for generated tokens, measured at 1 and at 8 tokens (docs/kernels.md). With few
+/// The shipped table: the better class for generated tokens, measured at 1 and at 8 tokens (docs/kernels.md). With few
 /// planes a look-up does the work of four multiplications; with many, unpacked codes need one multiplication each.
-Method default_method(Isa isa, const QuantSpec& spec) {
+struct Shipped {
+    Isa isa;
+    uint32_t features;    ///< CpuFeature bits that must be present for the row to hold
+    int32_t widest_lut;   ///< weights up to this width are looked up, wider ones multiplied
+    bool ternary_by_lut;  ///< rounded tables cost a ternary weight twice the error of int8 activations
+};
+constexpr Shipped kShipped[] = {
+    {Isa::avx512, 0, 2, false}, {Isa::avx2, 0, 3, false},   {Isa::neon, kDotprod, 3, false},
+    {Isa::neon, 0, 4, true},    {Isa::scalar, 0, 4, false},
+};
+
+Method default_method(Isa isa, const QuantSpec& spec, uint32_t features) {
     if (spec.activation == Activation::float_exact) {
         return Method::float_exact;
     }
-    if (spec.activation == Activation::token || spec.bits > 4) {
-        return Method::mad;
+    if (spec.fast_aggregation != 0) {
+        return Method::lut_fast;
     }
-    (void)isa;
-    return Method::lut;
+    const Shipped* row = std::find_if(std::begin(kShipped), std::end(kShipped), [&](const Shipped& shipped) {
+        return shipped.isa == isa && (features & shipped.features) == shipped.features;
+    });
+    const bool lut = spec.codebook == Codebook::ternary ? row->ternary_by_lut : spec.bits <= row->widest_lut;
+    return lut && spec.activation == Activation::group ? Method::lut : Method::mad;
 }
 
-bool admits(const Selection& selection, const Kernel& kernel) {
-    return selection.method.empty() || kernel.method == Method::float_exact ||
-           selection.method == name_of(kernel.method);
+/// Whether TMAC_METHOD says anything about `spec`. Where no instruction set has a kernel of that method (a look-up of 8
+/// bits, say), the spec keeps the one class that it has, so that a model of several widths can be pinned.
+bool pins(const Selection& selection, const QuantSpec& spec) {
+    const auto& rows = registry();
+    return !selection.method.empty() && std::any_of(rows.begin(), rows.end(), [&](const RegistryRow& row) {
+        return selection.method == name_of(row.kernel->method) && serves(*row.kernel, spec);
+    });
+}
+
+bool admits(const Selection& selection, const Kernel& kernel, const QuantSpec& spec) {
+    return !pins(selection, spec) || selection.method == name_of(kernel.method);
 }
 
 /// Rows that may decode `spec`, those of the best instruction set first, and there the shipped method first.
 std::vector<const RegistryRow*> decoders(const QuantSpec& spec, const Selection& selection) {
     std::vector<const RegistryRow*> rows;
     for (const RegistryRow& row : registry()) {
-        if (serves(*row.kernel, spec) && selection.selectable(row) && admits(selection, *row.kernel)) {
+        if (serves(*row.kernel, spec) && selection.selectable(row) && admits(selection, *row.kernel, spec)) {
             rows.push_back(&row);
         }
     }
     if (!rows.empty()) {
         const Isa best = rows.front()->isa;
         std::stable_partition(rows.begin(), rows.end(), [&](const RegistryRow* row) {
-            return row->isa == best && row->kernel->method == default_method(best, spec);
+            return row->isa == best && row->kernel->method == default_method(best, spec, selection.features);
         });
     }
     return rows;
@@ -46,7 +69,7 @@ std::vector<const RegistryRow*> decoders(const QuantSpec& spec, const Selection&
 
 /// The kernel for prompts beside `decode`: a vectorized `mad` of the same instruction set where it reads the layout.
 const Kernel* prompt_beside(const RegistryRow& decode, const QuantSpec& spec, const Selection& selection) {
-    if (!selection.method.empty() || decode.kernel->method == Method::float_exact) {
+    if (pins(selection, spec) || decode.kernel->method == Method::float_exact) {
         return decode.kernel;
     }
     for (const RegistryRow& row : registry()) {

@@ -163,21 +163,36 @@ TwoPlanes get_trits(const uint8_t* chunk, int64_t row) {
     return bits;
 }
 
-/// Calls visit(column, count, chunk) for every 32 (or 8, or 20) columns of a row, `chunk` counting in padded columns.
-template <class Visit>
-void for_each_chunk(const std::vector<ActGroup>& act_groups, int64_t k_chunk, const Visit& visit) {
-    for (const ActGroup& group : act_groups) {
-        for (int64_t at = 0; at < group.k_count; at += k_chunk) {
-            visit(group.k_begin + at, std::min<int64_t>(k_chunk, group.k_count - at),
-                  (group.padded_begin + at) / k_chunk);
+bool in_nibbles(Layout layout) { return layout == Layout::nibbles || layout == Layout::wide_nibbles; }
+
+/// The chunks of one row: where they lie in the first region.
+struct RowChunks {
+    const TiledCodes& codes;
+    LayoutShape shape;
+    int64_t row;
+
+    /// First byte of the rows that share a chunk with this one.
+    uint8_t* chunk(const ActGroup& group, int64_t at) const {
+        if (codes.layout == Layout::bands) {
+            const BandPlace place(codes.n, row - row_in_chunk());
+            return codes.data + place.codes(codes.padded_k, group) + at / shape.k_chunk * shape.chunk_bytes;
+        }
+        const int64_t tile = row / shape.n_tile * (codes.padded_k / shape.k_chunk);
+        return codes.data + (tile + (group.padded_begin + at) / shape.k_chunk) * shape.chunk_bytes;
+    }
+
+    int64_t row_in_chunk() const { return row % shape.n_tile; }
+
+    /// Calls visit(column, count, chunk) for every 32 (or 8, or 20) columns.
+    template <class Visit>
+    void for_each(const std::vector<ActGroup>& act_groups, const Visit& visit) const {
+        for (const ActGroup& group : act_groups) {
+            for (int64_t at = 0; at < group.k_count; at += shape.k_chunk) {
+                visit(group.k_begin + at, std::min<int64_t>(shape.k_chunk, group.k_count - at), chunk(group, at));
+            }
         }
     }
-}
-
-/// First byte of a row's tile in the first region.
-uint8_t* tile_of(const TiledCodes& codes, const LayoutShape& shape, int64_t row) {
-    return codes.data + row / shape.n_tile * (codes.padded_k / shape.k_chunk) * shape.chunk_bytes;
-}
+};
 
 /// Eight codes of a row as bytes, shifted up so that the top bit of the code is bit 7.
 uint64_t load_codes(const PlanesView& planes, int64_t row, int64_t column, int64_t count) {
@@ -195,33 +210,32 @@ void planes_to_layout(const PlanesView& planes, const std::vector<ActGroup>& act
                       int64_t row_begin, int64_t row_end) {
     const LayoutShape shape = layout_shape(out.layout, planes.bits);
     for (int64_t row = row_begin; row < row_end; ++row) {
-        uint8_t* tile = out.layout == Layout::planes ? nullptr : tile_of(out, shape, row);
-        const int64_t in_tile = row % shape.n_tile;
-        if (out.layout == Layout::nibbles) {
-            for_each_chunk(act_groups, shape.k_chunk, [&](int64_t column, int64_t count, int64_t chunk) {
-                put_codes(tile + chunk * shape.chunk_bytes + in_tile * 4, out.region_stride, planes.bits,
-                          load_codes(planes, row, column, count));
+        const RowChunks chunks{out, shape, row};
+        const int64_t in_chunk = chunks.row_in_chunk();
+        if (in_nibbles(out.layout)) {
+            chunks.for_each(act_groups, [&](int64_t column, int64_t count, uint8_t* chunk) {
+                put_codes(chunk + in_chunk * 4, out.region_stride, planes.bits, load_codes(planes, row, column, count));
             });
             continue;
         }
         if (out.layout == Layout::trits) {
-            for_each_chunk(act_groups, shape.k_chunk, [&](int64_t column, int64_t count, int64_t chunk) {
-                put_trits(tile + chunk * shape.chunk_bytes, in_tile,
+            chunks.for_each(act_groups, [&](int64_t column, int64_t count, uint8_t* chunk) {
+                put_trits(chunk, in_chunk,
                           {load_bits(planes.row(0, row), column, count), load_bits(planes.row(1, row), column, count)});
             });
             continue;
         }
         for (int32_t plane = 0; plane < planes.bits; ++plane) {
             const uint8_t* source = planes.row(plane, row);
+            const int64_t region = plane * out.region_stride;
             if (out.layout == Layout::planes) {
-                std::memcpy(out.data + plane * out.region_stride + row * planes.row_bytes(), source,
+                std::memcpy(out.data + region + row * planes.row_bytes(), source,
                             static_cast<size_t>(planes.row_bytes()));
                 continue;
             }
-            uint8_t* target = tile + plane * out.region_stride;
             const auto put = out.layout == Layout::rows ? put_row : put_quad;
-            for_each_chunk(act_groups, shape.k_chunk, [&](int64_t column, int64_t count, int64_t chunk) {
-                put(target + chunk * shape.chunk_bytes, in_tile, load_bits(source, column, count));
+            chunks.for_each(act_groups, [&](int64_t column, int64_t count, uint8_t* chunk) {
+                put(chunk + region, in_chunk, load_bits(source, column, count));
             });
         }
     }
@@ -233,12 +247,11 @@ void layout_to_planes(const TiledCodes& in, const std::vector<ActGroup>& act_gro
     const int64_t row_bytes = view.row_bytes();
     for (int64_t row = row_begin; row < row_end; ++row) {
         const auto plane_row = [&](int32_t plane) { return planes + (plane * view.n + row) * row_bytes; };
-        const uint8_t* tile = in.layout == Layout::planes ? nullptr : tile_of(in, shape, row);
-        const int64_t in_tile = row % shape.n_tile;
-        if (in.layout == Layout::nibbles) {
-            for_each_chunk(act_groups, shape.k_chunk, [&](int64_t column, int64_t count, int64_t chunk) {
-                const uint64_t eight =
-                    get_codes(tile + chunk * shape.chunk_bytes + in_tile * 4, in.region_stride, view.bits);
+        const RowChunks chunks{in, shape, row};
+        const int64_t in_chunk = chunks.row_in_chunk();
+        if (in_nibbles(in.layout)) {
+            chunks.for_each(act_groups, [&](int64_t column, int64_t count, const uint8_t* chunk) {
+                const uint64_t eight = get_codes(chunk + in_chunk * 4, in.region_stride, view.bits);
                 for (int32_t plane = 0; plane < view.bits; ++plane) {
                     or_bits(plane_row(plane), column, count, gather_bits((eight >> (7 - plane)) & kLowBits));
                 }
@@ -246,23 +259,22 @@ void layout_to_planes(const TiledCodes& in, const std::vector<ActGroup>& act_gro
             continue;
         }
         if (in.layout == Layout::trits) {
-            for_each_chunk(act_groups, shape.k_chunk, [&](int64_t column, int64_t count, int64_t chunk) {
-                const TwoPlanes bits = get_trits(tile + chunk * shape.chunk_bytes, in_tile);
+            chunks.for_each(act_groups, [&](int64_t column, int64_t count, const uint8_t* chunk) {
+                const TwoPlanes bits = get_trits(chunk, in_chunk);
                 or_bits(plane_row(0), column, count, bits.high);
                 or_bits(plane_row(1), column, count, bits.low);
             });
             continue;
         }
         for (int32_t plane = 0; plane < view.bits; ++plane) {
+            const int64_t region = plane * in.region_stride;
             if (in.layout == Layout::planes) {
-                std::memcpy(plane_row(plane), in.data + plane * in.region_stride + row * row_bytes,
-                            static_cast<size_t>(row_bytes));
+                std::memcpy(plane_row(plane), in.data + region + row * row_bytes, static_cast<size_t>(row_bytes));
                 continue;
             }
-            const uint8_t* source = tile + plane * in.region_stride;
             const auto get = in.layout == Layout::rows ? get_row : get_quad;
-            for_each_chunk(act_groups, shape.k_chunk, [&](int64_t column, int64_t count, int64_t chunk) {
-                or_bits(plane_row(plane), column, count, get(source + chunk * shape.chunk_bytes, in_tile));
+            chunks.for_each(act_groups, [&](int64_t column, int64_t count, const uint8_t* chunk) {
+                or_bits(plane_row(plane), column, count, get(chunk + region, in_chunk));
             });
         }
     }

@@ -14,6 +14,7 @@ struct TiledCodes {
     uint8_t* data;          ///< first region
     int64_t region_stride;  ///< bytes from one region to the next
     int64_t padded_k;
+    int64_t n;
 };
 
 /// Writes rows [row_begin, row_end) of canonical planes into `out`, which is zero where nothing is written. Rows are

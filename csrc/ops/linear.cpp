@@ -176,7 +176,7 @@ void linear(const Tensor& x, const std::vector<Projection>& projections, Phase p
         step.tiles = (header.n + step.n_tile - 1) / step.n_tile;
         weights += header.n * header.k;
         tiles += step.tiles;
-        block = step.kernel->method == Method::lut ? kLutTokens : block;
+        block = step.kernel->method == Method::lut || step.kernel->method == Method::lut_fast ? kLutTokens : block;
     }
     for (int64_t first = 0; first < x.rows; first += block) {
         const auto tokens = static_cast<int32_t>(std::min(block, x.rows - first));

@@ -14,7 +14,7 @@
 namespace tmac {
 namespace {
 
-constexpr int64_t kRowsPerThread = 32;  ///< a multiple of every n_tile, so that no two threads share a tile
+constexpr int64_t kRowsPerThread = 64;  ///< a multiple of every n_tile, so that no two threads share a tile
 
 void check_parts(const CanonicalWeight& weight, const KernelPair& kernels) {
     validate(weight.spec);
@@ -58,13 +58,17 @@ PackedHeader make_header(const CanonicalWeight& weight, const KernelPair& kernel
     return header;
 }
 
-/// Byte offset of a row's value in [tiles][groups][n_tile].
+/// Byte offset of a row's value in [tiles][groups][n_tile], or in the order of Layout::bands.
 struct GroupOrder {
-    int64_t n_tile;
+    const PackedHeader& header;
     int64_t groups;
     int64_t bytes;
 
     int64_t at(int64_t row, int64_t group) const {
+        if (header.layout == Layout::bands) {
+            return BandPlace(header.n, row).value(groups, group) * bytes;
+        }
+        const int64_t n_tile = layout_shape(header.layout, header.spec.bits).n_tile;
         return ((row / n_tile * groups + group) * n_tile + row % n_tile) * bytes;
     }
 };
@@ -88,17 +92,17 @@ uint8_t* writable(const void* data) { return static_cast<uint8_t*>(const_cast<vo
 
 /// Moves scales, and zeros where there are any. Never writes to the side that `direction` reads.
 void move_groups(Direction direction, const WeightView& view, const void* scales, const void* zeros, Range range) {
-    const int64_t n_tile = layout_shape(view.header.layout, view.header.spec.bits).n_tile;
-    const GroupOrder scale_order{n_tile, view.parts.num_groups, element_bytes(view.header.scale_type)};
+    const GroupOrder scale_order{view.header, view.parts.num_groups, element_bytes(view.header.scale_type)};
     move_group_values(direction, writable(scales), writable(view.data + view.parts.scales), scale_order, range);
     if (view.header.zero_type != GroupType::none) {
-        const GroupOrder zero_order{n_tile, view.parts.num_groups, element_bytes(view.header.zero_type)};
+        const GroupOrder zero_order{view.header, view.parts.num_groups, element_bytes(view.header.zero_type)};
         move_group_values(direction, writable(zeros), writable(view.data + view.parts.zeros), zero_order, range);
     }
 }
 
 TiledCodes tiled_codes(const WeightView& view) {
-    return {view.header.layout, writable(view.data + view.parts.codes), view.parts.region_stride, view.parts.padded_k};
+    return {view.header.layout, writable(view.data + view.parts.codes), view.parts.region_stride, view.parts.padded_k,
+            view.header.n};
 }
 
 std::vector<ActGroup> act_groups_of(const WeightView& view) {

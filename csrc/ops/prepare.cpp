@@ -16,6 +16,7 @@ constexpr int64_t kLine = 64;
 int64_t bytes_of_columns(Method method, int64_t padded_k) {
     switch (method) {
         case Method::lut:
+        case Method::lut_fast:
             return padded_k * (kLutEntries / kLutGroup);
         case Method::mad:
         case Method::trit:

@@ -13,6 +13,12 @@ Float terms: |isum| * act_scale <= (2^bits - 1) / 2 * (S + Q L / 127) is rounded
 twice per act group in the running sum; |coefficient| * S in the coefficient (2), in act_sum (ceil(count / 16) + 4
 additions deep) and in the running sum. An isum of this class is below 2^24 and exact in float32.
 
+Class `lut_fast`: the same, and what the averages lose. A rounding average adds 0 or 1/2 to the mean of its two nodes,
+so a tree of d levels is between 0 and d / 2 above the mean of its leaves in the lanes that round up, and as much below
+it in the other two: of four lanes of 2^d leaves each the errors add up to at most d steps either way, times 2^d, per
+plane:
+    s * (2^bits - 1) / 2 * 2^d * d * L / 127.
+
 Class `mad`, L = the largest |a| (of the token where activation = "token"). |q - 127 a / L| <= 1/2 + 127 * 2 u, and
 act_scale is rounded once. The zero point multiplies the sum of the same q, so that the error of q counts once, with
 the weight itself:
@@ -38,7 +44,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .reference import F32, F64, TINY, UNIT, Weight, act_groups, centre_of, method_of, quads_of
+from .reference import F32, F64, TINY, UNIT, Weight, act_groups, centre_of, fast_leaves, method_of, quads_of
 
 SLACK = 1 + 1e-6  # the bound itself, and the float64 product, are computed in float64
 SMALLEST_SCALED = 127 / float(np.finfo(np.float32).max)  # below it, 127 / L is not finite
@@ -61,7 +67,7 @@ def bound(x: F32, weight: Weight, bias: F32 | None = None) -> F64:
     """|kernel - float64 product| <= this, [m, n]. Activations are finite."""
     size = np.abs(x.astype(np.float64))
     dense = np.abs(weight.dequantize())
-    per_method = {"lut": _lut, "mad": _mad, "float": _float}[method_of(weight)]
+    per_method = {"lut": _lut, "lut_fast": _lut, "mad": _mad, "float": _float}[method_of(weight)]
     total = per_method(size, weight, dense)
     # A token that may have been scaled down: what is lost there comes back 2^64 times larger.
     down = (size.max(axis=1, initial=0) >= 2.0**56)[:, None] * (method_of(weight) != "float")
@@ -82,9 +88,13 @@ def _lut(size: F64, weight: Weight, dense: F64) -> F64:
         largest, act_sum, count = quads.max(axis=1)[:, None], a.sum(axis=1)[:, None], quads.shape[1]
         scale = np.abs(weight.scales[:, group.weight_group].astype(np.float64))[None]
         coefficient = coefficients(weight, group.weight_group, centre_of(weight))[None]
-        tables = scale * planes * count * (0.5 + 762 * UNIT) * largest / 127
+        averages = 0.0
+        if method_of(weight) == "lut_fast":
+            leaves = fast_leaves(count)
+            averages, count = leaves * np.log2(leaves), 4 * leaves
+        tables = scale * planes * (count * (0.5 + 762 * UNIT) + averages) * largest / 127
         lost = scale * planes * act_sum
-        rounded = scale * planes * (act_sum + count * largest / 127)
+        rounded = scale * planes * (act_sum + (count + averages) * largest / 127)
         roundings = gamma(2 * len(groups) + 2) * rounded
         roundings = roundings + gamma(2 * len(groups) + 6 + -(-a.shape[1] // 16)) * coefficient * act_sum
         underflow = TINY * (2 * (scale + 1) * planes * 2 * 127 * count + act_sum + 4)

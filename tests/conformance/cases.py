@@ -22,7 +22,7 @@ from .reference import F32, Weight
 
 T = TypeVar("T")
 Row = dict[str, Any]  # of _core.kernels()
-Case = tuple[Row, str]  # a kernel and one of its activation modes
+Case = tuple[Row, str]  # a kernel and one of its modes: an activation, or "fast" for fast_aggregation
 KERNELS: list[Row] = [dict(row) for row in _core.kernels()]
 BUDGET = float(os.environ.get("TMAC_TEST_BUDGET", "1"))
 
@@ -81,8 +81,13 @@ def zero_kinds(codebook: str) -> list[ZeroKind]:
 SCALE_FORMATS = {"f16": np.float16, "f32": np.float32}
 
 
+def modes_of(row: Row) -> list[str]:
+    """The modes in which a kernel serves specs."""
+    return ["fast"] if row["method"] == "lut_fast" else list(row["activations"])
+
+
 def make_spec(
-    bits: int, codebook: str, activation: str, group_size: int, kind: ZeroKind, scale_format: str = "f16"
+    bits: int, codebook: str, mode: str, group_size: int, kind: ZeroKind, scale_format: str = "f16"
 ) -> QuantSpec:
     fixed = None if kind.fixed_zero is None else 2.0 ** (bits - 1) + kind.fixed_zero
     return QuantSpec(
@@ -91,8 +96,9 @@ def make_spec(
         codebook=codebook,  # type: ignore[arg-type]
         zero_point=kind.zero_point,  # type: ignore[arg-type]
         fixed_zero=fixed,
-        activation=activation,  # type: ignore[arg-type]
+        activation="group" if mode == "fast" else mode,  # type: ignore[arg-type]
         scale_format=scale_format,  # type: ignore[arg-type]
+        fast_aggregation=mode == "fast",
     )
 
 
@@ -132,12 +138,12 @@ def linear(x: F32, packed: _core.PackedWeight, bias: F32 | None = None, num_thre
     return _core.linear(np.ascontiguousarray(x), packed.buffer(), bias, num_threads)
 
 
-def scalar_twin(row: Row, activation: str) -> str:
+def scalar_twin(row: Row, mode: str) -> str:
     """The scalar kernel of the same numerics class."""
     for other in KERNELS:
         if (
             other["isa"] == "scalar"
-            and activation in other["activations"]
+            and mode in modes_of(other)
             and all(other[key] == row[key] for key in ("method", "bits", "codebook"))
         ):
             return other["name"]
@@ -153,10 +159,10 @@ def sample(items: Iterable[T], count: int, seed: int) -> list[T]:
 
 
 def kernel_cases() -> Iterator[Case]:
-    """Every kernel with every activation mode that it declares."""
+    """Every kernel with every mode that it declares."""
     for row in KERNELS:
-        for activation in row["activations"]:
-            yield row, activation
+        for mode in modes_of(row):
+            yield row, mode
 
 
 def same_bits(a: NDArray[Any], b: NDArray[Any]) -> bool:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
-Method = Literal["lut", "mad", "float", "trit"]
+Method = Literal["lut", "lut_fast", "mad", "float", "trit"]
 
 ONE, HALF, LIMIT = np.float32(1), np.float32(0.5), np.float32(127)
 HUGE_ACT_SCALE = np.float32(2.0**56)
@@ -33,6 +33,7 @@ class Spec(Protocol):
     zero_point: str
     fixed_zero: float
     activation: str
+    fast_aggregation: bool
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,15 @@ def act_groups(spec: Spec, k: int) -> Iterator[ActGroup]:
 def method_of(weight: Weight) -> Method:
     if weight.spec.activation == "float":
         return "float"
+    if weight.spec.fast_aggregation:
+        return "lut_fast"
     if weight.method == "trit":  # another way to hold the codes, the same numbers
         return "mad"
     return weight.method or ("lut" if weight.spec.activation == "group" and weight.spec.bits <= 4 else "mad")
+
+
+def looks_up(weight: Weight) -> bool:
+    return method_of(weight) in ("lut", "lut_fast")
 
 
 def fma(a: Any, b: Any, c: Any) -> F32:
@@ -160,16 +167,42 @@ def lut_tables(a: F32) -> tuple[NDArray[np.int64], F32, F32]:
     return entries.astype(np.int64), np.where(bad, nan, act_scale), np.where(bad, nan, lane_sum(a))
 
 
-def lut_isum(tables: NDArray[np.int64], codes: NDArray[np.uint8], bits: int) -> NDArray[np.int64]:
-    """[m, quads, 16] and codes [n, count] -> exact sums over planes and columns [m, n]."""
+def looked_up(tables: NDArray[np.int64], codes: NDArray[np.uint8], plane: int) -> NDArray[np.int64]:
+    """[m, quads, 16] and codes [n, count] -> the entries [m, n, quads] of a plane, 0 the least significant."""
     padded = np.zeros((codes.shape[0], tables.shape[1] * 4), np.int64)
     padded[:, : codes.shape[1]] = codes
-    quad_codes = padded.reshape(codes.shape[0], -1, 4)
-    quad = np.arange(tables.shape[1])
+    index = ((padded.reshape(codes.shape[0], -1, 4) >> plane & 1) << np.arange(4)).sum(axis=-1)
+    return tables[:, np.arange(tables.shape[1]), index]
+
+
+def lut_isum(tables: NDArray[np.int64], codes: NDArray[np.uint8], bits: int) -> NDArray[np.int64]:
+    """[m, quads, 16] and codes [n, count] -> exact sums over planes and columns [m, n]."""
     total = np.zeros((tables.shape[0], codes.shape[0]), np.int64)
     for plane in range(bits):
-        index = ((quad_codes >> plane & 1) << np.arange(4)).sum(axis=-1)
-        total += (tables[:, quad, index] << plane).sum(axis=-1)
+        total += looked_up(tables, codes, plane).sum(axis=-1) << plane
+    return total
+
+
+def fast_leaves(quads: int) -> int:
+    """Leaves of a lane's tree over the tables of an act group: two, four or eight."""
+    return 2 if quads <= 8 else 4 if quads <= 16 else 8
+
+
+def lut_fast_isum(tables: NDArray[np.int64], codes: NDArray[np.uint8], bits: int) -> NDArray[np.int64]:
+    """The same, aggregated by rounding averages of unsigned bytes."""
+    leaves = fast_leaves(tables.shape[1])
+    padded = np.zeros((tables.shape[0], 4 * leaves, 16), np.int64)
+    padded[:, : tables.shape[1]] = tables
+    total = np.zeros((tables.shape[0], codes.shape[0]), np.int64)
+    for plane in range(bits):
+        entries = looked_up(padded, codes, plane)
+        for lane in range(4):
+            up = lane < 2  # rounds up; the other two lanes round down
+            nodes = entries[..., lane::4] + 128 if up else 127 - entries[..., lane::4]
+            while nodes.shape[-1] > 1:
+                nodes = (nodes[..., 0::2] + nodes[..., 1::2] + 1) // 2
+            average = nodes[..., 0] - 128 if up else 127 - nodes[..., 0]
+            total += average * leaves << plane
     return total
 
 
@@ -198,7 +231,7 @@ def coefficient_of(weight: Weight, group: int, centre: float) -> F32 | None:
 
 def centre_of(weight: Weight) -> float:
     bits = weight.spec.bits
-    return (2**bits - 1) / 2 if method_of(weight) == "lut" else float(2 ** (bits - 1))
+    return (2**bits - 1) / 2 if looks_up(weight) else float(2 ** (bits - 1))
 
 
 def quantized_product(x: F32, weight: Weight) -> tuple[F32, NDArray[np.bool_]]:
@@ -209,9 +242,10 @@ def quantized_product(x: F32, weight: Weight) -> tuple[F32, NDArray[np.bool_]]:
     row_largest = np.maximum(np.abs(x).max(axis=1), np.float32(1e-5))  # NaN where the token has one
     for group in act_groups(spec, x.shape[1]):
         a, codes = x[:, group.begin : group.end], weight.codes[:, group.begin : group.end]
-        if method_of(weight) == "lut":
+        if looks_up(weight):
             tables, act_scale, act_sum = lut_tables(a)
-            isum = lut_isum(tables, codes, spec.bits)
+            aggregate = lut_fast_isum if method_of(weight) == "lut_fast" else lut_isum
+            isum = aggregate(tables, codes, spec.bits)
             size = np.abs(quads_of(a))
             huge |= ~np.isfinite((size[..., 0] + size[..., 1]) + (size[..., 2] + size[..., 3])).all(axis=1)
         else:
@@ -224,7 +258,7 @@ def quantized_product(x: F32, weight: Weight) -> tuple[F32, NDArray[np.bool_]]:
         if coefficient is not None:
             y = fma(coefficient[None, :], act_sum[:, None], y)
         huge |= ~(act_scale < HUGE_ACT_SCALE)
-        if method_of(weight) == "lut":
+        if looks_up(weight):
             huge |= ~np.isfinite(act_sum)
     return y, huge
 

@@ -87,7 +87,7 @@ def test_the_size_from_which_a_token_is_scaled_down(case: Case, power: int) -> N
     need(case[0])
     weight, x = edge_weight(case), edge_activations() * np.float32(1e-26)
     weight.scales[:, 0] = 0
-    x[:, 0] = np.float32(2.0**power * 127 * (2 if reference.method_of(weight) == "lut" else 1))
+    x[:, 0] = np.float32(2.0**power * 127 * (2 if reference.looks_up(weight) else 1))
     check_kernel(case[0]["name"], weight, x)
 
 

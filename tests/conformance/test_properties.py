@@ -24,6 +24,7 @@ from .cases import (
     make_activations,
     make_spec,
     make_weight,
+    modes_of,
     pack,
     same_bits,
     zero_kinds,
@@ -46,12 +47,12 @@ def budget(examples: int) -> settings:
 @st.composite
 def weights(draw: st.DrawFn, rows: list[Row] = RUNNABLE) -> tuple[Row, Weight]:
     row = draw(st.sampled_from(rows))
-    activation = draw(st.sampled_from(row["activations"]))
+    mode = draw(st.sampled_from(modes_of(row)))
     n, k = draw(st.integers(1, 70)), draw(st.integers(1, 300))
     group_size = draw(st.one_of(st.sampled_from([-1, 32, 64, 128]), st.integers(1, 310)))
     kind: ZeroKind = draw(st.sampled_from(zero_kinds(row["codebook"])))
     scale_format = draw(st.sampled_from(["f16", "f32"]))
-    spec = make_spec(row["bits"], row["codebook"], activation, group_size, kind, scale_format)
+    spec = make_spec(row["bits"], row["codebook"], mode, group_size, kind, scale_format)
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     return row, make_weight(rng, spec, n, k, kind.dtype, row["method"])
 

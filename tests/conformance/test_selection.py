@@ -1,4 +1,5 @@
-"""TMAC_ISA, TMAC_KERNEL and TMAC_CPU_FEATURES select what they say, in processes of their own, and change no bit."""
+"""TMAC_ISA, TMAC_KERNEL, TMAC_METHOD and TMAC_CPU_FEATURES select what they say, in processes of their own, and
+change no bit of a numerics class."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import pytest
 
 from tmac import _core
 
-from .cases import KERNELS, ZERO_KINDS, Row, make_spec, run_child
+from .cases import KERNELS, ZERO_KINDS, Row, make_spec, modes_of, run_child
 
 # Prints what is selected for every width and codebook, a digest of each result, and every kernel's standing.
 CHILD = """
@@ -42,15 +43,22 @@ SPECS = [
     (2, "ternary", "group"),
     (2, "ternary", "token"),
     (4, "uniform", "token"),
+    (2, "uniform", "fast"),
+    (3, "uniform", "fast"),
+    (2, "ternary", "fast"),
     (4, "uniform", "float"),
 ]
 ISAS = sorted({row["isa"] for row in KERNELS})
+METHODS = ["lut", "mad"]
 FEATURES = sorted({feature for row in KERNELS for feature in row["features"]})
 
 
+METHODS = ["lut", "mad"]  # the numerics classes: which one is the faster differs between instruction sets
+
+
 @functools.cache
-def report(isa: str = "", features: str = "", kernels: str = "") -> dict[str, Any]:
-    values = {"TMAC_ISA": isa, "TMAC_CPU_FEATURES": features, "TMAC_KERNEL": kernels}
+def report(isa: str = "", features: str = "", kernels: str = "", method: str = "") -> dict[str, Any]:
+    values = {"TMAC_ISA": isa, "TMAC_CPU_FEATURES": features, "TMAC_KERNEL": kernels, "TMAC_METHOD": method}
     child = run_child(CHILD.format(package=__package__, specs=SPECS), **{k: v for k, v in values.items() if v})
     assert child.returncode == 0, child.stderr
     result: dict[str, Any] = json.loads(child.stdout)
@@ -58,7 +66,7 @@ def report(isa: str = "", features: str = "", kernels: str = "") -> dict[str, An
 
 
 def serving(row: Row, spec: tuple[int, str, str]) -> bool:
-    return (row["bits"], row["codebook"]) == spec[:2] and spec[2] in row["activations"]
+    return (row["bits"], row["codebook"]) == spec[:2] and spec[2] in modes_of(row)
 
 
 def key_of(spec: tuple[int, str, str]) -> str:
@@ -90,15 +98,6 @@ def test_isa_selects_its_kernels_only(isa: str) -> None:
     assert {name for name, (_, selectable) in forced["kernels"].items() if selectable} == set(names) | exact
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_isa_changes_no_bit(isa: str) -> None:
-    if not runnable(isa):
-        pytest.skip(f"this CPU runs no {isa} kernel")
-    scalar, forced = report(isa="scalar")["digests"], report(isa=isa)["digests"]
-    assert forced
-    assert forced == {key: scalar[key] for key in forced}
-
-
 def test_scalar_serves_every_spec() -> None:
     assert all(name.endswith("_scalar") for name in report(isa="scalar")["selected"].values())
 
@@ -114,7 +113,8 @@ def test_hidden_features_take_their_kernels_away(feature: str) -> None:
         assert hidden["kernels"][row["name"]][0] == may_run, row["name"]
     chosen = set(hidden["selected"].values())
     assert not any(row["name"] in chosen for row in KERNELS if feature in row["features"])
-    assert hidden["digests"] == report()["digests"]
+    for method in METHODS:
+        assert report(features=f"-{feature}", method=method)["digests"] == report(method=method)["digests"]
 
 
 def test_hiding_everything_leaves_scalar() -> None:
@@ -122,22 +122,56 @@ def test_hiding_everything_leaves_scalar() -> None:
     hidden = report(features=everything)
     assert not any(hidden["features"].values())
     assert all(name.endswith("_scalar") for name in hidden["selected"].values())
-    assert hidden["digests"] == report()["digests"]
+    for method in METHODS:
+        assert report(features=everything, method=method)["digests"] == report(method=method)["digests"]
 
 
 def test_kernel_list_binds_the_specs_that_each_name_serves() -> None:
-    other = next((name for name in runnable("avx2") if "_w4_" in name), "qgemm_lut_w4_scalar")
+    other = next((name for name in runnable("avx2") if "_lut_w4_" in name), "qgemm_lut_w4_scalar")
     bound = report(kernels=f"qgemm_lut_w2_scalar,{other}")
     assert bound["selected"]["2 uniform group"] == "qgemm_lut_w2_scalar"
     assert bound["selected"]["4 uniform group"] == other
     for key in ("1 uniform group", "3 uniform group", "8 uniform group", "2 ternary group"):
         assert bound["selected"][key] == report()["selected"][key]
-    assert bound["digests"] == report()["digests"]
+    pinned = report(kernels=f"qgemm_lut_w2_scalar,{other}", method="lut")
+    assert pinned["selected"]["4 uniform group"] == other
+    assert pinned["digests"] == report(method="lut")["digests"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_method_pins_the_specs_that_have_it(method: str) -> None:
+    pinned = report(method=method)["selected"]
+    for spec in SPECS:
+        if any(row["method"] == method and serving(row, spec) for row in KERNELS):
+            assert pinned[key_of(spec)].startswith(f"qgemm_{method}_"), spec
+        else:
+            assert pinned[key_of(spec)] == report()["selected"][key_of(spec)]
+    assert pinned["4 uniform group"].startswith(f"qgemm_{method}_")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("isa", ISAS)
+def test_isa_changes_no_bit_of_a_method(isa: str, method: str) -> None:
+    """What they do not serve together is refused; what they serve has the bits of every other instruction set."""
+    if not runnable(isa):
+        pytest.skip(f"this CPU runs no {isa} kernel")
+    scalar, forced = report(isa="scalar", method=method), report(isa=isa, method=method)
+    for spec in SPECS:
+        key = key_of(spec)
+        if key in forced["digests"]:
+            assert forced["digests"][key] == scalar["digests"][key]
+        else:
+            assert forced["selected"][key].startswith("UnsupportedSpecError: ")
+            assert f"TMAC_ISA={isa}" in forced["selected"][key]
+            assert f"TMAC_METHOD={method}" in forced["selected"][key]
+    assert "8 uniform group" in forced["digests"]
 
 
 @pytest.mark.parametrize(
     ("variable", "value"),
     [
+        ("TMAC_METHOD", "gemm"),
+        ("TMAC_METHOD", "lut,mad"),
         ("TMAC_ISA", "avx9"),
         ("TMAC_ISA", "AVX2"),
         ("TMAC_ISA", "scalar,avx2"),

@@ -11,6 +11,7 @@ from tmac.codes import buffer_to_tensors, pack_tensors, tensor_shapes
 ZERO_POINTS = ["fixed", "integer", "real", "offset"]
 SPECS = [QuantSpec(bits, 32, zero_point=zero) for bits in range(1, 9) for zero in ZERO_POINTS]
 SPECS.append(QuantSpec(2, 32, "ternary"))
+SPECS.append(QuantSpec(3, 32, fast_aggregation=True))
 
 
 def make_codes(spec, n, k, seed=0, perm=False, bias=False):

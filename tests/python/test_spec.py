@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from tmac import Codes, QuantSpec
+from tmac import Codes, QuantSpec, UnsupportedSpecError
 
 
 def test_the_usual_zero_follows_the_bits_and_the_codebook():
@@ -39,6 +39,11 @@ def test_the_usual_zero_follows_the_bits_and_the_codebook():
         {"fixed_zero": "8"},
         {"activation": "channel"},
         {"scale_format": "bf16"},
+        {"fast_aggregation": 1},
+        {"fast_aggregation": None},
+        {"fast_aggregation": True, "bits": 5},
+        {"fast_aggregation": True, "activation": "token"},
+        {"fast_aggregation": True, "activation": "float"},
     ],
     ids=str,
 )
@@ -59,6 +64,34 @@ def test_dictionaries_go_through_json():
     assert QuantSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
     with pytest.raises(ValueError, match="groupsize"):
         QuantSpec.from_dict({"bits": 4, "groupsize": 128})
+
+
+def test_fast_aggregation_is_named_only_where_it_is_on():
+    fast = QuantSpec(2, 64, fast_aggregation=True)
+    assert "fast_aggregation" not in QuantSpec(2, 64).to_dict()
+    assert QuantSpec.from_dict(QuantSpec(2, 64).to_dict()).fast_aggregation is False
+    assert QuantSpec.from_dict(json.loads(json.dumps(fast.to_dict()))) == fast != QuantSpec(2, 64)
+
+
+def test_fast_aggregation_ends_with_the_activation_groups():
+    fast = QuantSpec(2, 64, fast_aggregation=True)
+    assert fast.replace(group_size=32).fast_aggregation
+    assert fast.replace(activation="float") == QuantSpec(2, 64, activation="float")
+    with pytest.raises(ValueError, match="fast_aggregation"):
+        fast.replace(activation="token", fast_aggregation=True)
+    with pytest.raises(ValueError, match="at most 4 bits"):
+        fast.replace(bits=8)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+def test_fast_aggregation_stays_with_a_packed_weight(bits):
+    spec = QuantSpec(bits, 32, fast_aggregation=True)
+    codes = Codes(spec, np.zeros((2, 64), np.uint8), np.ones((2, 2), np.float16))
+    packed = codes.pack()
+    assert packed.kernel.startswith(f"qgemm_lut_fast_w{bits}_")
+    assert Codes.from_buffer(packed.buffer()).spec == spec
+    with pytest.raises(UnsupportedSpecError, match="fast_aggregation=True"):
+        codes.pack(f"qgemm_lut_w{bits}_scalar")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tmac.cli.arguments import TERNARY, bits, positive
 from tmac.cli.demo_model import demo_model
 from tmac.cli.errors import CommandError
 from tmac.cli.info import check_overrides
@@ -28,37 +29,22 @@ if TYPE_CHECKING:
 
 PROMPT = "What is the capital of France, and what is it known for?"
 PACKAGES = {"torch", "transformers", "tokenizers", "gguf", "rich"}
-TERNARY = "ternary"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `tmac demo`."""
     parser.add_argument("--prompt", default=PROMPT, help="what to ask the model (default: %(default)s)")
-    parser.add_argument("--bits", type=_bits, default=4, help="1 to 8, or ternary (default: %(default)s)")
+    parser.add_argument("--bits", type=bits, default=4, help="1 to 8, or ternary (default: %(default)s)")
     parser.add_argument("--group-size", type=int, default=32, help="columns that share a scale (default: %(default)s)")
     parser.add_argument("--sym", action="store_true", help="centre every group on zero, without an offset")
     parser.add_argument("--head-bits", type=int, default=8, help="bits of the output head (default: %(default)s)")
     parser.add_argument(
-        "--max-new-tokens", type=_positive, default=64, help="length of the answer (default: %(default)s)"
+        "--max-new-tokens", type=positive, default=64, help="length of the answer (default: %(default)s)"
     )
-    parser.add_argument("--threads", type=_positive, help="threads of torch and tmac (default: torch's choice)")
+    parser.add_argument("--threads", type=positive, help="threads of torch and tmac (default: torch's choice)")
     parser.add_argument("--tokens", type=_tokens, default=4096, help="tokens of the perplexity (default: %(default)s)")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the comparison")
     parser.add_argument("--json", action="store_true", help="print one JSON object; all else goes to stderr")
-
-
-def _bits(text: str) -> int | str:
-    if text == TERNARY:
-        return TERNARY
-    if text.isdecimal() and 1 <= int(text) <= 8:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"expected 1 to 8 or {TERNARY}, found {text!r}")
-
-
-def _positive(text: str) -> int:
-    if text.isdecimal() and int(text) > 0:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"expected a positive number, found {text!r}")
 
 
 def _tokens(text: str) -> int:

@@ -25,13 +25,9 @@ COPY_BYTES = 1 << 20
 
 def cache_folder() -> Path:
     """Where this user's files that can be fetched or made again are kept."""
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = str(Path.home() / "Library" / "Caches")
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "tmac"
+    from tmac import tuning_cache
+
+    return tuning_cache.cache_folder()
 
 
 def demo_model(fetch: bool = True) -> Path | None:

@@ -64,9 +64,11 @@ def overrides() -> dict[str, str]:
 def check_overrides() -> None:
     """Raises CommandError where an override names something that is unknown or cannot run here."""
     from tmac import kernels
+    from tmac.tuner import tuning_enabled
 
     try:
         kernels()
+        tuning_enabled()
     except (ValueError, RuntimeError) as error:
         raise CommandError(str(error)) from error
 

@@ -16,7 +16,7 @@ from torch.compiler import is_compiling
 
 from tmac import _core
 from tmac._core import UnsupportedSpecError
-from tmac.codes import Codes, buffer_to_tensors, pack_tensors, round_to_nearest, tensor_shapes
+from tmac.codes import Codes, buffer_to_tensors, pack_tensors, repack, round_to_nearest, tensor_shapes
 from tmac.nn.ops import run_linear, traced_linear, transformed_linear
 from tmac.spec import QuantSpec
 from tmac.threads import get_num_threads
@@ -95,6 +95,25 @@ class QuantLinear(nn.Module):
             return ""
         about = _core.describe(self.weight.numpy())
         return f"{about['kernel']},{about['prompt_kernel']}"
+
+    def repack_(self, kernel: str = "") -> bool:
+        """Moves the weight into the memory order of `kernel`, "decode" or "decode,prompt"; "" is what packing chooses.
+
+        The weight stays the same number for number; what computes with it may be of another numerics class. A module
+        without a weight on the CPU stays as it is.
+
+        Returns:
+            whether another kernel serves the module now.
+
+        Raises:
+            UnsupportedSpecError: the kernel does not serve the spec.
+            ValueError: there is no kernel of this name.
+        """
+        before = self._kernels()
+        if not before or kernel == before:
+            return False
+        self._adopt(repack(self._bytes(), kernel))
+        return self._kernels() != before
 
     def dequantize(self) -> Tensor:
         """The weight, f32 `[out_features, in_features]`, in the checkpoint's column order."""

@@ -136,11 +136,12 @@ def _batched(
     x_dim, weight_dim, bias_dim, _ = in_dims
     if weight_dim is not None:
         raise ValueError("[linear] a packed weight cannot be batched by vmap")
-    rows = x.movedim(x_dim, 0) if x_dim is not None else x.expand(info.batch_size, *x.shape)
+    rows = x if x_dim is None else x.movedim(x_dim, 0)  # an x that all share is multiplied once
     if bias is None or bias_dim is None:
         return torch.ops.tmac.linear.default(rows, weight, bias, out_features), 0
     y = torch.ops.tmac.linear.default(rows, weight, None, out_features)
-    bias = bias.movedim(bias_dim, 0).reshape(info.batch_size, *[1] * (y.dim() - 2), out_features)
+    own_dims = y.dim() - (2 if x_dim is not None else 1)
+    bias = bias.movedim(bias_dim, 0).reshape(info.batch_size, *[1] * own_dims, out_features)
     return (y.float() + bias).to(y.dtype), 0
 
 

@@ -24,6 +24,7 @@ class QuantConfig:
         modules_to_not_convert: names to leave alone: a module's full name, any run of its parts ("mlp", "0.mlp"), or a
             pattern ("*.layers.[01].*").
         activation: "group", "token" or "float", see `tmac.QuantSpec`.
+        fast_aggregation: averages table look-ups, see `tmac.QuantSpec`; a head of more than 4 bits has none to average.
 
     Raises:
         ValueError: the values have no meaning together.
@@ -37,6 +38,7 @@ class QuantConfig:
     head_bits: int | None = None
     modules_to_not_convert: tuple[str, ...] | None = None
     activation: Activation = "group"
+    fast_aggregation: bool = False
 
     def __post_init__(self) -> None:
         names: Iterable[str] | None = self.modules_to_not_convert
@@ -51,13 +53,28 @@ class QuantConfig:
     def spec(self) -> QuantSpec:
         """The meaning of the codes of every layer but the head."""
         zero_point = "fixed" if self.codebook == "ternary" and self.zero_point is None else self._zero_point()
-        return QuantSpec(self.bits, self.group_size, self.codebook, zero_point, activation=self.activation)
+        return QuantSpec(
+            self.bits,
+            self.group_size,
+            self.codebook,
+            zero_point,
+            activation=self.activation,
+            fast_aggregation=self.fast_aggregation,
+        )
 
     def head_spec(self) -> QuantSpec | None:
         """The same for the output head, whose codebook is uniform; None where it stays as it is."""
         if self.head_bits is None:
             return None
-        return QuantSpec(self.head_bits, self.group_size, "uniform", self._zero_point(), activation=self.activation)
+        fast = self.fast_aggregation and self.head_bits <= 4
+        return QuantSpec(
+            self.head_bits,
+            self.group_size,
+            "uniform",
+            self._zero_point(),
+            activation=self.activation,
+            fast_aggregation=fast,
+        )
 
     def converts(self, name: str) -> bool:
         """Whether `modules_to_not_convert` lets the module of this name be quantized."""

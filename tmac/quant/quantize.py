@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import nn
 
 from tmac import _core
 from tmac.nn.swap import LinearSite, find_linears
+from tmac.progress import with_progress
 from tmac.quant.config import QuantConfig
 from tmac.quant.methods.rtn import rtn
 from tmac.spec import QuantSpec
 
-Item = TypeVar("Item")
 Model = TypeVar("Model", bound=nn.Module)
 _SMALLEST = 2.0**-20  # sixteen of the smallest f16
 _LARGEST = 2.0**15  # so that a scale, at most twice this, and an offset are finite in f16
@@ -60,7 +60,7 @@ def quantize_(
         _core.select_kernel(spec)
     _check_weights(chosen)
     del sites, jobs
-    for _ in _with_progress(range(len(chosen)), progress):
+    for _ in with_progress(range(len(chosen)), "quantizing", progress):
         _replace(model, *chosen.pop(0), heads)
     return model
 
@@ -122,16 +122,3 @@ def _check_weights(jobs: list[tuple[LinearSite, QuantSpec]]) -> None:
                 f"[quantize_] {site.name}: the weight goes from {smallest:g} to {largest:g}, but f16 scales end at "
                 f"{_LARGEST:g}"
             )
-
-
-def _with_progress(items: Iterable[Item], progress: bool | None) -> Iterator[Item]:
-    """A bar after two seconds on a terminal; at once where `progress` is True; none without tqdm."""
-    if progress is not False:
-        try:
-            from tqdm import tqdm  # type: ignore[import-untyped]
-        except ModuleNotFoundError:
-            progress = False
-    if progress is False:
-        yield from items
-    else:
-        yield from tqdm(items, "quantizing", disable=not progress and None, delay=0 if progress else 2)

@@ -12,6 +12,7 @@ void act_quant(const PrepareArgs& args);
 int64_t dot_peak(int64_t rounds, int32_t* result);
 
 extern const KernelTable qgemm_lut;
+extern const KernelTable qgemm_lut_fast;
 extern const KernelTable qgemm_mad;
 extern const KernelTable qgemm_trit;
 

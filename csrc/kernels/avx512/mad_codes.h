@@ -103,14 +103,14 @@ struct Quads {
     static constexpr int kScales = kVectors / kFields;  ///< distinct ones
 };
 
-/// Codes of 4 to 8 bits in Layout::nibbles: 8 columns of 16 rows in 64 bytes of each region. Byte 4r + i has half of
-/// the code of column i in its low nibble and of column 4 + i in its high nibble.
+/// Codes of 4 to 8 bits in Layout::wide_nibbles: 8 columns of 16 rows in 64 bytes of each region. Byte 4r + i has half
+/// of the code of column i in its low nibble and of column 4 + i in its high nibble.
 template <int Bits>
 struct Nibbles {
     static constexpr int kVectors = 2;
     static constexpr int kColumns = 8;
-    static constexpr int kChunkBytes = 64;
-    static constexpr int kTileRows = 16;
+    static constexpr int kChunkBytes = 128;
+    static constexpr int kTileRows = 32;
     static constexpr int kRegions = Bits > 4 ? 2 : 1;
     static constexpr int kShift = Bits > 4 ? 8 - Bits : 0;
     static constexpr bool kRowsInTurn = false;
@@ -145,16 +145,39 @@ struct Nibbles {
     static constexpr int kScales = Bits > 4 ? 1 : 2;
 };
 
-/// First byte of 16 rows, `row` being a multiple of 16.
+/// Planes of 1 to 4 bits in Layout::bands, for prompts of a weight that look-ups decode.
+template <int Bits>
+struct BandQuads : Quads<Bits> {
+    using Quads<Bits>::Quads;
+};
+
+template <class Codes>
+inline constexpr bool kInBands = false;
+template <int Bits>
+inline constexpr bool kInBands<BandQuads<Bits>> = true;
+
+/// First byte of 16 rows in tiles, `row` being a multiple of 16.
 template <class Codes>
 TMAC_ALWAYS_INLINE const uint8_t* codes_of_rows(const QgemmArgs& args, int64_t row) {
     const int64_t tile_bytes = args.padded_k / Codes::kColumns * Codes::kChunkBytes;
     return args.codes + row / Codes::kTileRows * tile_bytes + row % Codes::kTileRows * 4;
 }
 
-/// Index of the group values of 16 rows in the tiled order.
+/// The same 16 rows' first chunk of an act group.
+template <class Codes>
+TMAC_ALWAYS_INLINE const uint8_t* codes_of_group(const QgemmArgs& args, int64_t row, const ActGroup& group) {
+    if constexpr (kInBands<Codes>) {
+        return args.codes + BandPlace(args.n, row).codes(args.padded_k, group);
+    }
+    return codes_of_rows<Codes>(args, row) + int64_t{group.padded_begin} / Codes::kColumns * Codes::kChunkBytes;
+}
+
+/// Index of the group values of 16 rows in the layout's order.
 template <class Codes>
 TMAC_ALWAYS_INLINE int64_t values_of_rows(const QgemmArgs& args, int64_t row, int32_t weight_group) {
+    if constexpr (kInBands<Codes>) {
+        return BandPlace(args.n, row).value(args.num_groups, weight_group);
+    }
     return (row / Codes::kTileRows * args.num_groups + weight_group) * Codes::kTileRows + row % Codes::kTileRows;
 }
 

@@ -28,10 +28,11 @@ TMAC_ALWAYS_INLINE void unpack_chunk(const Codes& codes, uint8_t (*steps)[kPanel
     (_mm512_store_si512(steps[V][vector], codes.template code<V>()), ...);
 }
 
-/// `columns` of the rows' codes from byte `at` on, four columns a step.
+/// The next `columns` of the rows' codes, four columns a step.
 template <class Codes>
-void fill_panel(const QgemmArgs& args, const uint8_t* const (&rows)[kPanelVectors], int vectors, int64_t at,
-                int32_t columns, Panel<Codes>& panel) {
+void fill_panel(const QgemmArgs& args, const uint8_t* const (&rows)[kPanelVectors], int vectors, int32_t columns,
+                Panel<Codes>& panel) {
+    int64_t at = 0;
     for (int32_t column = 0; column < columns; column += Codes::kColumns) {
         for (int vector = 0; vector < vectors; ++vector) {
             for (int region = 0; region < Codes::kRegions; ++region) {
@@ -115,25 +116,24 @@ TMAC_ALWAYS_INLINE void multiply_panel(const QgemmArgs& args, const GroupTerms<F
 template <class Codes, int Bits, bool HasCoefficient>
 void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t row, Panel<Codes>& panel) {
     const int vectors = row + kLanes < args.row_end ? 2 : 1;
-    const uint8_t* rows[kPanelVectors];
-    for (int v = 0; v < kPanelVectors; ++v) {
-        rows[v] = codes_of_rows<Codes>(args, row + (v < vectors ? v : 0) * kLanes);
-    }
     std::memset(panel.y, 0, sizeof(panel.y[0]) * static_cast<size_t>(args.m));
     for (int32_t g = 0; g < args.num_act_groups; ++g) {
         const ActGroup& group = args.act_groups[g];
         GroupTerms<Floats> terms[kPanelVectors];
+        const uint8_t* rows[kPanelVectors];
         for (int v = 0; v < kPanelVectors; ++v) {
-            terms[v] =
-                epilogue.load(values_of_rows<Codes>(args, row + (v < vectors ? v : 0) * kLanes, group.weight_group));
+            const int64_t first = row + (v < vectors ? v : 0) * kLanes;
+            terms[v] = epilogue.load(values_of_rows<Codes>(args, first, group.weight_group));
+            rows[v] = codes_of_group<Codes>(args, first, group);
         }
         for (int32_t done = 0; done < group.padded_count; done += kPanelColumns<Codes>) {
             const int32_t left = group.padded_count - done;
             const int32_t columns = left < kPanelColumns<Codes> ? left : kPanelColumns<Codes>;
-            const int32_t column = group.padded_begin + done;
-            fill_panel<Codes>(args, rows, vectors, int64_t{column / Codes::kColumns} * Codes::kChunkBytes, columns,
-                              panel);
-            const PanelPart part{g, columns / 4, done == 0, columns == left, column};
+            fill_panel<Codes>(args, rows, vectors, columns, panel);
+            for (const uint8_t*& codes : rows) {
+                codes += columns / Codes::kColumns * Codes::kChunkBytes;
+            }
+            const PanelPart part{g, columns / 4, done == 0, columns == left, group.padded_begin + done};
             for_each_block(args.m, [&]<int M>(int32_t token) {
                 multiply_panel<Codes, Bits, HasCoefficient, M>(args, terms, part, token, panel);
             });

@@ -19,7 +19,7 @@ struct Shape {
     /// Codes are only masked, not shifted down; those at different places of a byte have sums of their own.
     static constexpr bool kSplit = kVectors * M * Codes::kScales <= kSums;
     /// Bytes ahead in every region, for more than two tokens.
-    static constexpr int kPrefetch = Codes::kTileRows > kLanes ? 1024 : 2048;
+    static constexpr int kPrefetch = Codes::kTileRows == 64 ? 1024 : 2048;
     static constexpr int kRegisters = kVectors * M * (kSplit ? Codes::kScales : 1);
     /// Chunks with sums of their own: few sums alone would wait for the latency of vpdpbusd.
     static constexpr int kChunks = kRegisters <= 2 ? 4 : kRegisters <= 4 ? 2 : 1;

@@ -33,23 +33,23 @@ struct Trits {
 
     TMAC_ALWAYS_INLINE void load(const uint8_t* codes) {
         fifth = load_bytes(codes);
-        TMAC_KEEP(fifth);
+        TMAC_IN_ORDER(fifth);
     }
     TMAC_ALWAYS_INLINE void compare() {
         rest = _mm512_cmpge_epu8_mask(fifth, bytes_of(0xc0));
-        TMAC_KEEP_MASK(rest);
+        TMAC_MASK_IN_ORDER(rest);
     }
     TMAC_ALWAYS_INLINE void look_up_plain() {
         fields = _mm512_permutexvar_epi8(fifth, _mm512_load_si512(kTritTables.plain));
-        TMAC_KEEP(fields);
+        TMAC_IN_ORDER(fields);
     }
     TMAC_ALWAYS_INLINE void look_up_rest() {
         fields = _mm512_mask_permutexvar_epi8(fields, rest, fifth, _mm512_load_si512(kTritTables.rest));
-        TMAC_KEEP(fields);
+        TMAC_IN_ORDER(fields);
     }
     TMAC_ALWAYS_INLINE void look_up_fifth() {
         fifth = _mm512_mask_permutexvar_epi8(fifth, rest, fifth, _mm512_load_si512(kTritTables.fifth));
-        TMAC_KEEP(fifth);
+        TMAC_IN_ORDER(fifth);
     }
 
     Trits() = default;
@@ -87,7 +87,7 @@ struct Trits {
 template <int V, bool Split>
 TMAC_ALWAYS_INLINE __m512i code_now(const Trits& codes) {
     __m512i bytes = Split ? codes.template scaled<V>() : codes.template code<V>();
-    TMAC_KEEP(bytes);
+    TMAC_IN_ORDER(bytes);
     return bytes;
 }
 

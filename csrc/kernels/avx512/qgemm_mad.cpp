@@ -16,12 +16,19 @@ void qgemm(const QgemmArgs& args) {
     args.m <= kLargestSmall ? qgemm_small<Codes, Bits>(args) : qgemm_panel<Codes, Bits>(args);
 }
 
-/// Both layouts of 4 bits: planes are what the look-ups read, nibbles are half the work to unpack.
+/// Bands are what look-ups decode: here come their prompts.
+template <int Bits>
+void qgemm_planes(const QgemmArgs& args) {
+    args.layout == Layout::bands ? qgemm_panel<BandQuads<Bits>, Bits>(args) : qgemm<Quads<Bits>, Bits>(args);
+}
+
+/// Nibbles are half the work to unpack.
 void qgemm_w4(const QgemmArgs& args) {
-    args.layout == Layout::nibbles ? qgemm<Nibbles<4>, 4>(args) : qgemm<Quads<4>, 4>(args);
+    args.layout == Layout::wide_nibbles ? qgemm<Nibbles<4>, 4>(args) : qgemm_planes<4>(args);
 }
 
 constexpr uint8_t kBoth = (1U << static_cast<int>(Activation::group)) | (1U << static_cast<int>(Activation::token));
+constexpr uint8_t kPlanes = bit_of(Layout::wide_quads) | bit_of(Layout::bands);
 constexpr uint32_t kFeatures = kAvx2 | kFma | kF16c | kAvx512f | kAvx512bw | kAvx512dq | kAvx512vl | kAvx512vnni;
 
 #define TMAC_ROW(suffix, bits, codebook, layout, layouts, run)                                                   \
@@ -29,22 +36,23 @@ constexpr uint32_t kFeatures = kAvx2 | kFma | kF16c | kAvx512f | kAvx512bw | kAv
         "qgemm_mad_" suffix "_avx512_vnni", bits, codebook, kBoth, Method::mad, layout, layouts, kFeatures, run, \
             act_quant, kTokenBlock                                                                               \
     }
-#define TMAC_QUADS(suffix, bits, codebook) \
-    TMAC_ROW(suffix, bits, codebook, Layout::wide_quads, bit_of(Layout::wide_quads), (qgemm<Quads<bits>, bits>))
-#define TMAC_NIBBLES(suffix, bits) \
-    TMAC_ROW(suffix, bits, Codebook::uniform, Layout::nibbles, bit_of(Layout::nibbles), (qgemm<Nibbles<bits>, bits>))
+#define TMAC_PLANES(suffix, bits, codebook) \
+    TMAC_ROW(suffix, bits, codebook, Layout::wide_quads, kPlanes, qgemm_planes<bits>)
+#define TMAC_NIBBLES(suffix, bits)                                                                \
+    TMAC_ROW(suffix, bits, Codebook::uniform, Layout::wide_nibbles, bit_of(Layout::wide_nibbles), \
+             (qgemm<Nibbles<bits>, bits>))
 
 constinit const Kernel rows[] = {
-    TMAC_QUADS("w1", 1, Codebook::uniform),
-    TMAC_QUADS("w2", 2, Codebook::uniform),
-    TMAC_QUADS("w3", 3, Codebook::uniform),
-    TMAC_ROW("w4", 4, Codebook::uniform, Layout::nibbles, bit_of(Layout::nibbles) | bit_of(Layout::wide_quads),
-             qgemm_w4),
+    TMAC_PLANES("w1", 1, Codebook::uniform),
+    TMAC_PLANES("w2", 2, Codebook::uniform),
+    TMAC_PLANES("w3", 3, Codebook::uniform),
+    TMAC_ROW("w4", 4, Codebook::uniform, Layout::wide_nibbles,
+             bit_of(Layout::wide_nibbles) | bit_of(Layout::wide_quads), qgemm_w4),
     TMAC_NIBBLES("w5", 5),
     TMAC_NIBBLES("w6", 6),
     TMAC_NIBBLES("w7", 7),
     TMAC_NIBBLES("w8", 8),
-    TMAC_QUADS("ternary", 2, Codebook::ternary),
+    TMAC_PLANES("ternary", 2, Codebook::ternary),
 };
 
 }  // namespace

@@ -26,7 +26,8 @@ PackedHeader make_header(Layout layout, int64_t n, int64_t k) {
 }  // namespace
 
 TEST_CASE("the parts follow one another, aligned, with room for every value", "[packed_weight]") {
-    for (const Layout layout : {Layout::planes, Layout::rows, Layout::quads, Layout::nibbles, Layout::wide_quads}) {
+    for (const Layout layout : {Layout::planes, Layout::rows, Layout::quads, Layout::nibbles, Layout::wide_quads,
+                                Layout::wide_nibbles, Layout::bands}) {
         for (const int64_t n : {1, 16, 33}) {
             for (const int64_t k : {1, 100, 576}) {
                 PackedHeader header = make_header(layout, n, k);
@@ -49,6 +50,16 @@ TEST_CASE("the parts follow one another, aligned, with room for every value", "[
             }
         }
     }
+}
+
+TEST_CASE("a ternary weight of five codes in a byte takes 1.6 bits, where act groups are long", "[packed_weight]") {
+    PackedHeader header = make_header(Layout::trits, 128, 4096);
+    header.spec.bits = 2;
+    header.spec.group_size = -1;
+    header.spec.activation = Activation::token;
+    CHECK(packed_parts(header).region_stride == 128 * 4100 / 5);
+    header.spec.activation = Activation::group;  // 128 columns are filled up to 140
+    CHECK(packed_parts(header).region_stride == 128 * 32 * 140 / 5);
 }
 
 TEST_CASE("sizes out of range are refused before anything is allocated", "[packed_weight]") {
@@ -85,6 +96,7 @@ TEST_CASE("the checksum sees every field", "[packed_weight]") {
     CHECK(differs([](PackedHeader& h) { h.spec.zero_point = ZeroPoint::real; }));
     CHECK(differs([](PackedHeader& h) { h.spec.activation = Activation::token; }));
     CHECK(differs([](PackedHeader& h) { h.spec.scale_format = ScaleFormat::f32; }));
+    CHECK(differs([](PackedHeader& h) { h.spec.fast_aggregation = 1; }));
     CHECK(differs([](PackedHeader& h) { h.spec.group_size = 64; }));
     CHECK(differs([](PackedHeader& h) { h.spec.fixed_zero = 7.5F; }));
     CHECK(differs([](PackedHeader& h) { h.n = 9; }));

@@ -62,6 +62,27 @@ TEST_CASE("a ternary codebook has two bits and a fixed zero", "[quant_spec]") {
     CHECK_THROWS_AS(validate(spec), std::invalid_argument);
 }
 
+TEST_CASE("fast aggregation needs table look-ups", "[quant_spec]") {
+    QuantSpec spec;
+    CHECK_THAT(to_string(spec), !TMAC_CONTAINS("fast_aggregation"));
+    spec.fast_aggregation = 1;
+    CHECK_THAT(to_string(spec), TMAC_CONTAINS("fast_aggregation=True)"));
+    for (int bits = 1; bits <= 8; ++bits) {
+        for (const Activation activation : {Activation::group, Activation::token, Activation::float_exact}) {
+            spec.bits = static_cast<uint8_t>(bits);
+            spec.activation = activation;
+            if (bits <= 4 && activation == Activation::group) {
+                CHECK_NOTHROW(validate(spec));
+            } else {
+                CHECK_THROWS_WITH(validate(spec), TMAC_CONTAINS("fast_aggregation"));
+            }
+        }
+    }
+    spec = QuantSpec{};
+    spec.fast_aggregation = 2;
+    CHECK_THROWS_WITH(validate(spec), TMAC_CONTAINS("fast_aggregation"));
+}
+
 TEST_CASE("num_groups counts a partial last group", "[quant_spec]") {
     QuantSpec spec;
     spec.group_size = 128;

@@ -1,5 +1,6 @@
 #include "kernels/registry.h"
 
+#include <algorithm>
 #include <set>
 #include <stdexcept>
 #include <string>
@@ -101,6 +102,70 @@ TEST_CASE("forced kernels take the specs they serve, and leave the others alone"
     CHECK(std::string(select_kernels(spec_of(2), forced).decode->name) == "qgemm_lut_w2_scalar");
     CHECK(std::string(select_kernels(spec_of(3), forced).decode->name) == "qgemm_lut_w3_scalar");
     CHECK(select_kernels(spec_of(4), forced).decode == select_kernels(spec_of(4), make_selection(~0U, "", "")).decode);
+}
+
+TEST_CASE("fast aggregation is served by its own class, whatever the method asked for", "[registry]") {
+    for (int bits = 1; bits <= 4; ++bits) {
+        QuantSpec spec = spec_of(bits);
+        spec.fast_aggregation = 1;
+        for (const RegistryRow& row : registry()) {
+            CHECK_FALSE((serves(*row.kernel, spec) && serves(*row.kernel, spec_of(bits))));
+        }
+        for (const char* isa : {"", "scalar", "avx2", "avx512", "neon"}) {
+            for (const char* method : {"", "lut", "mad"}) {
+                CAPTURE(bits, isa, method);
+                const std::string forced = isa;
+                const auto& rows = registry();
+                if (!forced.empty() && std::none_of(rows.begin(), rows.end(), [&](const RegistryRow& row) {
+                        return forced == name_of(row.isa);
+                    })) {
+                    continue;  // a build without that ISA
+                }
+                const KernelPair pair = select_kernels(spec, make_selection(~0U, forced, "", method));
+                CHECK(pair.decode->method == Method::lut_fast);
+                CHECK(pair.prompt == pair.decode);
+                CHECK((forced.empty() || name_of(isa_of(*pair.decode)) == forced));
+            }
+        }
+    }
+}
+
+TEST_CASE("a pinned method serves what has it, and leaves the others alone", "[registry]") {
+    const Selection lut = make_selection(~0U, "", "", "lut");
+    const Selection mad = make_selection(~0U, "", "", "mad");
+    const Selection free = make_selection(~0U, "", "");
+    for (uint8_t bits = 1; bits <= 8; ++bits) {
+        CHECK(select_kernels(spec_of(bits), mad).decode->method == Method::mad);
+        CHECK(select_kernels(spec_of(bits), mad).prompt->method == Method::mad);
+        const KernelPair pair = select_kernels(spec_of(bits), lut);
+        if (bits <= 4) {
+            CHECK(pair.decode->method == Method::lut);
+            CHECK(pair.prompt == pair.decode);
+        } else {  // there is no look-up of so many planes
+            CHECK(pair.decode == select_kernels(spec_of(bits), free).decode);
+        }
+    }
+    const QuantSpec token = spec_of(2, Codebook::ternary, Activation::token);
+    CHECK(select_kernels(token, lut).decode == select_kernels(token, free).decode);
+    CHECK(select_kernels(spec_of(4, Codebook::uniform, Activation::float_exact), mad).decode->method ==
+          Method::float_exact);
+    CHECK_THROWS_WITH(make_selection(~0U, "", "", "magic"), TMAC_CONTAINS("magic"));
+}
+
+TEST_CASE("1.6 bits are a choice for ternary weights, never what is taken unasked", "[registry]") {
+    const auto is_trit = [](const KernelPair& pair) { return pair.decode->method == Method::trit; };
+    const Selection free = make_selection(~0U, "", "");
+    const Selection pinned = make_selection(~0U, "", "", "trit");
+    for (const Activation activation : {Activation::group, Activation::token}) {
+        const QuantSpec spec = spec_of(2, Codebook::ternary, activation);
+        CHECK_FALSE(is_trit(select_kernels(spec, free)));
+        const std::vector<KernelPair> all = candidates(spec, free);
+        CHECK(std::any_of(all.begin(), all.end(), is_trit));
+        const KernelPair pair = select_kernels(spec, pinned);
+        CHECK(is_trit(pair));
+        CHECK(pair.prompt == pair.decode);
+    }
+    CHECK(select_kernels(spec_of(2), pinned).decode == select_kernels(spec_of(2), free).decode);
 }
 
 TEST_CASE("a hidden feature makes its kernels not runnable", "[registry]") {

@@ -15,9 +15,10 @@ struct Packed {
     std::vector<ActGroup> act_groups;
     int64_t padded_k;
     int64_t region_stride;
+    int64_t n;
     std::vector<uint8_t> bytes;
 
-    TiledCodes codes(Layout layout) { return {layout, bytes.data(), region_stride, padded_k}; }
+    TiledCodes codes(Layout layout) { return {layout, bytes.data(), region_stride, padded_k, n}; }
 };
 
 Packed make_packed(Layout layout, int32_t bits, int64_t n, int64_t k, int32_t group_size) {
@@ -29,7 +30,7 @@ Packed make_packed(Layout layout, int32_t bits, int64_t n, int64_t k, int32_t gr
     const int64_t tiles = (n + shape.n_tile - 1) / shape.n_tile;
     const int64_t stride =
         layout == Layout::planes ? n * ((k + 7) / 8) : tiles * (padded_k / shape.k_chunk) * shape.chunk_bytes;
-    return {make_act_groups(spec, k, shape.k_chunk), padded_k, stride,
+    return {make_act_groups(spec, k, shape.k_chunk), padded_k, stride, n,
             std::vector<uint8_t>(static_cast<size_t>(stride * shape.num_regions))};
 }
 
@@ -63,8 +64,9 @@ std::pair<int64_t, int> where(Layout layout, int32_t bits, int32_t plane, int64_
 
 TEST_CASE("unpacking inverts packing for every layout, width and size", "[tiles]") {
     Random random(3);
-    for (const Layout layout : {Layout::planes, Layout::rows, Layout::quads, Layout::nibbles, Layout::wide_quads}) {
-        for (int32_t bits = layout == Layout::nibbles ? 5 : 1; bits <= 8; ++bits) {
+    for (const Layout layout : {Layout::planes, Layout::rows, Layout::quads, Layout::nibbles, Layout::wide_quads,
+                                Layout::wide_nibbles, Layout::bands}) {
+        for (int32_t bits = layout == Layout::nibbles || layout == Layout::wide_nibbles ? 5 : 1; bits <= 8; ++bits) {
             for (const int64_t n : {1, 16, 31, 32, 65}) {
                 for (const int64_t k : {1, 8, 31, 33, 100, 128, 300}) {
                     for (const int32_t group_size : {-1, 5, 32, 100, 128}) {
@@ -90,7 +92,8 @@ TEST_CASE("rows may be packed in ranges of any length", "[tiles]") {
     Random random(4);
     const std::vector<uint8_t> planes = random_planes(random, 8, 70, 100);
     const PlanesView view{planes.data(), 8, 70, 100};
-    for (const Layout layout : {Layout::planes, Layout::rows, Layout::quads, Layout::nibbles, Layout::wide_quads}) {
+    for (const Layout layout : {Layout::planes, Layout::rows, Layout::quads, Layout::nibbles, Layout::wide_quads,
+                                Layout::wide_nibbles, Layout::bands}) {
         Packed whole = make_packed(layout, 8, 70, 100, 64);
         Packed pieces = whole;
         planes_to_layout(view, whole.act_groups, whole.codes(layout), 0, 70);
@@ -101,6 +104,52 @@ TEST_CASE("rows may be packed in ranges of any length", "[tiles]") {
     }
 }
 
+TEST_CASE("trits: unpacking inverts packing, in ranges of rows too", "[tiles]") {
+    Random random(5);
+    for (const int64_t n : {1, 16, 65, 130}) {
+        for (const int64_t k : {1, 4, 19, 20, 21, 100, 128, 300}) {
+            for (const int32_t group_size : {-1, 5, 32, 100, 128}) {
+                Packed whole = make_packed(Layout::trits, 2, n, k, group_size);
+                Packed pieces = whole;
+                const std::vector<uint8_t> codes = random.codes(n * k, 3);
+                const int64_t row_bytes = (k + 7) / 8;
+                std::vector<uint8_t> planes(static_cast<size_t>(2 * n * row_bytes));
+                for (int64_t row = 0; row < n; ++row) {
+                    codes_to_planes(codes.data() + row * k, k, 2, planes.data() + row * row_bytes, n * row_bytes);
+                }
+                const PlanesView view{planes.data(), 2, n, k};
+                planes_to_layout(view, whole.act_groups, whole.codes(Layout::trits), 0, n);
+                planes_to_layout(view, pieces.act_groups, pieces.codes(Layout::trits), n / 2, n);
+                planes_to_layout(view, pieces.act_groups, pieces.codes(Layout::trits), 0, n / 2);
+                std::vector<uint8_t> back(planes.size());
+                layout_to_planes(whole.codes(Layout::trits), whole.act_groups, view, back.data(), 0, n);
+                CAPTURE(n, k, group_size);
+                CHECK(pieces.bytes == whole.bytes);
+                CHECK(back == planes);
+            }
+        }
+    }
+}
+
+TEST_CASE("trits: byte i of a row's four has the columns i, i + 4, ..., i + 16", "[tiles]") {
+    Packed packed = make_packed(Layout::trits, 2, 70, 40, -1);
+    const auto byte_of = [&](int64_t row, int64_t column, uint8_t code) {
+        std::vector<uint8_t> planes(2 * 70 * 5);
+        planes[static_cast<size_t>(((code == 2 ? 0 : 70) + row) * 5 + column / 8)] =
+            static_cast<uint8_t>(1 << (column % 8));
+        std::fill(packed.bytes.begin(), packed.bytes.end(), uint8_t{0});
+        planes_to_layout({planes.data(), 2, 70, 40}, packed.act_groups, packed.codes(Layout::trits), 0, 70);
+        const auto at = std::find_if(packed.bytes.begin(), packed.bytes.end(), [](uint8_t byte) { return byte != 0; });
+        return std::pair<int64_t, int>{at - packed.bytes.begin(), *at};
+    };
+    // A chunk of 20 columns is 256 bytes of 64 rows; the second tile of 64 rows starts after two chunks.
+    CHECK(byte_of(0, 0, 1) == std::pair<int64_t, int>{0, 1});
+    CHECK(byte_of(0, 6, 2) == std::pair<int64_t, int>{2, 6});
+    CHECK(byte_of(3, 12, 1) == std::pair<int64_t, int>{12, 27});
+    CHECK(byte_of(3, 19, 2) == std::pair<int64_t, int>{15, 0x80});
+    CHECK(byte_of(65, 20, 1) == std::pair<int64_t, int>{2 * 256 + 256 + 4, 1});
+}
+
 TEST_CASE("quads: four bytes per row, nibble j and nibble j + 4 in byte j", "[tiles]") {
     // 128 columns are 4 chunks of 128 bytes per tile of 32 rows; a plane has 2 tiles.
     CHECK(where(Layout::quads, 2, 0, 0, 0) == std::pair<int64_t, int>{0, 0});
@@ -108,6 +157,26 @@ TEST_CASE("quads: four bytes per row, nibble j and nibble j + 4 in byte j", "[ti
     CHECK(where(Layout::quads, 2, 0, 3, 17) == std::pair<int64_t, int>{3 * 4 + 0, 5});
     CHECK(where(Layout::quads, 2, 0, 16, 64) == std::pair<int64_t, int>{2 * 128 + 64, 0});
     CHECK(where(Layout::quads, 2, 1, 33, 0) == std::pair<int64_t, int>{2 * 4 * 128 + 4 * 128 + 4, 0});
+}
+
+TEST_CASE("bands: an act group of all rows before the next, 64 rows together", "[tiles]") {
+    // 576 rows are a band of 512 and one of 64; 160 columns are act groups of 4 chunks and of 1.
+    Packed packed = make_packed(Layout::bands, 1, 576, 160, 128);
+    const auto byte_of = [&](int64_t n, int64_t k) {
+        std::vector<uint8_t> planes(576 * 20);
+        planes[static_cast<size_t>(n * 20 + k / 8)] = static_cast<uint8_t>(1 << (k % 8));
+        std::fill(packed.bytes.begin(), packed.bytes.end(), uint8_t{0});
+        planes_to_layout({planes.data(), 1, 576, 160}, packed.act_groups, packed.codes(Layout::bands), 0, 576);
+        return std::find_if(packed.bytes.begin(), packed.bytes.end(), [](uint8_t byte) { return byte != 0; }) -
+               packed.bytes.begin();
+    };
+    CHECK(byte_of(0, 0) == 0);
+    CHECK(byte_of(3, 33) == 256 + 3 * 4);
+    CHECK(byte_of(17, 0) == 17 * 4);
+    CHECK(byte_of(65, 0) == 4 * 256 + 4);
+    CHECK(byte_of(65, 128) == 512 * 16 + 256 + 4);
+    CHECK(byte_of(512, 32) == 512 * 20 + 256);
+    CHECK(byte_of(530, 128) == 512 * 20 + 64 * 16 + 18 * 4);
 }
 
 TEST_CASE("rows: one byte per row for eight columns, rows 8..15 in the upper lane", "[tiles]") {

@@ -3,81 +3,25 @@
 
 #include "ops/linear.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstddef>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <set>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "catch.h"
-#include "core/half.h"
 #include "kernels/registry.h"
 #include "ops/pack.h"
-#include "random.h"
+#include "weights.h"
 
 using namespace tmac;
 
 namespace {
-
-struct Weight {
-    QuantSpec spec;
-    int64_t n, k;
-    std::vector<uint8_t> planes;
-    std::vector<uint16_t> scales;
-    std::vector<uint16_t> zeros;
-
-    CanonicalWeight canonical() const {
-        const bool fixed = spec.zero_point == ZeroPoint::fixed;
-        return {spec,           {planes.data(), spec.bits, n, k}, scales.data(),
-                GroupType::f16, fixed ? nullptr : zeros.data(),   fixed ? GroupType::none : GroupType::f16,
-                nullptr};
-    }
-};
-
-Weight make_weight(Random& random, const QuantSpec& spec, int64_t n, int64_t k) {
-    Weight weight{spec, n, k, {}, {}, {}};
-    const int64_t row_bytes = (k + 7) / 8;
-    weight.planes.resize(static_cast<size_t>(spec.bits * n * row_bytes));
-    for (int64_t row = 0; row < n; ++row) {
-        const std::vector<uint8_t> codes = random.codes(k, spec.codebook == Codebook::ternary ? 3U : 1U << spec.bits);
-        codes_to_planes(codes.data(), k, spec.bits, weight.planes.data() + row * row_bytes, n * row_bytes);
-    }
-    for (int64_t i = 0; i < n * num_groups(spec, k); ++i) {
-        weight.scales.push_back(f32_to_f16(random.signed_unit()));
-        weight.zeros.push_back(f32_to_f16(random.signed_unit() * 4.0F));
-    }
-    return weight;
-}
-
-/// y [m, n] in a buffer of its exact size.
-std::vector<float> run_linear(const PackedWeight& packed, const std::vector<float>& x, int64_t m, int num_threads,
-                              Phase phase = Phase::by_tokens) {
-    const WeightView view = view_weight(packed.data(), packed.size());
-    std::vector<float> input = x;
-    std::vector<float> y(static_cast<size_t>(m * view.header.n), -1.0F);
-    linear({input.data(), DType::f32, m, view.header.k, view.header.k},
-           {{view, nullptr, {y.data(), DType::f32, m, view.header.n, view.header.n}}}, phase, num_threads);
-    return y;
-}
-
-std::vector<QuantSpec> specs_of(const Kernel& kernel) {
-    std::vector<QuantSpec> result;
-    for (const Activation activation : {Activation::group, Activation::token, Activation::float_exact}) {
-        for (const ZeroPoint zero_point : {ZeroPoint::fixed, ZeroPoint::offset}) {
-            for (const int32_t group_size : {32, 50, 128, -1}) {
-                QuantSpec spec;
-                spec.bits = kernel.bits;
-                spec.codebook = kernel.codebook;
-                spec.activation = activation;
-                spec.zero_point = zero_point;
-                spec.group_size = group_size;
-                spec.fixed_zero = kernel.codebook == Codebook::ternary ? 1.0F : 1.5F;
-                if (serves(kernel, spec) && (kernel.codebook == Codebook::uniform || zero_point == ZeroPoint::fixed)) {
-                    result.push_back(spec);
-                }
-            }
-        }
-    }
-    return result;
-}
 
 template <class Check>
 void for_each_runnable(const Check& check) {
@@ -89,17 +33,6 @@ void for_each_runnable(const Check& check) {
             }
         }
     }
-}
-
-/// The scalar kernel of the same class.
-const Kernel& scalar_twin(const Kernel& kernel, const QuantSpec& spec) {
-    for (const RegistryRow& row : registry()) {
-        if (row.isa == Isa::scalar && row.kernel->method == kernel.method && serves(*row.kernel, spec)) {
-            return *row.kernel;
-        }
-    }
-    FAIL("no scalar kernel beside " << kernel.name);
-    return kernel;
 }
 
 /// The kernel over each layout that it can read: its own, and that of every kernel beside which it takes prompts.
@@ -118,24 +51,81 @@ std::vector<KernelPair> pairs_of(const Kernel& kernel, const QuantSpec& spec) {
 }  // namespace
 
 TEST_CASE("every kernel gives the scalar kernel's bits", "[linear]") {
+    std::set<std::string> compared;
     for_each_runnable([&](const Kernel& kernel, const QuantSpec& spec) {
+        compared.insert(kernel.name);
         const Kernel& reference = scalar_twin(kernel, spec);
         Random random(9);
         for (const auto& [n, k] : {std::pair{1, 1}, std::pair{33, 31}, std::pair{70, 300}}) {
             const Weight weight = make_weight(random, spec, n, k);
-            constexpr int64_t kTokens = 45;
+            constexpr int64_t kTokens = 67;  // whole and partial blocks of every kernel
             const std::vector<float> x = random.floats(kTokens * k);
             const PackedWeight plain = pack(weight.canonical(), {&reference, &reference}, 1);
             const std::vector<float> want = run_linear(plain, x, kTokens, 1);
             for (const KernelPair& pair : pairs_of(kernel, spec)) {
                 const PackedWeight packed = pack(weight.canonical(), pair, 2);
-                for (const int64_t m : {1, 2, 9, 45}) {
+                for (const int64_t m : {1, 2, 3, 4, 5, 9, 67}) {
                     const std::vector<float> part(x.begin(), x.begin() + m * k);
                     const std::vector<float> start(want.begin(), want.begin() + m * n);
                     CAPTURE(n, k, m, name_of(pair.decode->layout));
                     CHECK(run_linear(packed, part, m, 2, Phase::prompt) == start);
                 }
             }
+        }
+    });
+    if (std::getenv("TMAC_TEST_LIST") != nullptr) {  // .ci/neon asks what an emulated CPU ran
+        for (const std::string& name : compared) {
+            std::printf("compared %s\n", name.c_str());
+        }
+    }
+}
+
+TEST_CASE("the largest sums of integers give the scalar kernel's bits, for every kernel", "[linear]") {
+    for_each_runnable([&](const Kernel& kernel, const QuantSpec& spec) {
+        const Kernel& reference = scalar_twin(kernel, spec);
+        Random random(12);
+        for (const bool largest_code : {false, true}) {
+            constexpr int64_t kTokens = 5;
+            Weight weight = make_weight(random, spec, 34, 300);
+            const auto largest = static_cast<uint8_t>(spec.codebook == Codebook::ternary ? 2 : (1 << spec.bits) - 1);
+            const std::vector<uint8_t> codes(300, largest_code ? largest : uint8_t{0});
+            for (int64_t row = 0; row < weight.n; ++row) {
+                const int64_t row_bytes = (weight.k + 7) / 8;
+                codes_to_planes(codes.data(), weight.k, spec.bits, weight.planes.data() + row * row_bytes,
+                                weight.n * row_bytes);
+            }
+            for (const float value : {1.0F, -1.0F}) {
+                const std::vector<float> x(static_cast<size_t>(kTokens * weight.k), value);
+                const PackedWeight plain = pack(weight.canonical(), {&reference, &reference}, 1);
+                for (const KernelPair& pair : pairs_of(kernel, spec)) {
+                    const PackedWeight packed = pack(weight.canonical(), pair, 1);
+                    CAPTURE(largest_code, value, name_of(pair.decode->layout));
+                    CHECK(run_linear(packed, x, kTokens, 1, Phase::prompt) == run_linear(plain, x, kTokens, 1));
+                }
+            }
+        }
+    });
+}
+
+TEST_CASE("activations that are not finite, huge or tiny give the scalar kernel's bits, for every kernel", "[linear]") {
+    const float infinity = std::numeric_limits<float>::infinity();
+    for_each_runnable([&](const Kernel& kernel, const QuantSpec& spec) {
+        const Kernel& reference = scalar_twin(kernel, spec);
+        Random random(13);
+        const Weight weight = make_weight(random, spec, 34, 300);
+        const PackedWeight plain = pack(weight.canonical(), {&reference, &reference}, 1);
+        const PackedWeight packed = pack(weight.canonical(), {&kernel, &kernel}, 1);
+        for (const float value : {std::nanf(""), infinity, -infinity, 3e38F, 1e-44F}) {
+            std::vector<float> x = random.floats(2 * weight.k);
+            if (value == 1e-44F) {
+                std::fill(x.begin(), x.end(), 0.0F);
+            }
+            x[150] = x[299] = value;
+            const std::vector<float> got = run_linear(packed, x, 2, 1, Phase::prompt);
+            const std::vector<float> want = run_linear(plain, x, 2, 1, Phase::prompt);
+            CAPTURE(value);
+            CHECK(std::equal(got.begin(), got.end(), want.begin(), want.end(),
+                             [](float a, float b) { return a == b || (std::isnan(a) && std::isnan(b)); }));
         }
     });
 }

@@ -30,6 +30,15 @@ def test_every_vectorized_kernel_of_the_usual_widths_is_in_a_table():
     assert want <= {name for table in TABLES for name in names(table)}
 
 
+def test_averages_have_a_table_of_their_own():
+    from benchmarks.tables import TABLES
+
+    for table in TABLES:
+        fast = table.spec.get("fast_aggregation", False)
+        assert table.name == "fast_aggregation" or not fast
+        assert all(("_lut_fast_" in name) == fast for name in names(table))
+
+
 def test_quick_is_a_part_of_the_tables():
     from benchmarks.tables import QUICK, TABLES
 
@@ -114,8 +123,10 @@ def test_without_options_every_table_is_measured(small_tables, tmp_path, capsys)
         assert {row["m"] for row in rows} == set(table.m)
         assert {row["cached"] for row in rows} == {table.cached}
         # Gaussian activations and those with outliers, for act groups of at most 128 columns.
-        assert all(0 < row["error"]["nmse"] <= 1e-4 and row["outlier_error"]["nmse"] <= 1e-3 for row in rows)
-    assert capsys.readouterr().out.count(": weights cycled over") == 3
+        worst = 10 if table.spec.get("fast_aggregation") else 1
+        assert all(0 < row["error"]["nmse"] <= worst * 1e-4 for row in rows)
+        assert all(row["outlier_error"]["nmse"] <= worst * 1e-3 for row in rows)
+    assert capsys.readouterr().out.count(": weights cycled over") == 4
 
 
 def test_one_table_can_be_asked_for(small_tables, capsys):

@@ -19,7 +19,7 @@ def tmac_command():
     def run(*arguments, timeout=300, **environment):
         clean = {name: value for name, value in os.environ.items() if not name.startswith("TMAC_")}
         command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "tmac", *map(str, arguments)]
-        env = {**clean, **{name: str(value) for name, value in environment.items()}}
+        env = {**clean, "TMAC_TUNING": "off", **{name: str(value) for name, value in environment.items()}}
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env)
 
     return run

@@ -23,7 +23,7 @@ def test_json(tmac_command):
     facts = json.loads(tmac_command("info", "--json", TMAC_ISA="scalar").stdout)
     assert facts["version"] == tmac.__version__
     assert facts["features"] == tmac.cpu_features()
-    assert facts["overrides"] == {"TMAC_ISA": "scalar"}
+    assert facts["overrides"] == {"TMAC_ISA": "scalar", "TMAC_TUNING": "off"}
     assert facts["threads"] >= 1
     assert facts["thread_backend"] == ("own" if sys.platform == "linux" else "openmp")
     assert {row["name"] for row in facts["kernels"]} == {row["name"] for row in tmac.kernels()}
@@ -39,7 +39,7 @@ def test_one_kernel_forced(tmac_command):
 
 
 @pytest.mark.parametrize("command", ["info", "demo"])
-@pytest.mark.parametrize("variable", ["TMAC_ISA", "TMAC_KERNEL", "TMAC_CPU_FEATURES"])
+@pytest.mark.parametrize("variable", ["TMAC_ISA", "TMAC_KERNEL", "TMAC_CPU_FEATURES", "TMAC_TUNING"])
 def test_a_wrong_override_is_one_line(tmac_command, tiny_gguf, command, variable):
     done = tmac_command(command, TMAC_DEMO_MODEL=tiny_gguf, **{variable: "-nonsense"})
     assert done.returncode == 2

@@ -31,13 +31,16 @@ FOREIGN = ("omp.h", "pybind11/*", "Python.h", "torch/*", "ATen/*")
 THREADS = ("thread", "mutex", "atomic", "future", "condition_variable", "core/thread_pool.h")
 OWN_POOL = "core/worker_pool.h"  # behind thread_pool.h, which knows when it may be used
 PLAIN_CORE = tuple(
-    f"core/{name}.h" for name in ("bits", "cpu_features", "group_value", "half", "layout", "portable", "quant_spec")
+    f"core/{name}.h"
+    for name in ("bits", "cpu_features", "group_value", "half", "layout", "portable", "quant_spec", "trit_byte")
 )
 
 
 def kernel_layer(isa: str) -> CppLayer:
     return CppLayer(
-        f"kernels/{isa}/*", ours=("kernels/kernel.h", "kernels/shared.h", f"kernels/{isa}/*", *PLAIN_CORE), system=BARE
+        f"kernels/{isa}/*",
+        ours=("kernels/kernel.h", "kernels/shared.h", "kernels/averages.h", f"kernels/{isa}/*", *PLAIN_CORE),
+        system=BARE,
     )
 
 
@@ -48,6 +51,7 @@ CPP_LAYERS = (
     CppLayer("layout/*", ours=("core/*", "layout/*"), never=(*FOREIGN, *THREADS, OWN_POOL, *INTRINSICS)),
     CppLayer("kernels/kernel.h", ours=PLAIN_CORE, system=("cstdint",)),
     CppLayer("kernels/shared.h", ours=("kernels/kernel.h", *PLAIN_CORE), system=BARE),
+    CppLayer("kernels/averages.h", ours=("kernels/kernel.h", *PLAIN_CORE), system=BARE),
     CppLayer("kernels/registry.*", ours=("core/*", "kernels/*"), never=(*FOREIGN, *INTRINSICS)),
     CppLayer("kernels/registry_choice.cpp", ours=("core/*", "kernels/registry.h"), never=(*FOREIGN, *INTRINSICS)),
     kernel_layer("scalar"),
@@ -86,7 +90,7 @@ class PyLayer:
     never: tuple[str, ...] = ()
 
 
-VALUES = ("_core", "spec", "codes", "threads")
+VALUES = ("_core", "spec", "codes", "threads", "tuner", "tuning_cache", "progress")
 
 PY_LAYERS = (
     PyLayer("__init__.py", ours=VALUES, lazy=True, never=("torch", "transformers")),
@@ -95,6 +99,8 @@ PY_LAYERS = (
     PyLayer("spec.py", ours=VALUES, others=("numpy",)),
     PyLayer("codes.py", ours=VALUES, others=("numpy",)),
     PyLayer("threads.py", ours=("_core",)),
+    PyLayer("tun*.py", ours=("_core", "spec", "threads", "tuner", "tuning_cache", "progress"), others=("numpy",)),
+    PyLayer("progress.py", ours=(), others=("tqdm",)),
     PyLayer("formats/*", ours=(*VALUES, "formats"), others=("numpy", "gguf", "safetensors")),
     PyLayer("nn/*", ours=(*VALUES, "nn"), others=("numpy", "torch")),
     PyLayer("quant/*", ours=(*VALUES, "nn", "quant"), others=("numpy", "torch", "tqdm", "rich")),

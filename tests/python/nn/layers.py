@@ -25,9 +25,12 @@ def random_codes(spec, n, k, perm=False, seed=0):
     return Codes(spec, codes, rng.normal(size=groups).astype(np.float16), zeros, order)
 
 
-def random_layer(spec=W4, n=40, k=96, bias=True, perm=False, seed=0):
+def random_layer(spec=W4, n=40, k=96, bias=True, perm=False, seed=0, kernel=""):
     values = torch.from_numpy(np.random.default_rng(seed + 1).normal(size=n)) if bias else None
-    return QuantLinear.from_codes(random_codes(spec, n, k, perm, seed), values)
+    layer = QuantLinear.from_codes(random_codes(spec, n, k, perm, seed), values)
+    if kernel:
+        layer.repack_(kernel)
+    return layer
 
 
 def random_input(*shape, dtype=torch.float32, seed=0):

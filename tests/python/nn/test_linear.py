@@ -243,20 +243,45 @@ def test_many_python_threads_get_equal_bits(spec):
             assert_same_bits(got, want)
 
 
+def assert_pieces_have_the_bits_of_the_whole(layer, x, sizes):
+    """Whatever the threads, and however `x` is cut."""
+    expected = layer(x)
+    try:
+        for count in (1, 2, 3):
+            tmac.set_num_threads(count)
+            assert_same_bits(layer(x), expected)
+            for size in sizes:
+                assert_same_bits(torch.cat([layer(piece) for piece in x.split(size)]), expected)
+    finally:
+        tmac.set_num_threads(0)
+
+
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_neither_threads_nor_neighbours_change_a_bit(spec):
     layer = random_layer(spec, 130, 200)
-    x = random_input(19, 200)
-    try:
-        results = []
-        for count in (1, 2, 3):
-            tmac.set_num_threads(count)
-            results.append(layer(x))
-            results.append(torch.cat([layer(row[None]) for row in x]))
-    finally:
-        tmac.set_num_threads(0)
-    for result in results[1:]:
-        assert_same_bits(result, results[0])
+    x = random_input(51, 200)
+    assert_pieces_have_the_bits_of_the_whole(layer, x[:16], sizes=(1, 3, 8))  # the class of generated tokens
+    assert_pieces_have_the_bits_of_the_whole(layer, x, sizes=(17, 34))  # the class of prompts: no piece below 17
+
+
+CANDIDATES = [(spec, pair) for spec in SPECS for pair in _core.candidate_kernels(spec)]
+PAIRS = [pytest.param(*each, id=f"{'-'.join(each[1])}-{each[0]}") for each in CANDIDATES]
+
+
+@pytest.mark.parametrize(("spec", "pair"), PAIRS)
+def test_one_class_for_both_phases_knows_no_number_of_tokens(spec, pair):
+    layer = random_layer(spec, 130, 200, kernel=pair[0])
+    assert layer.kernel == layer.prompt_kernel == pair[0]
+    assert_pieces_have_the_bits_of_the_whole(layer, random_input(19, 200), sizes=(1, 16, 18))
+
+
+@pytest.mark.parametrize(("spec", "pair"), PAIRS)
+def test_without_a_phase_seventeen_tokens_are_a_prompt(spec, pair):
+    layer = random_layer(spec, 130, 200, bias=False, kernel=",".join(pair))
+    x = random_input(17, 200)
+    for tokens, phase in ((16, "decode"), (17, "prompt")):
+        expected = _core.linear(x[:tokens].numpy(), layer.weight.numpy(), phase=phase)
+        assert_same_bits(layer(x[:tokens]), torch.from_numpy(expected))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

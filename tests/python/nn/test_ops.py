@@ -118,7 +118,10 @@ def test_functional_transforms():
     torch.testing.assert_close(torch.func.jacrev(layer)(x[0, 0]), layer.dequantize(), **TOLERANCE)
     stacked = torch.stack([layer.bias.detach(), -layer.bias.detach()])
     both = torch.func.vmap(torch.ops.tmac.linear, in_dims=(None, None, 0, None))(x, layer.weight, stacked, 40)
+    assert_same_bits(both[0], layer(x))
     torch.testing.assert_close(both[1], layer(x) - 2 * layer.bias.detach(), **TOLERANCE)
+    many = torch.func.vmap(layer)(random_input(5, 4, 96))
+    assert_same_bits(many, layer(random_input(20, 96)).view(5, 4, 40))  # the tokens of all five count together
 
 
 def test_shapes_without_data():

@@ -14,6 +14,7 @@ from tmac.nn import QuantLinear
 from .layers import TERNARY, W4, assert_same_bits, random_codes, random_input, random_layer
 
 SPECS = [W4, TERNARY, QuantSpec(3, 64, zero_point="integer"), QuantSpec(5, -1, zero_point="real"), QuantSpec(1, 32)]
+SPECS.append(QuantSpec(2, 64, fast_aggregation=True))
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)

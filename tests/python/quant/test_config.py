@@ -20,6 +20,16 @@ def test_the_default_is_four_bits_with_offsets_and_a_float_head():
         ({"zero_point": "integer"}, QuantSpec(4, 32, zero_point="integer"), None),
         ({"zero_point": "real", "bits": 3}, QuantSpec(3, 32, zero_point="real"), None),
         (
+            {"bits": 2, "sym": True, "head_bits": 8, "fast_aggregation": True},
+            QuantSpec(2, 32, fast_aggregation=True),
+            QuantSpec(8, 32),
+        ),
+        (
+            {"bits": 3, "sym": True, "head_bits": 4, "fast_aggregation": True},
+            QuantSpec(3, 32, fast_aggregation=True),
+            QuantSpec(4, 32, fast_aggregation=True),
+        ),
+        (
             {"bits": 2, "codebook": "ternary", "head_bits": 6, "group_size": -1, "activation": "token"},
             QuantSpec(2, -1, "ternary", activation="token"),
             QuantSpec(6, -1, zero_point="offset", activation="token"),
@@ -44,6 +54,8 @@ def test_specs_of_the_layers_and_of_the_head(values, spec, head):
         {"codebook": "ternary"},
         {"codebook": "ternary", "bits": 2, "zero_point": "offset"},
         {"activation": "channel"},
+        {"bits": 8, "fast_aggregation": True},
+        {"bits": 2, "activation": "token", "fast_aggregation": True},
         {"modules_to_not_convert": "lm_head"},
     ],
     ids=str,

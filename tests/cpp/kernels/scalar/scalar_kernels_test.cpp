@@ -124,11 +124,17 @@ Run run_kernel(const Kernel& kernel, const Problem& problem) {
 ///     lut: an entry is off by half a unit of 2 act_scale; a look-up of plane p counts 2^p act_scale scale, and the
 ///          planes' factors add up to 2^bits - 1: per four columns (2^bits - 1) |scale| act_scale / 2, an eighth of it
 ///          for each of four columns. The last look-up of an act group may hold one column only, so take all of it.
+///     lut_fast: a lane's tree of d levels over 2^d look-ups is off by d / 2 units more, half of the lanes upwards,
+///     half
+///          downwards: 2^d d units of four lanes' 4 * 2^d look-ups. An act group may fill its trees with zeros: for one
+///          of k columns take the 24 units of the largest tree, over k.
 ///     mad: q is off by half, which counts |w| act_scale / 2; with zeros the sum of q is what the zero multiplies.
-double rounding(const Kernel& kernel, const Problem& problem, int64_t row, int64_t column, double act_scale) {
-    if (kernel.method == Method::lut) {
+double rounding(const Kernel& kernel, const Problem& problem, const ActGroup& group, int64_t row, int64_t column,
+                double act_scale) {
+    if (kernel.method == Method::lut || kernel.method == Method::lut_fast) {
         const double scale = std::fabs(problem.scales[problem.group(row, column)]);
-        return ((1 << problem.spec.bits) - 1) * scale * act_scale * 0.5;
+        const double averages = kernel.method == Method::lut_fast ? 24.0 / group.k_count : 0.0;
+        return ((1 << problem.spec.bits) - 1) * scale * act_scale * (0.5 + averages);
     }
     return kernel.method == Method::mad ? std::fabs(problem.weight(row, column)) * act_scale * 0.5 : 0.0;
 }
@@ -156,7 +162,7 @@ void check_against_double(const Kernel& kernel, const Problem& problem) {
                 for (int64_t column = groups[i].k_begin; column < groups[i].k_begin + groups[i].k_count; ++column) {
                     const double x = problem.x[static_cast<size_t>(token * problem.k + column)];
                     expected += problem.weight(row, column) * x;
-                    bound += rounding(kernel, problem, row, column, act_scale) * 1.001;
+                    bound += rounding(kernel, problem, groups[i], row, column, act_scale) * 1.001;
                     bound += magnitude(problem, row, column) * std::fabs(x) * kFloatSlop;
                 }
             }
@@ -180,6 +186,10 @@ std::vector<QuantSpec> specs() {
                 spec.zero_point = zero_point;
                 spec.fixed_zero = bits == 1 ? 0.5F : static_cast<float>(1 << (bits - 1));
                 result.push_back(spec);
+                if (activation == Activation::group && bits <= 4) {
+                    result.push_back(spec);
+                    result.back().fast_aggregation = 1;
+                }
             }
         }
         QuantSpec ternary;
@@ -209,6 +219,9 @@ TEST_CASE("scalar kernels are within their rounding of the double sum", "[scalar
 TEST_CASE("integers that fit are summed exactly", "[scalar]") {
     // With one column of 1 per act group, every table entry and every int8 activation is +-127 exactly.
     for (QuantSpec spec : specs()) {
+        if (spec.fast_aggregation != 0) {
+            continue;  // averages of +-127 and 0 round
+        }
         spec.group_size = 4;
         spec.zero_point = ZeroPoint::fixed;
         Random random(6);
@@ -225,6 +238,33 @@ TEST_CASE("integers that fit are summed exactly", "[scalar]") {
             }
             CAPTURE(to_string(spec));
             CHECK(result.y[static_cast<size_t>(row)] == Approx(expected).epsilon(1e-5).margin(1e-4));
+        }
+    }
+}
+
+TEST_CASE("averages of equal entries are exact, in trees of every size", "[scalar]") {
+    // Columns 0, 4, 8, ... hold 1, so that all entries are +-127; rows of equal codes look up equal entries.
+    for (const int64_t k : {32, 64, 128, 160}) {
+        QuantSpec spec;
+        spec.bits = 3;
+        spec.fixed_zero = 4.0F;
+        spec.fast_aggregation = 1;
+        Random random(12);
+        Problem problem = make_problem(random, spec, 8, k, 1);
+        double sum = 0;
+        for (int64_t i = 0; i < k; ++i) {
+            problem.x[static_cast<size_t>(i)] = i % 4 == 0 ? 1.0F : 0.0F;
+            sum += problem.x[static_cast<size_t>(i)];
+            for (int64_t row = 0; row < 8; ++row) {
+                problem.codes[static_cast<size_t>(row * k + i)] = static_cast<uint8_t>(row);
+            }
+        }
+        problem.scales.assign(problem.scales.size(), 1.0F);
+        const Run result = run_kernel(scalar_kernel(spec), problem);
+        for (int64_t row = 0; row < 8; ++row) {
+            CAPTURE(k, row);
+            const double expected = (static_cast<double>(row) - 4.0) * sum;
+            CHECK(result.y[static_cast<size_t>(row)] == Approx(expected).epsilon(1e-6).margin(1e-4));
         }
     }
 }

@@ -1,0 +1,284 @@
+#pragma once
+
+#include <utility>
+
+#include "kernels/avx2/mad_dot.h"
+
+// Codes of the class `mad` as bytes: a vector holds 8 rows, in each row's four bytes four columns.
+//
+// Planes become codes by halving steps, each joining two registers, never by single bits:
+//
+//   planes a b         2-bit fields                        bits of a byte
+//   even = (a << 1 & aa) | (b & 55)                        a6b6 a4b4 a2b2 a0b0
+//   odd  = (a & aa) | (b >> 1 & 55)                        a7b7 a5b5 a3b3 a1b1
+//
+// and two such pairs become 4-bit fields in the same way with the masks cc and 33.
+
+namespace tmac::avx2 {
+namespace {
+
+TMAC_ALWAYS_INLINE __m256i load_bytes(const uint8_t* bytes) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes));
+}
+TMAC_ALWAYS_INLINE __m256i bytes_of(int value) { return _mm256_set1_epi8(static_cast<char>(value)); }
+TMAC_ALWAYS_INLINE __m256i masked(__m256i bytes, int mask) { return _mm256_and_si256(bytes, bytes_of(mask)); }
+
+struct Pair {
+    __m256i even;
+    __m256i odd;
+};
+
+/// Both selections of the drawing above from one difference: where a and b >> 1 differ under 55, odd takes the second
+/// and even the first.
+TMAC_ALWAYS_INLINE Pair join_planes(__m256i high, __m256i low) {
+    const __m256i differ = masked(_mm256_xor_si256(high, _mm256_srli_epi16(low, 1)), 0x55);
+    return {_mm256_xor_si256(low, _mm256_add_epi8(differ, differ)), _mm256_xor_si256(high, differ)};
+}
+
+TMAC_ALWAYS_INLINE Pair join_pairs(__m256i high, __m256i low) {
+    const __m256i differ = masked(_mm256_xor_si256(high, _mm256_srli_epi16(low, 2)), 0x33);
+    return {_mm256_xor_si256(low, _mm256_slli_epi16(differ, 2)), _mm256_xor_si256(high, differ)};
+}
+
+/// Bit j of a byte of every plane, as 4-bit fields: `by_bit[j]` holds bits j and j + 4. Bits beside a code narrower
+/// than its field are some other column's.
+template <int Bits>
+struct Fields {
+    static constexpr int kCount = Bits == 1 ? 1 : Bits == 2 ? 2 : 4;
+    static constexpr int kWidth = kCount;  ///< in bits
+
+    __m256i by_bit[kCount];
+
+    TMAC_ALWAYS_INLINE explicit Fields(const __m256i (&planes)[Bits]) {
+        if constexpr (Bits == 1) {
+            by_bit[0] = planes[0];
+        } else {
+            const Pair bits10 = join_planes(planes[Bits - 2], planes[Bits - 1]);
+            if constexpr (Bits == 2) {
+                by_bit[0] = bits10.even;
+                by_bit[1] = bits10.odd;
+            } else {
+                const Pair bits32 = top_pair(planes);
+                const Pair even = join_pairs(bits32.even, bits10.even);
+                const Pair odd = join_pairs(bits32.odd, bits10.odd);
+                by_bit[0] = even.even;
+                by_bit[1] = odd.even;
+                by_bit[2] = even.odd;
+                by_bit[3] = odd.odd;
+            }
+        }
+    }
+
+    static TMAC_ALWAYS_INLINE Pair top_pair(const __m256i (&planes)[Bits]) {
+        if constexpr (Bits == 3) {
+            return {planes[0], _mm256_srli_epi16(planes[0], 1)};
+        } else {
+            return join_planes(planes[0], planes[1]);
+        }
+    }
+
+    /// Codes whose bits stand at bit V of the planes' bytes.
+    template <int V>
+    TMAC_ALWAYS_INLINE __m256i code() const {
+        constexpr int kUp = V / kCount * kWidth;
+        const __m256i field = by_bit[V % kCount];
+        return masked(kUp == 0 ? field : _mm256_srli_epi16(field, kUp), (1 << Bits) - 1);
+    }
+};
+
+/// Planes of 1 to 4 bits in Layout::quads: bit j of byte 4r + i is, for j < 4, column 4i + j of row r, otherwise column
+/// 16 + 4i + (j - 4). So the bits j of a row's four bytes are four columns; activations are stored in that order.
+template <class Dot, int Bits>
+struct Quads {
+    static constexpr int kVectors = 8;  ///< of four columns, in a chunk
+    static constexpr int kColumns = 32;
+    static constexpr int kChunkBytes = 128;  ///< from one chunk of a tile to the next
+    static constexpr int kTileRows = 32;
+    static constexpr int kTogether = 1;  ///< vectors of rows that come out of the same bytes
+    static constexpr int kRegions = Bits;
+    static constexpr bool kShifted = false;  ///< codes of fewer bits are shifted up to 8
+    static constexpr int kDigits = 1;
+    static constexpr int kLargest = (1 << Bits) - 1;
+    static constexpr int kLargestSmall = Bits == 1 ? 16 : 4;  ///< tokens up to which a panel does not pay
+
+    Fields<Bits> fields;
+
+    static TMAC_ALWAYS_INLINE Fields<Bits> load(const uint8_t* codes, int64_t region_stride) {
+        __m256i planes[Bits];
+        TMAC_UNROLL
+        for (int plane = 0; plane < Bits; ++plane) {
+            planes[plane] = load_bytes(codes + plane * region_stride);
+        }
+        return Fields<Bits>(planes);
+    }
+
+    TMAC_ALWAYS_INLINE explicit Quads(const uint8_t* codes, int64_t region_stride)
+        : fields(load(codes, region_stride)) {}
+
+    template <int V, int Digit>
+    TMAC_ALWAYS_INLINE __m256i code() const {
+        return fields.template code<V>();
+    }
+};
+
+/// Codes of 4 bits, or of 5 to 8 bits shifted up to 8, in Layout::nibbles: 8 columns of 16 rows in 64 bytes of each
+/// region, 8 of the rows in 32. Byte 4r + i has half of the code of column i in its low nibble and of column 4 + i in
+/// its high nibble.
+template <class Dot, int Bits>
+struct Nibbles {
+    static constexpr int kVectors = 2;
+    static constexpr int kColumns = 8;
+    static constexpr int kChunkBytes = 64;
+    static constexpr int kTileRows = 16;
+    static constexpr int kTogether = 1;  ///< vectors of rows that come out of the same bytes
+    static constexpr int kRegions = Bits > 4 ? 2 : 1;
+    static constexpr bool kJoined = Bits > 4 && Dot::kWholeBytes;
+    static constexpr bool kShifted = Bits > 4;              ///< codes of fewer bits are shifted up to 8
+    static constexpr int kDigits = kJoined ? 1 : kRegions;  ///< most significant first, 4 bits each
+    static constexpr int kLargest = kJoined ? 255 : 15;
+    static constexpr int kLargestSmall = Bits > 4 ? 4 : 16;  ///< tokens up to which a panel does not pay
+
+    __m256i first[kDigits];
+    __m256i second[kDigits];
+
+    TMAC_ALWAYS_INLINE explicit Nibbles(const uint8_t* codes, int64_t region_stride) {
+        const __m256i top = load_bytes(codes);
+        if constexpr (kJoined) {
+            const __m256i low = load_bytes(codes + region_stride);
+            first[0] = _mm256_or_si256(_mm256_slli_epi16(masked(top, 0x0f), 4), masked(low, 0x0f));
+            second[0] = _mm256_or_si256(masked(top, 0xf0), masked(_mm256_srli_epi16(low, 4), 0x0f));
+        } else {
+            split(top, 0);
+            if constexpr (kDigits == 2) {
+                split(load_bytes(codes + region_stride), 1);
+            }
+        }
+    }
+
+    TMAC_ALWAYS_INLINE void split(__m256i bytes, int digit) {
+        first[digit] = masked(bytes, 0x0f);
+        second[digit] = masked(_mm256_srli_epi16(bytes, 4), 0x0f);
+    }
+
+    template <int V, int Digit>
+    TMAC_ALWAYS_INLINE __m256i code() const {
+        return V == 0 ? first[Digit] : second[Digit];
+    }
+};
+
+/// Planes of 1 to 4 bits in Layout::rows, 8 columns of 32 rows in 32 bytes: a byte is a row. Unpacking the bytes of
+/// four columns puts a row's side by side; the four results are then what Nibbles has, for 8 rows each.
+template <class Dot, int Bits>
+struct Rows {
+    static constexpr int kVectors = 2;
+    static constexpr int kColumns = 8;
+    static constexpr int kChunkBytes = 32;
+    static constexpr int kTileRows = 32;
+    static constexpr int kTogether = 4;  ///< vectors of rows that come out of the same bytes
+    static constexpr int kRegions = Bits;
+    static constexpr bool kShifted = false;  ///< codes of fewer bits are shifted up to 8
+    static constexpr int kDigits = 1;
+    static constexpr int kLargest = (1 << Bits) - 1;
+
+    __m256i rows[4];  ///< of 8 rows each
+
+    TMAC_ALWAYS_INLINE explicit Rows(const uint8_t* codes, int64_t region_stride) {
+        // Unpacked twice, a vector has what began in the same four bytes of both lanes: rows 8v.. and 8v + 4.. belong
+        // there, the layout has rows 0 4 16 20 | 8 12 24 28.
+        const __m256i order = _mm256_setr_epi32(0, 4, 2, 6, 1, 5, 3, 7);
+        __m256i planes[Bits];
+        TMAC_UNROLL
+        for (int plane = 0; plane < Bits; ++plane) {
+            planes[plane] = _mm256_permutevar8x32_epi32(load_bytes(codes + plane * region_stride), order);
+        }
+        const Fields<Bits> fields(planes);
+        __m256i column[4];
+        TMAC_UNROLL
+        for (int i = 0; i < 4; ++i) {
+            // Fields of less than four bits: two or four columns share a register.
+            const int up = i / Fields<Bits>::kCount * Fields<Bits>::kWidth;
+            const __m256i field = fields.by_bit[i % Fields<Bits>::kCount];
+            column[i] = up == 0 ? field : _mm256_srli_epi16(field, up);
+        }
+        const __m256i low01 = _mm256_unpacklo_epi8(column[0], column[1]);
+        const __m256i high01 = _mm256_unpackhi_epi8(column[0], column[1]);
+        const __m256i low23 = _mm256_unpacklo_epi8(column[2], column[3]);
+        const __m256i high23 = _mm256_unpackhi_epi8(column[2], column[3]);
+        rows[0] = _mm256_unpacklo_epi16(low01, low23);
+        rows[1] = _mm256_unpackhi_epi16(low01, low23);
+        rows[2] = _mm256_unpacklo_epi16(high01, high23);
+        rows[3] = _mm256_unpackhi_epi16(high01, high23);
+    }
+
+    /// Columns 4V.. of 8 rows.
+    template <int V>
+    TMAC_ALWAYS_INLINE __m256i code(int vector) const {
+        return masked(V == 0 ? rows[vector] : _mm256_srli_epi16(rows[vector], 4), (1 << Bits) - 1);
+    }
+};
+
+/// First byte of 8 rows, `row` being a multiple of 8 (of 32 in Layout::rows).
+template <class Codes>
+TMAC_ALWAYS_INLINE const uint8_t* codes_of_rows(const QgemmArgs& args, int64_t row) {
+    const int64_t tile_bytes = args.padded_k / Codes::kColumns * Codes::kChunkBytes;
+    return args.codes + row / Codes::kTileRows * tile_bytes + row % Codes::kTileRows * 4;
+}
+
+/// Index of the group values of 8 rows in the tiled order.
+template <class Codes>
+TMAC_ALWAYS_INLINE int64_t values_of_rows(const QgemmArgs& args, int64_t row, int32_t weight_group) {
+    return (row / Codes::kTileRows * args.num_groups + weight_group) * Codes::kTileRows + row % Codes::kTileRows;
+}
+
+TMAC_ALWAYS_INLINE __m256i broadcast_four(const int8_t* q) {
+    int32_t word = 0;
+    std::memcpy(&word, q, sizeof(word));
+    return _mm256_set1_epi32(word);
+}
+
+constexpr int kTokenBlock = 4;  ///< tokens whose sums, for 16 rows, leave room for the codes in 16 registers
+
+/// Calls body.template operator()<M>(token) for every block of M tokens of [0, m).
+template <class Body>
+TMAC_ALWAYS_INLINE void for_each_block(int32_t m, const Body& body) {
+    for (int32_t token = 0; token < m;) {
+        const int32_t count = tokens_in_block(m - token, kTokenBlock);
+        const auto run = [&]<int... Less>(std::integer_sequence<int, Less...>) {
+            ((count == Less + 1 ? body.template operator()<Less + 1>(token) : void()), ...);
+        };
+        run(std::make_integer_sequence<int, kTokenBlock>());
+        token += count;
+    }
+}
+
+/// How a code's sum is counted.
+struct Centre {
+    int32_t code;   ///< 2^(bits-1)
+    int32_t shift;  ///< codes are multiplied shifted up by this
+};
+
+template <class Codes>
+TMAC_ALWAYS_INLINE Centre centre_of(const QgemmArgs& args) {
+    return {1 << (args.spec->bits - 1), Codes::kShifted ? 8 - args.spec->bits : 0};
+}
+
+/// What an act group's sum of codes counts too much.
+TMAC_ALWAYS_INLINE __m256i start_of_count(const Centre& centre, int32_t act_isum) {
+    return _mm256_set1_epi32(centre.code * act_isum);
+}
+
+/// The sum of an act group: digits weighed, and counted from the centre.
+template <class Codes>
+TMAC_ALWAYS_INLINE __m256i total_of(const __m256i* digits, const Centre& centre, __m256i from) {
+    __m256i sum = digits[0];
+    if constexpr (Codes::kDigits == 2) {
+        sum = _mm256_add_epi32(_mm256_slli_epi32(digits[0], 4), digits[1]);
+    }
+    if constexpr (Codes::kShifted) {
+        sum = _mm256_sra_epi32(sum, _mm_cvtsi32_si128(centre.shift));
+    }
+    return _mm256_sub_epi32(sum, from);
+}
+
+}  // namespace
+}  // namespace tmac::avx2

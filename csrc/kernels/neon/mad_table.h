@@ -1,0 +1,51 @@
+#pragma once
+
+#include "core/cpu_features.h"
+#include "kernels/neon/kernels.h"
+#include "kernels/neon/mad_codes.h"
+
+// The rows of the registry, alike for every instruction that multiplies bytes. `Tech` is a type with
+//
+//     template <class Codes, int Bits> static void run(const QgemmArgs& args)
+//
+// Fewer than 4 bits are packed as planes, which the look-ups read, too; 4 bits as nibbles, which are the fastest to
+// unpack, and prompts also take them as planes, beside the look-ups.
+
+namespace tmac::neon {
+namespace {
+
+template <class Tech, int Bits>
+void qgemm(const QgemmArgs& args) {
+    if constexpr (Bits < 4) {
+        Tech::template run<Quads<Bits>, Bits>(args);
+    } else if constexpr (Bits > 4) {
+        Tech::template run<Nibbles<Bits>, Bits>(args);
+    } else {
+        args.layout == Layout::quads ? Tech::template run<Quads<Bits>, Bits>(args)
+                                     : Tech::template run<Nibbles<Bits>, Bits>(args);
+    }
+}
+
+constexpr uint8_t kBoth = (1U << static_cast<int>(Activation::group)) | (1U << static_cast<int>(Activation::token));
+
+template <class Tech, int Bits>
+constexpr Kernel mad_row(const char* name, Codebook codebook, uint32_t features) {
+    constexpr Layout kLayout = Bits < 4 ? Layout::quads : Layout::nibbles;
+    constexpr uint8_t kLayouts = bit_of(kLayout) | (Bits == 4 ? bit_of(Layout::quads) : 0);
+    return {name, Bits, codebook, kBoth, Method::mad, kLayout, kLayouts, features, qgemm<Tech, Bits>, act_quant};
+}
+
+/// `suffix`: the end of the names, a string literal.
+#define TMAC_MAD_ROWS(Tech, suffix, features)                                  \
+    mad_row<Tech, 1>("qgemm_mad_w1_" suffix, Codebook::uniform, features),     \
+        mad_row<Tech, 2>("qgemm_mad_w2_" suffix, Codebook::uniform, features), \
+        mad_row<Tech, 3>("qgemm_mad_w3_" suffix, Codebook::uniform, features), \
+        mad_row<Tech, 4>("qgemm_mad_w4_" suffix, Codebook::uniform, features), \
+        mad_row<Tech, 5>("qgemm_mad_w5_" suffix, Codebook::uniform, features), \
+        mad_row<Tech, 6>("qgemm_mad_w6_" suffix, Codebook::uniform, features), \
+        mad_row<Tech, 7>("qgemm_mad_w7_" suffix, Codebook::uniform, features), \
+        mad_row<Tech, 8>("qgemm_mad_w8_" suffix, Codebook::uniform, features), \
+        mad_row<Tech, 2>("qgemm_mad_ternary_" suffix, Codebook::ternary, features)
+
+}  // namespace
+}  // namespace tmac::neon
