@@ -14,8 +14,9 @@ enum class Layout : uint8_t {
     wide_quads,  ///< quads in tiles of 64 rows
     wide_nibbles,  ///< nibbles in tiles of 32 rows
     bands,         ///< quads in bands of 512 rows, where one act group of all rows comes before the next
+    trits,         ///< ternary; tiles of 64 rows; 20 columns of 16 rows in 64 bytes, four per row (core/trit_byte.h)
 };
-inline constexpr int kNumLayouts = 7;
+inline constexpr int kNumLayouts = 8;
 
 /// Sets of layouts.
 constexpr uint8_t bit_of(Layout layout) { return static_cast<uint8_t>(1U << static_cast<int>(layout)); }
@@ -40,6 +41,8 @@ constexpr LayoutShape layout_shape(Layout layout, int32_t bits) {
             return {16, 8, 64, bits > 4 ? 2 : 1};
         case Layout::wide_nibbles:
             return {32, 8, 128, bits > 4 ? 2 : 1};
+        case Layout::trits:
+            return {64, 20, 256, 1};
         case Layout::planes:
             break;
     }

@@ -7,6 +7,8 @@
 // TMAC_NOINLINE keeps an inner loop's registers apart from those of its caller.
 // TMAC_KEEP ends a step of such a loop for one register: left alone, gcc computes all products of a step before it adds
 // the first, and has no registers left for them.
+// TMAC_IN_ORDER computes a vector before whatever follows, TMAC_MASK_IN_ORDER a mask: for loops whose order was
+// measured. TMAC_OPAQUE makes the compiler forget what it knows of a pointer: what is read through it is read again.
 
 #if defined(_MSC_VER) && !defined(__clang__)
 #include <intrin.h>
@@ -14,6 +16,9 @@
 #define TMAC_NOINLINE __declspec(noinline)
 #define TMAC_UNROLL
 #define TMAC_KEEP(vector)
+#define TMAC_IN_ORDER(vector) static_cast<void>(vector)
+#define TMAC_MASK_IN_ORDER(mask) static_cast<void>(mask)
+#define TMAC_OPAQUE(pointer) static_cast<void>(pointer)
 #if defined(_M_X64)
 #define TMAC_PREFETCH(address) _mm_prefetch(reinterpret_cast<const char*>(address), _MM_HINT_T0)
 #define TMAC_PAUSE() _mm_pause()
@@ -34,6 +39,11 @@
 #else
 #define TMAC_UNROLL _Pragma("GCC unroll 16")
 #endif
+#if defined(__x86_64__)
+#define TMAC_IN_ORDER(vector) __asm__ __volatile__("" : "+v"(vector))
+#define TMAC_MASK_IN_ORDER(mask) __asm__ __volatile__("" : "+Yk"(mask))
+#endif
+#define TMAC_OPAQUE(pointer) __asm__ __volatile__("" : "+r"(pointer))
 #define TMAC_PREFETCH(address) __builtin_prefetch(address)
 #if defined(__x86_64__) || defined(__i386__)
 #define TMAC_PAUSE() __builtin_ia32_pause()

@@ -9,7 +9,7 @@
 namespace tmac {
 
 enum class Isa : uint8_t { scalar, avx2, avx512, neon };
-enum class Method : uint8_t { lut, mad, float_exact, lut_fast };
+enum class Method : uint8_t { lut, mad, float_exact, lut_fast, trit };
 
 inline constexpr int32_t kLutGroup = 4;     ///< columns per table look-up (T-MAC's g)
 inline constexpr int32_t kLutEntries = 16;  ///< entries of a table: one per sign pattern of its columns

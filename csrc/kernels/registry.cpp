@@ -28,9 +28,9 @@ std::vector<RegistryRow> collect() {
     const IsaTable tables[] = {
 #ifdef TMAC_HAS_X86_KERNELS
         {Isa::avx512, &avx512::qgemm_lut},  {Isa::avx512, &avx512::qgemm_lut_fast},
-        {Isa::avx512, &avx512::qgemm_mad},  {Isa::avx2, &avx2::qgemm_lut},
-        {Isa::avx2, &avx2::qgemm_lut_fast}, {Isa::avx2, &avx2::qgemm_mad_vnni},
-        {Isa::avx2, &avx2::qgemm_mad},
+        {Isa::avx512, &avx512::qgemm_mad},  {Isa::avx512, &avx512::qgemm_trit},
+        {Isa::avx2, &avx2::qgemm_lut},      {Isa::avx2, &avx2::qgemm_lut_fast},
+        {Isa::avx2, &avx2::qgemm_mad_vnni}, {Isa::avx2, &avx2::qgemm_mad},
 #endif
 #ifdef TMAC_HAS_NEON_KERNELS
         {Isa::neon, &neon::qgemm_lut},      {Isa::neon, &neon::qgemm_lut_fast},
@@ -39,6 +39,7 @@ std::vector<RegistryRow> collect() {
 #endif
         {Isa::scalar, &scalar::qgemm_lut},  {Isa::scalar, &scalar::qgemm_lut_fast},
         {Isa::scalar, &scalar::qgemm_mad},  {Isa::scalar, &scalar::qgemm_float},
+        {Isa::scalar, &scalar::qgemm_trit},
     };
     std::vector<RegistryRow> rows;
     for (const IsaTable& entry : tables) {
@@ -88,13 +89,13 @@ const char* name_of(Isa isa) {
 }
 
 const char* name_of(Method method) {
-    static constexpr const char* kNames[] = {"lut", "mad", "float", "lut_fast"};
+    static constexpr const char* kNames[] = {"lut", "mad", "float", "lut_fast", "trit"};
     return kNames[static_cast<int>(method)];
 }
 
 const char* name_of(Layout layout) {
     static constexpr const char* kNames[] = {"planes",     "rows",         "quads", "nibbles",
-                                             "wide_quads", "wide_nibbles", "bands"};
+                                             "wide_quads", "wide_nibbles", "bands", "trits"};
     return kNames[static_cast<int>(layout)];
 }
 
@@ -140,8 +141,9 @@ bool Selection::selectable(const RegistryRow& row) const {
 Selection make_selection(uint32_t features, const std::string& isa, const std::string& kernel_names,
                          const std::string& method) {
     Selection chosen{features, isa, method, {}};
-    TMAC_CHECK(method.empty() || method == name_of(Method::lut) || method == name_of(Method::mad),
-               "[TMAC_METHOD] unknown '", method, "'; known are lut, mad");
+    TMAC_CHECK(method.empty() || method == name_of(Method::lut) || method == name_of(Method::mad) ||
+                   method == name_of(Method::trit),
+               "[TMAC_METHOD] unknown '", method, "'; known are lut, mad, trit");
     if (!isa.empty()) {
         check_isa(chosen);
     }

@@ -4,9 +4,11 @@
 #include <cstring>
 
 #include "core/bits.h"
+#include "core/trit_byte.h"
 
-// Every layout here stores, for one row, one region and 32 (lut) or 8 (nibbles) columns, an independent little word. A
-// layout is therefore two functions: where that word lies, and how 32 plane bits (or 8 codes) turn into it and back.
+// Every layout here stores, for one row, one region and 32 (lut) 8 (nibbles) or 20 (trits) columns, an independent
+// little word. A layout is therefore two functions: where that word lies, and how 32 plane bits (or 8 or 20 codes) turn
+// into it and back.
 
 namespace tmac {
 namespace {
@@ -103,6 +105,64 @@ uint64_t get_codes(const uint8_t* top, int64_t region_stride, int32_t bits) {
     return (unfold_halves(high) << 4) | unfold_halves(low);
 }
 
+// ---- trits: byte j of a row's four = codes j, j+4, ..., j+16 ----
+
+/// 20 columns' bits of both planes.
+struct TwoPlanes {
+    uint32_t high;
+    uint32_t low;
+};
+
+constexpr uint32_t kTritCodes = 243;
+
+struct TritLookups {
+    uint8_t byte[kTritCodes];  ///< of s + 81 code4
+    TwoPlanes planes[256];     ///< of a byte, code j in bit 4j
+};
+
+consteval TritLookups make_trit_lookups() {
+    TritLookups tables{};
+    for (uint32_t i = 0; i < kTritCodes; ++i) {
+        tables.byte[i] = static_cast<uint8_t>(trit_byte_of(i % 81, i / 81));
+    }
+    for (uint32_t byte = 0; byte < 256; ++byte) {
+        const uint32_t codes = codes_of_trit_byte(byte);
+        for (int j = 0; j < kTritsInByte; ++j) {
+            tables.planes[byte].low |= (codes >> (2 * j) & 1U) << (4 * j);
+            tables.planes[byte].high |= (codes >> (2 * j + 1) & 1U) << (4 * j);
+        }
+    }
+    return tables;
+}
+
+constexpr TritLookups kTritLookups = make_trit_lookups();
+
+/// Codes of the columns [4j, 4j + 4) in four bytes.
+constexpr uint32_t four_codes(const TwoPlanes& bits, int j) {
+    constexpr uint32_t kSpread = 0x00204081U;  // bit i of a nibble -> bit 8i
+    constexpr uint32_t kOnes = 0x01010101U;
+    return ((bits.low >> (4 * j) & 15U) * kSpread & kOnes) + 2 * ((bits.high >> (4 * j) & 15U) * kSpread & kOnes);
+}
+
+void put_trits(uint8_t* chunk, int64_t row, const TwoPlanes& bits) {
+    const uint32_t first = four_codes(bits, 0) + 3 * four_codes(bits, 1);
+    const uint32_t s = first + 9 * (four_codes(bits, 2) + 3 * four_codes(bits, 3));  // four of at most 80
+    const uint32_t fifth = four_codes(bits, 4);
+    for (int i = 0; i < 4; ++i) {
+        chunk[row * 4 + i] = kTritLookups.byte[(s >> (8 * i) & 0xffU) + 81 * (fifth >> (8 * i) & 0xffU)];
+    }
+}
+
+TwoPlanes get_trits(const uint8_t* chunk, int64_t row) {
+    TwoPlanes bits{0, 0};
+    for (int i = 0; i < 4; ++i) {
+        const TwoPlanes& of_byte = kTritLookups.planes[chunk[row * 4 + i]];
+        bits.high |= of_byte.high << i;
+        bits.low |= of_byte.low << i;
+    }
+    return bits;
+}
+
 bool in_nibbles(Layout layout) { return layout == Layout::nibbles || layout == Layout::wide_nibbles; }
 
 /// The chunks of one row: where they lie in the first region.
@@ -123,7 +183,7 @@ struct RowChunks {
 
     int64_t row_in_chunk() const { return row % shape.n_tile; }
 
-    /// Calls visit(column, count, chunk) for every 32 (or 8) columns.
+    /// Calls visit(column, count, chunk) for every 32 (or 8, or 20) columns.
     template <class Visit>
     void for_each(const std::vector<ActGroup>& act_groups, const Visit& visit) const {
         for (const ActGroup& group : act_groups) {
@@ -158,6 +218,13 @@ void planes_to_layout(const PlanesView& planes, const std::vector<ActGroup>& act
             });
             continue;
         }
+        if (out.layout == Layout::trits) {
+            chunks.for_each(act_groups, [&](int64_t column, int64_t count, uint8_t* chunk) {
+                put_trits(chunk, in_chunk,
+                          {load_bits(planes.row(0, row), column, count), load_bits(planes.row(1, row), column, count)});
+            });
+            continue;
+        }
         for (int32_t plane = 0; plane < planes.bits; ++plane) {
             const uint8_t* source = planes.row(plane, row);
             const int64_t region = plane * out.region_stride;
@@ -188,6 +255,14 @@ void layout_to_planes(const TiledCodes& in, const std::vector<ActGroup>& act_gro
                 for (int32_t plane = 0; plane < view.bits; ++plane) {
                     or_bits(plane_row(plane), column, count, gather_bits((eight >> (7 - plane)) & kLowBits));
                 }
+            });
+            continue;
+        }
+        if (in.layout == Layout::trits) {
+            chunks.for_each(act_groups, [&](int64_t column, int64_t count, const uint8_t* chunk) {
+                const TwoPlanes bits = get_trits(chunk, in_chunk);
+                or_bits(plane_row(0), column, count, bits.high);
+                or_bits(plane_row(1), column, count, bits.low);
             });
             continue;
         }

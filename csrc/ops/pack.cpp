@@ -31,6 +31,17 @@ void check_parts(const CanonicalWeight& weight, const KernelPair& kernels) {
                "[pack] zeros are wanted exactly where zero_point is not 'fixed'");
 }
 
+/// Layout::trits has no room for a code 3, which planes can hold.
+void check_trits(const PlanesView& planes) {
+    for (int64_t row = 0; row < planes.n; ++row) {
+        uint8_t both = 0;
+        for (int64_t i = 0; i < planes.row_bytes(); ++i) {
+            both = static_cast<uint8_t>(both | (planes.row(0, row)[i] & planes.row(1, row)[i]));
+        }
+        TMAC_CHECK(both == 0, "[pack] row ", row, " of a ternary weight has a code 3; codes are 0, 1 and 2");
+    }
+}
+
 PackedHeader make_header(const CanonicalWeight& weight, const KernelPair& kernels) {
     PackedHeader header{};
     std::memcpy(header.magic, kPackedMagic, sizeof(kPackedMagic));
@@ -129,6 +140,9 @@ void check_permutation(const int32_t* perm, int64_t k) {
 PackedWeight pack(const CanonicalWeight& weight, const KernelPair& kernels, int num_threads) {
     check_parts(weight, kernels);
     const PackedHeader header = make_header(weight, kernels);
+    if (header.layout == Layout::trits) {
+        check_trits(weight.planes);
+    }
     const PackedParts parts = packed_parts(header);
     PackedWeight packed(header, parts);
     const WeightView view{header, parts, kernels, packed.data()};

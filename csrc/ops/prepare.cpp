@@ -19,6 +19,7 @@ int64_t bytes_of_columns(Method method, int64_t padded_k) {
         case Method::lut_fast:
             return padded_k * (kLutEntries / kLutGroup);
         case Method::mad:
+        case Method::trit:
             return padded_k;
         case Method::float_exact:
             break;

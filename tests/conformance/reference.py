@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
-Method = Literal["lut", "lut_fast", "mad", "float"]
+Method = Literal["lut", "lut_fast", "mad", "float", "trit"]
 
 ONE, HALF, LIMIT = np.float32(1), np.float32(0.5), np.float32(127)
 HUGE_ACT_SCALE = np.float32(2.0**56)
@@ -96,6 +96,8 @@ def method_of(weight: Weight) -> Method:
         return "float"
     if weight.spec.fast_aggregation:
         return "lut_fast"
+    if weight.method == "trit":  # another way to hold the codes, the same numbers
+        return "mad"
     return weight.method or ("lut" if weight.spec.activation == "group" and weight.spec.bits <= 4 else "mad")
 
 

@@ -14,6 +14,7 @@ from tmac import _core
 from .cases import (
     BUDGET,
     GROUP_SIZES,
+    KERNELS,
     SHAPES,
     ZERO_KINDS,
     Case,
@@ -64,6 +65,18 @@ def test_unpack_is_the_inverse_of_pack(case: Case) -> None:
             if perm is None:
                 dense = _core.dequantize(packed.buffer(), num_threads=2)
                 assert same_bits(dense, weight.dequantize_f32()), f"{spec} n={n} k={k}"
+
+
+@pytest.mark.parametrize("name", [row["name"] for row in _core.kernels() if row["layout"] == "trits"])
+def test_five_codes_in_a_byte_have_no_room_for_a_three(name: str) -> None:
+    need(next(row for row in KERNELS if row["name"] == name))
+    spec = make_spec(2, "ternary", "token", -1, ZERO_KINDS[0])
+    codes = np.random.default_rng(0).integers(0, 3, (70, 41), dtype=np.uint8)
+    scales = np.ones((70, 1), np.float16)
+    _core.pack(spec, _core.codes_to_planes(codes, 2), 41, scales, kernel=name)
+    codes[66, 40] = 3
+    with pytest.raises(ValueError, match=r"row 66 .* code 3"):
+        _core.pack(spec, _core.codes_to_planes(codes, 2), 41, scales, kernel=name)
 
 
 @each_kernel

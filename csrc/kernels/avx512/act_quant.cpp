@@ -76,7 +76,7 @@ void quantize_group(const PrepareArgs& args, int32_t index, const Magnitudes& ma
         const __m512i rounded_i32x16 = _mm512_cvtps_epi32(scaled);
         sum_i32x16 = _mm512_add_epi32(sum_i32x16, rounded_i32x16);
         const __m128i bytes = in_order(args.layout, _mm512_cvtepi32_epi8(rounded_i32x16));
-        const int32_t left = group.padded_count - at;  // a multiple of 8, so the last step may be half
+        const int32_t left = group.padded_count - at;  // a multiple of 4
         store_fours(q, args.act_step, bytes, left >= kLanes ? 4 : left / 4);
         q += 4 * args.act_step;
     }
@@ -124,7 +124,7 @@ void act_quant(const PrepareArgs& args) {
     }
     for (int32_t index = 0; index < args.num_act_groups; ++index) {
         const ActGroup& group = args.act_groups[index];
-        if (!per_token && group.k_count == kMostSteps * kLanes) {
+        if (!per_token && group.k_count == kMostSteps * kLanes && group.padded_count == group.k_count) {
             quantize_full_group(args, index);
         } else {
             quantize_group(args, index, per_token ? token : magnitudes_of(args, group));

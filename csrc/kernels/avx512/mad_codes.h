@@ -52,6 +52,7 @@ struct Quads {
     static constexpr int kTileRows = 64;
     static constexpr int kRegions = Bits;
     static constexpr int kShift = 0;  ///< a code vector holds codes << kShift
+    static constexpr bool kRowsInTurn = false;
     static constexpr int kFields = Bits == 1 ? 1 : Bits == 2 ? 2 : 4;
     static constexpr int kFieldBits = 8 / (kVectors / kFields);  ///< 1, 2 or 4
 
@@ -112,6 +113,7 @@ struct Nibbles {
     static constexpr int kTileRows = 32;
     static constexpr int kRegions = Bits > 4 ? 2 : 1;
     static constexpr int kShift = Bits > 4 ? 8 - Bits : 0;
+    static constexpr bool kRowsInTurn = false;
 
     __m512i first;
     __m512i second;

@@ -2,19 +2,22 @@
 
 #include "kernels/avx512/mad_codes.h"
 
-// Many tokens: 32 rows of at most 128 columns are unpacked once, into a panel that stays in the L1 cache, and
+// Many tokens: 32 rows of about 128 columns are unpacked once, into a panel that stays in the L1 cache, and
 // multiplied with all tokens, eight at a time. Results wait in a small tile until all columns are through.
 
 namespace tmac::avx512 {
 namespace {
 
 constexpr int kPanelVectors = 2;  ///< registers of 16 rows
-constexpr int kPanelColumns = 128;
 constexpr int kPanelTokens = kMaxTokens;
-constexpr int kPanelSteps = kPanelColumns / 4;
 
+/// Whole chunks that hold an act group of 128 columns.
+template <class Codes>
+constexpr int kPanelColumns = (128 + Codes::kColumns - 1) / Codes::kColumns * Codes::kColumns;
+
+template <class Codes>
 struct Panel {
-    alignas(64) uint8_t codes[kPanelSteps][kPanelVectors][64];
+    alignas(64) uint8_t codes[kPanelColumns<Codes> / 4][kPanelVectors][64];
     alignas(64) float y[kPanelTokens][kPanelVectors][kLanes];
     alignas(64) int32_t isum[kPanelTokens][kPanelVectors][kLanes];  ///< of an act group that is longer than a panel
 };
@@ -28,7 +31,7 @@ TMAC_ALWAYS_INLINE void unpack_chunk(const Codes& codes, uint8_t (*steps)[kPanel
 /// The next `columns` of the rows' codes, four columns a step.
 template <class Codes>
 void fill_panel(const QgemmArgs& args, const uint8_t* const (&rows)[kPanelVectors], int vectors, int32_t columns,
-                Panel& panel) {
+                Panel<Codes>& panel) {
     int64_t at = 0;
     for (int32_t column = 0; column < columns; column += Codes::kColumns) {
         for (int vector = 0; vector < vectors; ++vector) {
@@ -53,7 +56,7 @@ struct PanelPart {
 
 template <class Codes, int Bits, bool HasCoefficient, int M>
 TMAC_ALWAYS_INLINE void multiply_panel(const QgemmArgs& args, const GroupTerms<Floats> (&terms)[kPanelVectors],
-                                       const PanelPart& part, int32_t token, Panel& panel) {
+                                       const PanelPart& part, int32_t token, Panel<Codes>& panel) {
     constexpr int kUnroll = Codes::kColumns / 4;  // steps: every act group is padded to a multiple of them
     __m512i isum_i32x16[M][kPanelVectors];
     const int64_t groups = args.num_act_groups;  // known not to change when results are stored
@@ -111,7 +114,7 @@ TMAC_ALWAYS_INLINE void multiply_panel(const QgemmArgs& args, const GroupTerms<F
 
 /// Rows [row, row + 32) times at most kPanelTokens tokens.
 template <class Codes, int Bits, bool HasCoefficient>
-void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t row, Panel& panel) {
+void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t row, Panel<Codes>& panel) {
     const int vectors = row + kLanes < args.row_end ? 2 : 1;
     std::memset(panel.y, 0, sizeof(panel.y[0]) * static_cast<size_t>(args.m));
     for (int32_t g = 0; g < args.num_act_groups; ++g) {
@@ -123,9 +126,9 @@ void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
             terms[v] = epilogue.load(values_of_rows<Codes>(args, first, group.weight_group));
             rows[v] = codes_of_group<Codes>(args, first, group);
         }
-        for (int32_t done = 0; done < group.padded_count; done += kPanelColumns) {
+        for (int32_t done = 0; done < group.padded_count; done += kPanelColumns<Codes>) {
             const int32_t left = group.padded_count - done;
-            const int32_t columns = left < kPanelColumns ? left : kPanelColumns;
+            const int32_t columns = left < kPanelColumns<Codes> ? left : kPanelColumns<Codes>;
             fill_panel<Codes>(args, rows, vectors, columns, panel);
             for (const uint8_t*& codes : rows) {
                 codes += columns / Codes::kColumns * Codes::kChunkBytes;
@@ -145,7 +148,7 @@ void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
 
 template <class Codes, int Bits>
 void qgemm_panel(const QgemmArgs& args) {
-    Panel panel;
+    Panel<Codes> panel;
     std::memset(panel.codes, 0, sizeof(panel.codes));  // the second vector of a last tile of 16 rows is never filled
     const Epilogue<Floats> epilogue(args, static_cast<float>(1 << (Bits - 1)));
     const auto run = epilogue.has_coefficient ? multiply_rows<Codes, Bits, true> : multiply_rows<Codes, Bits, false>;

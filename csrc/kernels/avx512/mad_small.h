@@ -41,7 +41,7 @@ struct Sums {
 
     template <int V>
     TMAC_ALWAYS_INLINE void add(__m512i codes, __m512i q) {
-        constexpr int kAt = kSplit ? V / (Codes::kVectors / Codes::kScales) : 0;
+        constexpr int kAt = kSplit ? Codes::template kScale<V> / (8 / Codes::kScales) : 0;
         by_scale[kAt] = _mm512_dpbusd_epi32(by_scale[kAt], codes, q);
     }
 
@@ -131,6 +131,13 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
         };
         const int32_t chunks = args.act_groups[g].padded_count / Codes::kColumns;
         int32_t chunk = 0;
+        if constexpr (Codes::kRowsInTurn && R > 2) {
+            static_assert(kChunks == 1 && R * kLanes == Codes::kTileRows);
+            multiply_rows_in_turn(codes[0] + at, q, chunks, sums[0]);
+            at += int64_t{chunks} * Codes::kChunkBytes;
+            q += chunks * M * Codes::kColumns;
+            chunk = chunks;
+        }
         for (; chunk + kChunks <= chunks; chunk += kChunks) {
             TMAC_UNROLL
             for (int i = 0; i < kChunks; ++i) {

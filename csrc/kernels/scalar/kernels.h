@@ -15,6 +15,7 @@ int64_t dot_peak(int64_t rounds, int32_t* result);
 extern const KernelTable qgemm_lut;
 extern const KernelTable qgemm_lut_fast;
 extern const KernelTable qgemm_mad;
+extern const KernelTable qgemm_trit;
 extern const KernelTable qgemm_float;
 
 }  // namespace tmac::scalar

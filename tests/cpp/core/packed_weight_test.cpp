@@ -52,6 +52,16 @@ TEST_CASE("the parts follow one another, aligned, with room for every value", "[
     }
 }
 
+TEST_CASE("a ternary weight of five codes in a byte takes 1.6 bits, where act groups are long", "[packed_weight]") {
+    PackedHeader header = make_header(Layout::trits, 128, 4096);
+    header.spec.bits = 2;
+    header.spec.group_size = -1;
+    header.spec.activation = Activation::token;
+    CHECK(packed_parts(header).region_stride == 128 * 4100 / 5);
+    header.spec.activation = Activation::group;  // 128 columns are filled up to 140
+    CHECK(packed_parts(header).region_stride == 128 * 32 * 140 / 5);
+}
+
 TEST_CASE("sizes out of range are refused before anything is allocated", "[packed_weight]") {
     for (const int64_t bad : {int64_t{0}, int64_t{-1}, std::numeric_limits<int64_t>::max()}) {
         CHECK_THROWS_AS(packed_parts(make_header(Layout::planes, bad, 8)), std::invalid_argument);

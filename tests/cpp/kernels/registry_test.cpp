@@ -152,6 +152,22 @@ TEST_CASE("a pinned method serves what has it, and leaves the others alone", "[r
     CHECK_THROWS_WITH(make_selection(~0U, "", "", "magic"), TMAC_CONTAINS("magic"));
 }
 
+TEST_CASE("1.6 bits are a choice for ternary weights, never what is taken unasked", "[registry]") {
+    const auto is_trit = [](const KernelPair& pair) { return pair.decode->method == Method::trit; };
+    const Selection free = make_selection(~0U, "", "");
+    const Selection pinned = make_selection(~0U, "", "", "trit");
+    for (const Activation activation : {Activation::group, Activation::token}) {
+        const QuantSpec spec = spec_of(2, Codebook::ternary, activation);
+        CHECK_FALSE(is_trit(select_kernels(spec, free)));
+        const std::vector<KernelPair> all = candidates(spec, free);
+        CHECK(std::any_of(all.begin(), all.end(), is_trit));
+        const KernelPair pair = select_kernels(spec, pinned);
+        CHECK(is_trit(pair));
+        CHECK(pair.prompt == pair.decode);
+    }
+    CHECK(select_kernels(spec_of(2), pinned).decode == select_kernels(spec_of(2), free).decode);
+}
+
 TEST_CASE("a hidden feature makes its kernels not runnable", "[registry]") {
     for (const RegistryRow& row : registry()) {
         for (const FeatureName& feature : feature_names()) {

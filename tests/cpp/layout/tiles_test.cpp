@@ -104,6 +104,52 @@ TEST_CASE("rows may be packed in ranges of any length", "[tiles]") {
     }
 }
 
+TEST_CASE("trits: unpacking inverts packing, in ranges of rows too", "[tiles]") {
+    Random random(5);
+    for (const int64_t n : {1, 16, 65, 130}) {
+        for (const int64_t k : {1, 4, 19, 20, 21, 100, 128, 300}) {
+            for (const int32_t group_size : {-1, 5, 32, 100, 128}) {
+                Packed whole = make_packed(Layout::trits, 2, n, k, group_size);
+                Packed pieces = whole;
+                const std::vector<uint8_t> codes = random.codes(n * k, 3);
+                const int64_t row_bytes = (k + 7) / 8;
+                std::vector<uint8_t> planes(static_cast<size_t>(2 * n * row_bytes));
+                for (int64_t row = 0; row < n; ++row) {
+                    codes_to_planes(codes.data() + row * k, k, 2, planes.data() + row * row_bytes, n * row_bytes);
+                }
+                const PlanesView view{planes.data(), 2, n, k};
+                planes_to_layout(view, whole.act_groups, whole.codes(Layout::trits), 0, n);
+                planes_to_layout(view, pieces.act_groups, pieces.codes(Layout::trits), n / 2, n);
+                planes_to_layout(view, pieces.act_groups, pieces.codes(Layout::trits), 0, n / 2);
+                std::vector<uint8_t> back(planes.size());
+                layout_to_planes(whole.codes(Layout::trits), whole.act_groups, view, back.data(), 0, n);
+                CAPTURE(n, k, group_size);
+                CHECK(pieces.bytes == whole.bytes);
+                CHECK(back == planes);
+            }
+        }
+    }
+}
+
+TEST_CASE("trits: byte i of a row's four has the columns i, i + 4, ..., i + 16", "[tiles]") {
+    Packed packed = make_packed(Layout::trits, 2, 70, 40, -1);
+    const auto byte_of = [&](int64_t row, int64_t column, uint8_t code) {
+        std::vector<uint8_t> planes(2 * 70 * 5);
+        planes[static_cast<size_t>(((code == 2 ? 0 : 70) + row) * 5 + column / 8)] =
+            static_cast<uint8_t>(1 << (column % 8));
+        std::fill(packed.bytes.begin(), packed.bytes.end(), uint8_t{0});
+        planes_to_layout({planes.data(), 2, 70, 40}, packed.act_groups, packed.codes(Layout::trits), 0, 70);
+        const auto at = std::find_if(packed.bytes.begin(), packed.bytes.end(), [](uint8_t byte) { return byte != 0; });
+        return std::pair<int64_t, int>{at - packed.bytes.begin(), *at};
+    };
+    // A chunk of 20 columns is 256 bytes of 64 rows; the second tile of 64 rows starts after two chunks.
+    CHECK(byte_of(0, 0, 1) == std::pair<int64_t, int>{0, 1});
+    CHECK(byte_of(0, 6, 2) == std::pair<int64_t, int>{2, 6});
+    CHECK(byte_of(3, 12, 1) == std::pair<int64_t, int>{12, 27});
+    CHECK(byte_of(3, 19, 2) == std::pair<int64_t, int>{15, 0x80});
+    CHECK(byte_of(65, 20, 1) == std::pair<int64_t, int>{2 * 256 + 256 + 4, 1});
+}
+
 TEST_CASE("quads: four bytes per row, nibble j and nibble j + 4 in byte j", "[tiles]") {
     // 128 columns are 4 chunks of 128 bytes per tile of 32 rows; a plane has 2 tiles.
     CHECK(where(Layout::quads, 2, 0, 0, 0) == std::pair<int64_t, int>{0, 0});

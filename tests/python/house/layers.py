@@ -31,7 +31,8 @@ FOREIGN = ("omp.h", "pybind11/*", "Python.h", "torch/*", "ATen/*")
 THREADS = ("thread", "mutex", "atomic", "future", "condition_variable", "core/thread_pool.h")
 OWN_POOL = "core/worker_pool.h"  # behind thread_pool.h, which knows when it may be used
 PLAIN_CORE = tuple(
-    f"core/{name}.h" for name in ("bits", "cpu_features", "group_value", "half", "layout", "portable", "quant_spec")
+    f"core/{name}.h"
+    for name in ("bits", "cpu_features", "group_value", "half", "layout", "portable", "quant_spec", "trit_byte")
 )
 
 
