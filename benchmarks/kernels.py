@@ -41,7 +41,7 @@ def preparation(weights: Weights, x: Floats, threads: int, runs: int) -> Times:
 
 
 def measure(isa: str, weights: Weights, x: Floats, threads: int, layers: int, runs: int) -> dict[str, Any]:
-    """Times of the kernel, of the read pass and of the dot products (where `isa` names them), in alternating runs."""
+    """Times of the kernel, of the read pass and of the dot products that `isa` names, in alternating runs."""
     kernel = Timed(multiplier(weights, x, layers, threads))
     read = Timed(fastest_reader(weights, threads))
     kernel.calibrate()
@@ -69,6 +69,14 @@ def measure(isa: str, weights: Weights, x: Floats, threads: int, layers: int, ru
     }
 
 
+def peak_of(row: _core.KernelRow) -> str:
+    """The loop of dot products that a kernel is held against; none for one that takes no integer products."""
+    if row["method"] == "float":
+        return ""
+    named_after = {"avx2_vnni": "avx2_vnni", "neon_dotprod": "neon_dotprod", "neon_i8mm": "neon_dotprod"}
+    return next((loop for end, loop in named_after.items() if row["name"].endswith(end)), row["isa"])
+
+
 def bench_kernel(table: Table, entry: Entry, weights: Weights, runs: int) -> Iterator[Row]:
     row, spec = entry.row, weights.spec
     checked = Checked(row, entry.activation, weights)
@@ -82,7 +90,7 @@ def bench_kernel(table: Table, entry: Entry, weights: Weights, runs: int) -> Ite
                 k=weights.k, group_size=spec.group_size, zero_point=spec.zero_point, spec=table.spec, m=m,
                 threads=threads, cached=table.cached, layers=layers, prepared=prepared(layers), error=error,
                 outlier_error=outlier_error, bytes=weights.bytes,
-                **measure("" if row["method"] == "float" else row["isa"], weights, x, threads, layers, runs),
+                **measure(peak_of(row), weights, x, threads, layers, runs),
             )  # fmt: skip
 
 

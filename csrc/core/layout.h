@@ -19,6 +19,7 @@ enum class Layout : uint8_t {
 inline constexpr int kNumLayouts = 8;
 
 /// Sets of layouts.
+static_assert(kNumLayouts <= 8);
 constexpr uint8_t bit_of(Layout layout) { return static_cast<uint8_t>(1U << static_cast<int>(layout)); }
 
 /// What sizes and loops need to know of a layout.

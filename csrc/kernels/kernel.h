@@ -14,7 +14,8 @@ enum class Method : uint8_t { lut, mad, float_exact, lut_fast, trit };
 inline constexpr int32_t kLutGroup = 4;     ///< columns per table look-up (T-MAC's g)
 inline constexpr int32_t kLutEntries = 16;  ///< entries of a table: one per sign pattern of its columns
 
-inline constexpr int32_t kMaxTokens = 128;  ///< that a kernel is given at once
+inline constexpr int32_t kMaxTokens = 128;    ///< that a kernel is given at once
+inline constexpr int32_t kMaxLutTokens = 32;  ///< that a look-up is given at once: tables are four bytes a column
 
 /// One pass over a block of rows for up to kMaxTokens tokens. A kernel allocates nothing, starts no thread, keeps
 /// no state, and assumes that ops/ has checked everything.

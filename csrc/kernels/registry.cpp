@@ -115,6 +115,10 @@ const DotPeak* find_dot_peak(std::string_view name) {
         {"avx2_vnni", Isa::avx2, kAvx2 | kAvxVnni, avx2::dot_peak_vnni},
         {"avx2", Isa::avx2, kAvx2, avx2::dot_peak},
 #endif
+#ifdef TMAC_HAS_NEON_KERNELS
+        {"neon_dotprod", Isa::neon, kDotprod, neon::dot_peak_dotprod},
+        {"neon", Isa::neon, 0, neon::dot_peak},
+#endif
         {"scalar", Isa::scalar, 0, scalar::dot_peak},
     };
     const auto* found =

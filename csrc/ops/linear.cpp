@@ -12,10 +12,6 @@
 namespace tmac {
 namespace {
 
-/// Tokens that are encoded and multiplied together: bounds the tables (4 bytes a column) to a few MiB at any batch.
-constexpr int64_t kLutTokens = 32;
-constexpr int64_t kTokens = kMaxTokens;
-
 /// Weights per thread under which starting one costs more than it saves.
 constexpr int64_t kMinWork = 1 << 16;
 
@@ -165,7 +161,7 @@ void linear(const Tensor& x, const std::vector<Projection>& projections, Phase p
     mine.results.resize(std::max(mine.results.size(), projections.size()));
     int64_t weights = 0;
     int64_t tiles = 0;
-    int64_t block = kTokens;
+    int64_t block = kMaxTokens;
     for (size_t i = 0; i < projections.size(); ++i) {
         const Projection& projection = projections[i];
         check_shapes(x, projection.weight, projection.y);
@@ -176,7 +172,7 @@ void linear(const Tensor& x, const std::vector<Projection>& projections, Phase p
         step.tiles = (header.n + step.n_tile - 1) / step.n_tile;
         weights += header.n * header.k;
         tiles += step.tiles;
-        block = step.kernel->method == Method::lut || step.kernel->method == Method::lut_fast ? kLutTokens : block;
+        block = std::min(block, tokens_at_once(*step.kernel));
     }
     for (int64_t first = 0; first < x.rows; first += block) {
         const auto tokens = static_cast<int32_t>(std::min(block, x.rows - first));

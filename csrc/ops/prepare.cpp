@@ -124,13 +124,18 @@ void prepare_token(const Kernel& kernel, const WeightView& weight, const float* 
 
 }  // namespace
 
+int64_t tokens_at_once(const Kernel& kernel) {
+    return kernel.method == Method::lut || kernel.method == Method::lut_fast ? kMaxLutTokens : kMaxTokens;
+}
+
 bool same_encoding(const Kernel& kernel, const WeightView& weight, const Kernel& other_kernel,
                    const WeightView& other) {
     const QuantSpec& spec = weight.header.spec;
     const QuantSpec& other_spec = other.header.spec;
     const bool same_columns = weight.perm() == nullptr && other.perm() == nullptr && weight.header.k == other.header.k;
-    return same_columns && kernel.prepare == other_kernel.prepare && weight.header.layout == other.header.layout &&
-           spec.activation == other_spec.activation && spec.group_size == other_spec.group_size;
+    return same_columns && kernel.prepare == other_kernel.prepare && kernel.token_block == other_kernel.token_block &&
+           weight.header.layout == other.header.layout && spec.activation == other_spec.activation &&
+           spec.group_size == other_spec.group_size;
 }
 
 void prepare(const Kernel& kernel, const WeightView& weight, const Tensor& x, int64_t first, int32_t tokens,

@@ -27,6 +27,9 @@ inline constexpr float kHugeActScale = 0x1p56F;  ///< a token with such an act_s
 inline constexpr float kScaleDown = 0x1p-64F;
 inline constexpr float kScaleUp = 0x1p64F;
 
+/// Tokens that are encoded and multiplied together: bounds the encoded activations to a few MiB at any batch.
+int64_t tokens_at_once(const Kernel& kernel);
+
 /// Whether one encoding of an input serves both kernels over their weights.
 bool same_encoding(const Kernel& kernel, const WeightView& weight, const Kernel& other_kernel, const WeightView& other);
 

@@ -43,6 +43,7 @@ WeightView view_weight(const uint8_t* data, int64_t size) {
                "[packed weight] these bytes are not a weight packed by this version");
     validate(view.header.spec);
     check_group_types(view.header);
+    TMAC_CHECK(static_cast<int>(view.header.layout) < kNumLayouts, "[packed weight] unknown layout");
     view.kernels = {kernel_of(view.header, view.header.kernel), kernel_of(view.header, view.header.prompt_kernel)};
     view.parts = packed_parts(view.header);
     TMAC_CHECK(view.parts.bytes == size, "[packed weight] the header speaks of ", view.parts.bytes,

@@ -264,6 +264,14 @@ def test_sixteen_processes_at_once_leave_a_valid_cache(monkeypatch, tmp_path, re
     assert not any(shape.measured for shape in report.shapes)
 
 
+@pytest.fixture
+def ctrl_c():
+    """SIGINT raises KeyboardInterrupt even where this run was started in the background, with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt_soon(seconds=0.3):
     timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
@@ -271,7 +279,7 @@ def interrupt_soon(seconds=0.3):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT to itself")
-def test_ctrl_c_ends_a_measurement():
+def test_ctrl_c_ends_a_measurement(ctrl_c):
     timer = interrupt_soon()  # its thread needs the GIL: the measurement has let it go
     with pytest.raises(KeyboardInterrupt):
         _core.time_kernels(W4, 256, 256, num_threads=1, runs=1_000_000)  # for hours
@@ -294,7 +302,7 @@ def test_ctrl_c_keeps_what_was_tuned_and_lets_the_lock_go(timer, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT to itself")
-def test_ctrl_c_ends_the_wait_for_another_process(timer):
+def test_ctrl_c_ends_the_wait_for_another_process(timer, ctrl_c):
     cache = tuner.open_cache(tmac.get_num_threads())
     with cache.lock():
         soon = interrupt_soon()

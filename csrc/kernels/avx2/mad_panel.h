@@ -136,7 +136,7 @@ TMAC_NOINLINE void multiply_block(const QgemmArgs& args, const Centre& centre, c
         act_scale[m] = args.act_scale[at];
         act_sum[m] = args.act_sum[at];
     }
-    const int8_t* q = static_cast<const int8_t*>(args.act) + token * args.act_stride + M * part.column;
+    const int8_t* q = static_cast<const int8_t*>(args.act) + token * args.act_stride + int64_t{M} * part.column;
     auto* waiting = reinterpret_cast<__m256i*>(panel.isum[token]);
     float* y = panel.y[token][0];
     for (int pair = 0; pair < vectors * Codes::kDigits; pair += kPair) {

@@ -74,7 +74,7 @@ TMAC_ALWAYS_INLINE void multiply_panel(const QgemmArgs& args, const GroupTerms<F
             isum_i32x16[i / 2][i % 2] = _mm512_load_si512(panel.isum[token + i / 2][i % 2]);
         }
     }
-    const int8_t* q = static_cast<const int8_t*>(args.act) + token * args.act_stride + M * part.column;
+    const int8_t* q = static_cast<const int8_t*>(args.act) + token * args.act_stride + int64_t{M} * part.column;
     for (int32_t begin = 0; begin < part.steps; begin += kUnroll) {
         TMAC_UNROLL
         for (int step = 0; step < kUnroll; ++step) {

@@ -28,7 +28,6 @@ namespace {
 
 constexpr int32_t kChunkColumns = 32;
 constexpr int32_t kChunkBytes = 256;                                      ///< of 64 rows
-constexpr int32_t kMostTokens = 32;                                       ///< that ops/linear gives look-ups at once
 constexpr int32_t kTableBytes = kChunkColumns / kLutGroup * kLutEntries;  ///< tables of a chunk: 128
 constexpr int kVectors = 4;          ///< registers of 16 rows that several tokens share
 constexpr int32_t kBlockRows = 64;   ///< of kVectors registers; row ranges are multiples of it
@@ -201,7 +200,7 @@ void multiply_piece(const QgemmArgs& args, const Epilogue<Floats>& epilogue, con
 /// Rows [row, row_end) of one band.
 template <int Bits>
 void multiply_band(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t row, int64_t row_end) {
-    alignas(64) float y[kMostTokens][kBandRows];
+    alignas(64) float y[kMaxLutTokens][kBandRows];
     const int64_t rows = (row_end - row + kBlockRows - 1) / kBlockRows * kBlockRows;
     for (int32_t token = 0; token < args.m; ++token) {
         std::memset(y[token], 0, static_cast<size_t>(rows) * sizeof(float));

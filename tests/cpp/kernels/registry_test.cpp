@@ -152,6 +152,18 @@ TEST_CASE("a pinned method serves what has it, and leaves the others alone", "[r
     CHECK_THROWS_WITH(make_selection(~0U, "", "", "magic"), TMAC_CONTAINS("magic"));
 }
 
+TEST_CASE("a weight that is looked up has products for its prompts", "[registry]") {
+    const Selection all = make_selection(~0U, "", "");
+    for (const QuantSpec& spec : {spec_of(1), spec_of(2), spec_of(3), spec_of(4), spec_of(2, Codebook::ternary)}) {
+        for (const KernelPair& pair : candidates(spec, all)) {
+            CAPTURE(pair.decode->name, pair.prompt->name);
+            if (pair.decode->method == Method::lut) {
+                CHECK(pair.prompt->method == Method::mad);
+            }
+        }
+    }
+}
+
 TEST_CASE("1.6 bits are a choice for ternary weights, never what is taken unasked", "[registry]") {
     const auto is_trit = [](const KernelPair& pair) { return pair.decode->method == Method::trit; };
     const Selection free = make_selection(~0U, "", "");

@@ -88,6 +88,22 @@ TEST_CASE("unpacking inverts packing for every layout, width and size", "[tiles]
     SUCCEED();
 }
 
+TEST_CASE("unpacking inverts packing where rows fill several bands", "[tiles]") {
+    Random random(5);
+    for (const int64_t n : {512, 513, 577, 1100}) {
+        for (const int32_t group_size : {-1, 50, 128}) {
+            Packed packed = make_packed(Layout::bands, 2, n, 300, group_size);
+            const std::vector<uint8_t> planes = random_planes(random, 2, n, 300);
+            const PlanesView view{planes.data(), 2, n, 300};
+            planes_to_layout(view, packed.act_groups, packed.codes(Layout::bands), 0, n);
+            std::vector<uint8_t> back(planes.size());
+            layout_to_planes(packed.codes(Layout::bands), packed.act_groups, view, back.data(), 0, n);
+            CAPTURE(n, group_size);
+            CHECK(back == planes);
+        }
+    }
+}
+
 TEST_CASE("rows may be packed in ranges of any length", "[tiles]") {
     Random random(4);
     const std::vector<uint8_t> planes = random_planes(random, 8, 70, 100);

@@ -80,6 +80,34 @@ TEST_CASE("every kernel gives the scalar kernel's bits", "[linear]") {
     }
 }
 
+TEST_CASE("rows of several bands and tiles give the scalar kernel's bits, however threads share them", "[linear]") {
+    for_each_runnable([&](const Kernel& kernel, const QuantSpec& spec) {
+        if (spec.group_size != 50 || spec.zero_point != ZeroPoint::fixed || kernel.method == Method::float_exact) {
+            return;
+        }
+        const Kernel& reference = scalar_twin(kernel, spec);
+        Random random(13);
+        constexpr int64_t kRows = 1030;
+        constexpr int64_t kColumns = 150;
+        constexpr int64_t kTokens = 17;
+        const Weight weight = make_weight(random, spec, kRows, kColumns);
+        const std::vector<float> x = random.floats(kTokens * kColumns);
+        const PackedWeight plain = pack(weight.canonical(), {&reference, &reference}, 1);
+        const std::vector<float> want = run_linear(plain, x, kTokens, 1);
+        for (const KernelPair& pair : pairs_of(kernel, spec)) {
+            const PackedWeight packed = pack(weight.canonical(), pair, 2);
+            for (const int64_t m : {1, 5, 17}) {
+                const std::vector<float> part(x.begin(), x.begin() + m * kColumns);
+                const std::vector<float> start(want.begin(), want.begin() + m * kRows);
+                for (const int threads : {1, 3}) {
+                    CAPTURE(m, threads, name_of(pair.decode->layout));
+                    CHECK(run_linear(packed, part, m, threads, Phase::prompt) == start);
+                }
+            }
+        }
+    });
+}
+
 TEST_CASE("the largest sums of integers give the scalar kernel's bits, for every kernel", "[linear]") {
     for_each_runnable([&](const Kernel& kernel, const QuantSpec& spec) {
         const Kernel& reference = scalar_twin(kernel, spec);
