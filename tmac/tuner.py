@@ -223,4 +223,4 @@ def _known(cache: TuningCache | None, spec: QuantSpec, key: str) -> Choice | Non
     offered = set(_core.candidate_kernels(spec))
     named = {(choice.decode, choice.prompt), *((each.decode, each.prompt) for each in choice.times)}
     complete = all(tuple(each.seconds) == TOKENS for each in choice.times)
-    return choice if complete and named <= offered else None
+    return choice if choice.times and complete and named <= offered else None

@@ -171,7 +171,7 @@ TMAC_NOINLINE void multiply_block(const QgemmArgs& args, const Centre& centre, c
     }
 }
 
-/// Rows [row, row + 32) times at most kPanelTokens tokens.
+/// Rows [row, row + 32) times at most kMaxTokens tokens.
 template <class Dot, class Codes, bool HasCoefficient>
 void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t row, Panel<Codes>& panel) {
     const int vectors = row + kPanelRows - Codes::kTileRows < args.row_end ? kPanelVectors : kPanelVectors / 2;

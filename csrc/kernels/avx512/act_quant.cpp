@@ -36,7 +36,7 @@ Magnitudes magnitudes_of(const PrepareArgs& args, const ActGroup& group) {
     return magnitudes_of(largest_lanes);
 }
 
-/// Layout::wide_quads wants column 4i + j of sixteen at byte 4j + i (mad_codes.h).
+/// Layout::wide_quads and Layout::bands want column 4i + j of sixteen at byte 4j + i (mad_codes.h).
 TMAC_ALWAYS_INLINE __m128i in_order(Layout layout, __m128i sixteen) {
     const __m128i transposed = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     return layout == Layout::wide_quads || layout == Layout::bands ? _mm_shuffle_epi8(sixteen, transposed) : sixteen;

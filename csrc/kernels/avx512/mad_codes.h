@@ -8,7 +8,7 @@
 //
 // A chunk of Layout::wide_quads has, for each plane, 32 columns of 16 rows in 64 bytes. Bit j of byte 4r + i is, for j
 // < 4, column 4i + j of row r, otherwise column 16 + 4i + (j - 4). So the bits j of a row's four bytes are four
-// columns, and a code vector V takes the bits V of every plane. Activations are stored in that order (`kTransposed`).
+// columns, and a code vector V takes the bits V of every plane. `act_quant` stores activations in that order.
 //
 // Planes become codes by halving steps, each joining two registers in two instructions, never by single bits:
 //

@@ -149,7 +149,7 @@ void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
 template <class Codes, int Bits>
 void qgemm_panel(const QgemmArgs& args) {
     Panel<Codes> panel;
-    std::memset(panel.codes, 0, sizeof(panel.codes));  // the second vector of a last tile of 16 rows is never filled
+    std::memset(panel.codes, 0, sizeof(panel.codes));  // 16 rows or fewer leave the second vector alone
     const Epilogue<Floats> epilogue(args, static_cast<float>(1 << (Bits - 1)));
     const auto run = epilogue.has_coefficient ? multiply_rows<Codes, Bits, true> : multiply_rows<Codes, Bits, false>;
     for (int64_t row = args.row_begin; row < args.row_end; row += kPanelVectors * kLanes) {

@@ -15,7 +15,7 @@ struct Shape {
     static constexpr int kSums = 16;
     /// Registers of 16 rows at once. A few tokens read a tile as it lies in memory, the only order in which a
     /// stream keeps the speed of memory; more tokens wait for arithmetic, and have rows share what is read of them.
-    static constexpr int kVectors = M <= 4 || Codes::kTileRows == kLanes ? Codes::kTileRows / kLanes : 2;
+    static constexpr int kVectors = M <= 4 ? Codes::kTileRows / kLanes : 2;
     /// Codes are only masked, not shifted down; those at different places of a byte have sums of their own.
     static constexpr bool kSplit = kVectors * M * Codes::kScales <= kSums;
     /// Bytes ahead in every region, for more than two tokens.
@@ -178,15 +178,9 @@ template <class Codes, int Bits, int M, bool HasCoefficient>
 void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t row, int64_t row_end,
                    int32_t token) {
     constexpr int kAtOnce = Shape<Codes, M>::kVectors;
-    constexpr int64_t kRows = kAtOnce * kLanes;
-    const int64_t whole = Codes::kTileRows >= kRows ? row_end : row + (row_end - row) / kRows * kRows;
-    for (; row < whole; row += kRows) {
+    static_assert(Codes::kTileRows % (kAtOnce * kLanes) == 0);
+    for (; row < row_end; row += kAtOnce * kLanes) {
         multiply_small<Codes, Bits, HasCoefficient, kAtOnce, M>(args, epilogue, row, token);
-    }
-    if constexpr (Codes::kTileRows < kRows) {
-        for (; row < row_end; row += kLanes) {
-            multiply_small<Codes, Bits, HasCoefficient, 1, M>(args, epilogue, row, token);
-        }
     }
 }
 

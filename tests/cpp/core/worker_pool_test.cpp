@@ -99,16 +99,20 @@ TEST_CASE("the caller finishes the blocks of a worker that is stuck, and waits f
 
 TEST_CASE("the first part is the caller's, and every thread's blocks come in order", "[worker_pool]") {
     const std::thread::id caller = std::this_thread::get_id();
+    std::atomic<bool> caller_began{false};
     std::atomic<bool> worker_began{false};
     std::vector<int64_t> begins;
     run_on_workers(800, 1, 2, true, [&](Range range) {
         if (std::this_thread::get_id() == caller) {
             begins.push_back(range.begin);
+            caller_began = true;
             wait_until(worker_began);
             return;
         }
         worker_began = true;
+        wait_until(caller_began);  // a worker that runs while the caller does not would take the caller's part as well
     });
+    REQUIRE(!begins.empty());
     CHECK(begins.front() == 0);
     const auto own_end = std::find_if(begins.begin(), begins.end(), [](int64_t begin) { return begin >= 400; });
     CHECK(std::is_sorted(begins.begin(), own_end));
