@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "kernels/kernel.h"
 
@@ -147,6 +148,36 @@ TMAC_ALWAYS_INLINE void for_each_token_block(int32_t m, const Body& body) {
         }
     };
     (blocks.template operator()<Sizes>(), ...);
+}
+
+/// Calls body.template operator()<M>(token) for every block of M tokens of [0, m): tokens_in_block() of them, the order
+/// in which a kernel with this token_block has its activations in memory.
+template <int Largest, class Body>
+TMAC_ALWAYS_INLINE void for_each_even_block(int32_t m, const Body& body) {
+    for (int32_t token = 0; token < m;) {
+        const int32_t count = tokens_in_block(m - token, Largest);
+        const auto run = [&]<int... Less>(std::integer_sequence<int, Less...>) {
+            ((count == Less + 1 ? body.template operator()<Less + 1>(token) : void()), ...);
+        };
+        run(std::make_integer_sequence<int, Largest>());
+        token += count;
+    }
+}
+
+// Codes in tiles of Codes::kTileRows rows, whose chunks of kColumns columns have kChunkBytes bytes, four of them per
+// row.
+
+/// First byte of the rows from `row` on, which begins a register.
+template <class Codes>
+TMAC_ALWAYS_INLINE const uint8_t* codes_in_tiles(const QgemmArgs& args, int64_t row) {
+    const int64_t tile_bytes = args.padded_k / Codes::kColumns * Codes::kChunkBytes;
+    return args.codes + row / Codes::kTileRows * tile_bytes + row % Codes::kTileRows * 4;
+}
+
+/// Index of their group values in the tiled order.
+template <class Codes>
+TMAC_ALWAYS_INLINE int64_t values_in_tiles(const QgemmArgs& args, int64_t row, int32_t weight_group) {
+    return (row / Codes::kTileRows * args.num_groups + weight_group) * Codes::kTileRows + row % Codes::kTileRows;
 }
 
 }  // namespace

@@ -61,6 +61,9 @@ std::vector<uint8_t> random_planes(const QuantSpec& spec, int64_t n, int64_t k) 
 }
 
 std::vector<uint8_t> group_values(GroupType type, size_t count, float value) {
+    if (type == GroupType::none) {
+        return {};
+    }
     const auto bytes = static_cast<size_t>(element_bytes(type));
     std::vector<uint8_t> values(count * bytes);
     const uint16_t half = f32_to_f16(value);

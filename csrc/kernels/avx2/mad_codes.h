@@ -217,19 +217,6 @@ struct Rows {
     }
 };
 
-/// First byte of 8 rows, `row` being a multiple of 8 (of 32 in Layout::rows).
-template <class Codes>
-TMAC_ALWAYS_INLINE const uint8_t* codes_of_rows(const QgemmArgs& args, int64_t row) {
-    const int64_t tile_bytes = args.padded_k / Codes::kColumns * Codes::kChunkBytes;
-    return args.codes + row / Codes::kTileRows * tile_bytes + row % Codes::kTileRows * 4;
-}
-
-/// Index of the group values of 8 rows in the tiled order.
-template <class Codes>
-TMAC_ALWAYS_INLINE int64_t values_of_rows(const QgemmArgs& args, int64_t row, int32_t weight_group) {
-    return (row / Codes::kTileRows * args.num_groups + weight_group) * Codes::kTileRows + row % Codes::kTileRows;
-}
-
 TMAC_ALWAYS_INLINE __m256i broadcast_four(const int8_t* q) {
     int32_t word = 0;
     std::memcpy(&word, q, sizeof(word));
@@ -237,19 +224,6 @@ TMAC_ALWAYS_INLINE __m256i broadcast_four(const int8_t* q) {
 }
 
 constexpr int kTokenBlock = 4;  ///< tokens whose sums, for 16 rows, leave room for the codes in 16 registers
-
-/// Calls body.template operator()<M>(token) for every block of M tokens of [0, m).
-template <class Body>
-TMAC_ALWAYS_INLINE void for_each_block(int32_t m, const Body& body) {
-    for (int32_t token = 0; token < m;) {
-        const int32_t count = tokens_in_block(m - token, kTokenBlock);
-        const auto run = [&]<int... Less>(std::integer_sequence<int, Less...>) {
-            ((count == Less + 1 ? body.template operator()<Less + 1>(token) : void()), ...);
-        };
-        run(std::make_integer_sequence<int, kTokenBlock>());
-        token += count;
-    }
-}
 
 /// How a code's sum is counted.
 struct Centre {

@@ -178,7 +178,7 @@ void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
     const Centre centre = centre_of<Codes>(args);
     const uint8_t* rows[kPanelVectors];
     for (int v = 0; v < kPanelVectors; ++v) {
-        rows[v] = codes_of_rows<Codes>(args, row + (v < vectors ? v : 0) * kLanes);
+        rows[v] = codes_in_tiles<Codes>(args, row + (v < vectors ? v : 0) * kLanes);
     }
     std::memset(panel.y, 0, sizeof(panel.y[0]) * static_cast<size_t>(args.m));
     for (int32_t g = 0; g < args.num_act_groups; ++g) {
@@ -186,7 +186,7 @@ void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
         GroupTerms<Floats> terms[kPanelVectors];
         for (int v = 0; v < kPanelVectors; ++v) {
             terms[v] =
-                epilogue.load(values_of_rows<Codes>(args, row + (v < vectors ? v : 0) * kLanes, group.weight_group));
+                epilogue.load(values_in_tiles<Codes>(args, row + (v < vectors ? v : 0) * kLanes, group.weight_group));
         }
         for (int32_t done = 0; done < group.padded_count; done += kPanelColumns) {
             const int32_t left = group.padded_count - done;
@@ -195,7 +195,7 @@ void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
             fill_panel<Codes>(args, rows, vectors, int64_t{column / Codes::kColumns} * Codes::kChunkBytes, columns,
                               panel);
             const PanelPart part{g, columns / 4, done == 0, columns == left, column};
-            for_each_block(args.m, [&]<int M>(int32_t token) {
+            for_each_even_block<kTokenBlock>(args.m, [&]<int M>(int32_t token) {
                 multiply_block<Dot, Codes, HasCoefficient, M>(args, centre, terms, part, token, vectors, panel);
             });
         }

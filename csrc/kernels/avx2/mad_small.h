@@ -79,7 +79,7 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
     __m256 y[R][M];
     TMAC_UNROLL
     for (int r = 0; r < R; ++r) {
-        codes[r] = codes_of_rows<Codes>(args, row + r * kLanes);
+        codes[r] = codes_in_tiles<Codes>(args, row + r * kLanes);
         TMAC_UNROLL
         for (int m = 0; m < M; ++m) {
             y[r][m] = _mm256_setzero_ps();
@@ -91,7 +91,7 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
         const ActGroup& group = args.act_groups[g];
         const int32_t chunks = group.padded_count / Codes::kColumns;
         const int32_t first = group.padded_begin / Codes::kColumns;
-        prefetch_values(args, values_of_rows<Codes>(args, row, group.weight_group));
+        prefetch_values(args, values_in_tiles<Codes>(args, row, group.weight_group));
         Sums<Codes, R, M> isum_i32x8;
         isum_i32x8.clear();
         for (int32_t done = 0; done < chunks; done += kRun) {
@@ -112,7 +112,7 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
         TMAC_UNROLL
         for (int r = 0; r < R; ++r) {
             const GroupTerms<Floats> terms =
-                epilogue.load(values_of_rows<Codes>(args, row + r * kLanes, group.weight_group));
+                epilogue.load(values_in_tiles<Codes>(args, row + r * kLanes, group.weight_group));
             TMAC_UNROLL
             for (int m = 0; m < M; ++m) {
                 const int64_t index = first_group + int64_t{m} * args.num_act_groups + g;
@@ -148,7 +148,7 @@ void small_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int32_t
 template <class Dot, class Codes>
 void qgemm_small(const QgemmArgs& args) {
     const Epilogue<Floats> epilogue(args, static_cast<float>(centre_of<Codes>(args).code));
-    for_each_block(args.m, [&]<int M>(int32_t token) {
+    for_each_even_block<kTokenBlock>(args.m, [&]<int M>(int32_t token) {
         epilogue.has_coefficient ? small_rows<Dot, Codes, true, M>(args, epilogue, token)
                                  : small_rows<Dot, Codes, false, M>(args, epilogue, token);
     });

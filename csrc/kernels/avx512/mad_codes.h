@@ -156,20 +156,13 @@ inline constexpr bool kInBands = false;
 template <int Bits>
 inline constexpr bool kInBands<BandQuads<Bits>> = true;
 
-/// First byte of 16 rows in tiles, `row` being a multiple of 16.
-template <class Codes>
-TMAC_ALWAYS_INLINE const uint8_t* codes_of_rows(const QgemmArgs& args, int64_t row) {
-    const int64_t tile_bytes = args.padded_k / Codes::kColumns * Codes::kChunkBytes;
-    return args.codes + row / Codes::kTileRows * tile_bytes + row % Codes::kTileRows * 4;
-}
-
-/// The same 16 rows' first chunk of an act group.
+/// First chunk of an act group of 16 rows, `row` being a multiple of 16.
 template <class Codes>
 TMAC_ALWAYS_INLINE const uint8_t* codes_of_group(const QgemmArgs& args, int64_t row, const ActGroup& group) {
     if constexpr (kInBands<Codes>) {
         return args.codes + BandPlace(args.n, row).codes(args.padded_k, group);
     }
-    return codes_of_rows<Codes>(args, row) + int64_t{group.padded_begin} / Codes::kColumns * Codes::kChunkBytes;
+    return codes_in_tiles<Codes>(args, row) + int64_t{group.padded_begin} / Codes::kColumns * Codes::kChunkBytes;
 }
 
 /// Index of the group values of 16 rows in the layout's order.
@@ -178,7 +171,7 @@ TMAC_ALWAYS_INLINE int64_t values_of_rows(const QgemmArgs& args, int64_t row, in
     if constexpr (kInBands<Codes>) {
         return BandPlace(args.n, row).value(args.num_groups, weight_group);
     }
-    return (row / Codes::kTileRows * args.num_groups + weight_group) * Codes::kTileRows + row % Codes::kTileRows;
+    return values_in_tiles<Codes>(args, row, weight_group);
 }
 
 TMAC_ALWAYS_INLINE __m512i broadcast_four(const int8_t* q) {
@@ -188,19 +181,6 @@ TMAC_ALWAYS_INLINE __m512i broadcast_four(const int8_t* q) {
 }
 
 constexpr int kTokenBlock = 8;  ///< tokens whose sums, for 32 rows, leave room for the codes in 32 registers
-
-/// Calls body.template operator()<M>(token) for every block of M tokens of [0, m).
-template <class Body>
-TMAC_ALWAYS_INLINE void for_each_block(int32_t m, const Body& body) {
-    for (int32_t token = 0; token < m;) {
-        const int32_t count = tokens_in_block(m - token, kTokenBlock);
-        const auto run = [&]<int... Less>(std::integer_sequence<int, Less...>) {
-            ((count == Less + 1 ? body.template operator()<Less + 1>(token) : void()), ...);
-        };
-        run(std::make_integer_sequence<int, kTokenBlock>());
-        token += count;
-    }
-}
 
 /// Where the integer sum of one act group of one token starts, whose activations add up to `act_isum`: it counts codes
 /// from `centre`.

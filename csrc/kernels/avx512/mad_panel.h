@@ -134,7 +134,7 @@ void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
                 codes += columns / Codes::kColumns * Codes::kChunkBytes;
             }
             const PanelPart part{g, columns / 4, done == 0, columns == left, group.padded_begin + done};
-            for_each_block(args.m, [&]<int M>(int32_t token) {
+            for_each_even_block<kTokenBlock>(args.m, [&]<int M>(int32_t token) {
                 multiply_panel<Codes, Bits, HasCoefficient, M>(args, terms, part, token, panel);
             });
         }

@@ -93,7 +93,7 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
     __m512 y[R][M];
     TMAC_UNROLL
     for (int r = 0; r < R; ++r) {
-        codes[r] = codes_of_rows<Codes>(args, row + r * kLanes);
+        codes[r] = codes_in_tiles<Codes>(args, row + r * kLanes);
         TMAC_UNROLL
         for (int m = 0; m < M; ++m) {
             y[r][m] = _mm512_setzero_ps();
@@ -190,7 +190,7 @@ void multiply_tokens(const QgemmArgs& args, const Epilogue<Floats>& epilogue) {
     constexpr int64_t kRows = 64;
     for (int64_t row = args.row_begin; row < args.row_end; row += kRows) {
         const int64_t row_end = row + kRows < args.row_end ? row + kRows : args.row_end;
-        for_each_block(args.m, [&]<int M>(int32_t token) {
+        for_each_even_block<kTokenBlock>(args.m, [&]<int M>(int32_t token) {
             multiply_rows<Codes, Bits, M, HasCoefficient>(args, epilogue, row, row_end, token);
         });
     }

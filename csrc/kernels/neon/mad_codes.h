@@ -170,19 +170,6 @@ struct Nibbles {
 inline constexpr int kStripVectors = 4;
 inline constexpr int kStripRows = kStripVectors * kLanes;  ///< rows that are multiplied together
 
-/// First byte of 16 rows, `row` being a multiple of 16.
-template <class Codes>
-TMAC_ALWAYS_INLINE const uint8_t* codes_of_strip(const QgemmArgs& args, int64_t row) {
-    const int64_t tile_bytes = args.padded_k / Codes::kColumns * Codes::kChunkBytes;
-    return args.codes + row / Codes::kTileRows * tile_bytes + row % Codes::kTileRows * 4;
-}
-
-/// Index of the group values of 16 rows in the tiled order.
-template <class Codes>
-TMAC_ALWAYS_INLINE int64_t values_of_strip(const QgemmArgs& args, int64_t row, int32_t weight_group) {
-    return (row / Codes::kTileRows * args.num_groups + weight_group) * Codes::kTileRows + row % Codes::kTileRows;
-}
-
 /// Where the sum of an act group starts, so that kSign * (sum >> kShift) counts codes from the centre.
 template <class Codes>
 TMAC_ALWAYS_INLINE int32_t start_of_sum(int32_t act_isum) {

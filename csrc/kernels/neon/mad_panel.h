@@ -106,14 +106,14 @@ TMAC_ALWAYS_INLINE void for_each_block(int32_t m, const Body& body) {
 /// Rows [row, row + 16) times all tokens.
 template <class Dot, class Codes>
 void multiply_strip(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t row, Panel& panel) {
-    const uint8_t* codes = codes_of_strip<Codes>(args, row);
+    const uint8_t* codes = codes_in_tiles<Codes>(args, row);
     std::memset(panel.y, 0, sizeof(panel.y[0]) * static_cast<size_t>(args.m));
     for (int32_t g = 0; g < args.num_act_groups; ++g) {
         const ActGroup& group = args.act_groups[g];
         GroupTerms<Floats> terms[kStripVectors];
         TMAC_UNROLL
         for (int vector = 0; vector < kStripVectors; ++vector) {
-            terms[vector] = epilogue.load(values_of_strip<Codes>(args, row, group.weight_group) + vector * kLanes);
+            terms[vector] = epilogue.load(values_in_tiles<Codes>(args, row, group.weight_group) + vector * kLanes);
         }
         for (int32_t done = 0; done < group.padded_count; done += kPanelColumns) {
             const int32_t left = group.padded_count - done;

@@ -101,7 +101,7 @@ TMAC_ALWAYS_INLINE void multiply_chunks(const uint8_t* codes, const QgemmArgs& a
 /// Rows [row, row + 16) times M tokens.
 template <class Codes, int M>
 void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t row, int32_t token) {
-    const uint8_t* codes = codes_of_strip<Codes>(args, row);
+    const uint8_t* codes = codes_in_tiles<Codes>(args, row);
     const auto* q = static_cast<const int8_t*>(args.act) + token * args.act_stride;
     const int64_t first_group = int64_t{token} * args.num_act_groups;
     float32x4_t y[M][kStripVectors];
@@ -131,7 +131,7 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
             codes += Codes::kChunkBytes;
             q += Codes::kColumns;
         }
-        const int64_t values = values_of_strip<Codes>(args, row, args.act_groups[g].weight_group);
+        const int64_t values = values_in_tiles<Codes>(args, row, args.act_groups[g].weight_group);
         TMAC_UNROLL
         for (int vector = 0; vector < kStripVectors; ++vector) {
             const GroupTerms<Floats> terms = epilogue.load(values + vector * kLanes);
