@@ -11,6 +11,10 @@ namespace {
 constexpr int kPanelVectors = 2;  ///< registers of 16 rows
 constexpr int kPanelTokens = kMaxTokens;
 
+/// Bytes ahead in every region: what the next panel of nibbles unpacks, or the second next of planes. It waits in the
+/// L2 cache, since a panel, its results and the activations of many tokens fill the L1 cache.
+constexpr int32_t kPanelPrefetch = 2048;
+
 /// Whole chunks that hold an act group of 128 columns.
 template <class Codes>
 constexpr int kPanelColumns = (128 + Codes::kColumns - 1) / Codes::kColumns * Codes::kColumns;
@@ -36,7 +40,7 @@ void fill_panel(const QgemmArgs& args, const uint8_t* const (&rows)[kPanelVector
     for (int32_t column = 0; column < columns; column += Codes::kColumns) {
         for (int vector = 0; vector < vectors; ++vector) {
             for (int region = 0; region < Codes::kRegions; ++region) {
-                TMAC_PREFETCH(rows[vector] + at + region * args.region_stride + 1024);
+                prefetch_l2(rows[vector] + at + region * args.region_stride + kPanelPrefetch);
             }
             unpack_chunk(Codes(rows[vector] + at, args.region_stride), panel.codes + column / 4, vector,
                          std::make_integer_sequence<int, Codes::kVectors>());

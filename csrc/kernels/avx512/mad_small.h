@@ -9,6 +9,10 @@
 namespace tmac::avx512 {
 namespace {
 
+/// Bytes ahead in every region that wait in the L2 cache: the L1 cache is too small for what comes in the time of a
+/// memory access.
+constexpr int kPrefetchBytes = 8192;
+
 /// How the rows of a tile are taken for M tokens, so that sums stay within kSums registers: more and gcc spills.
 template <class Codes, int M>
 struct Shape {
@@ -18,8 +22,7 @@ struct Shape {
     static constexpr int kVectors = M <= 4 ? Codes::kTileRows / kLanes : 2;
     /// Codes are only masked, not shifted down; those at different places of a byte have sums of their own.
     static constexpr bool kSplit = kVectors * M * Codes::kScales <= kSums;
-    /// Bytes ahead in every region, for more than two tokens.
-    static constexpr int kPrefetch = Codes::kTileRows == 64 ? 1024 : 2048;
+    static constexpr bool kPrefetch = M > Codes::kStreamedTokens;
     static constexpr int kRegisters = kVectors * M * (kSplit ? Codes::kScales : 1);
     /// Chunks with sums of their own: few sums alone would wait for the latency of vpdpbusd.
     static constexpr int kChunks = kRegisters <= 2 ? 4 : kRegisters <= 4 ? 2 : 1;
@@ -119,11 +122,10 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
                 multiply_chunk<Codes, R, M>(loaded, q, to, std::make_integer_sequence<int, Codes::kVectors>());
             };
             unpacked(std::make_integer_sequence<int, R>());
-            if constexpr (M > 2) {
-                constexpr int kAhead = Shape<Codes, M>::kPrefetch;
+            if constexpr (Shape<Codes, M>::kPrefetch) {
                 TMAC_UNROLL
                 for (int i = 0; i < R * Codes::kRegions; ++i) {
-                    TMAC_PREFETCH(codes[i % R] + at + i / R * args.region_stride + kAhead);
+                    prefetch_l2(codes[i % R] + at + i / R * args.region_stride + kPrefetchBytes);
                 }
             }
             at += Codes::kChunkBytes;

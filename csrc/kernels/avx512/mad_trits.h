@@ -24,6 +24,7 @@ struct Trits {
     static constexpr int kChunkBytes = 256;
     static constexpr int kTileRows = 64;
     static constexpr int kRegions = 1;
+    static constexpr int kStreamedTokens = 2;
     static constexpr int kShift = 0;
     static constexpr bool kRowsInTurn = true;
 

@@ -11,6 +11,11 @@ namespace {
 
 inline constexpr int32_t kLanes = 16;
 
+/// Asks for a line, to wait in the L2 cache.
+TMAC_ALWAYS_INLINE void prefetch_l2(const uint8_t* line) {
+    _mm_prefetch(reinterpret_cast<const char*>(line), _MM_HINT_T1);
+}
+
 /// The operations that kernels/shared.h asks for.
 struct Floats {
     using F = __m512;
