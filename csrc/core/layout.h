@@ -98,4 +98,10 @@ struct BandPlace {
     }
 };
 
+/// Rows whose memory is read from front to back when they are multiplied together. A thread's share ends at a multiple
+/// of them where it can.
+constexpr int64_t rows_together(Layout layout, int32_t bits) {
+    return layout == Layout::bands ? kBandRows : layout_shape(layout, bits).n_tile;
+}
+
 }  // namespace tmac

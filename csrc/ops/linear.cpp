@@ -22,6 +22,7 @@ struct Step {
     QgemmArgs args;
     int64_t tiles;
     int32_t n_tile;
+    int64_t together;  ///< rows: see rows_together()
 };
 
 QgemmArgs make_args(const WeightView& weight, const PreparedInput& input, int32_t tokens) {
@@ -152,6 +153,18 @@ void run_tiles(const std::vector<Projection>& projections, const std::vector<Ste
     }
 }
 
+/// Tiles that the threads' ranges are multiples of: those that lie together, unless shares so coarse would leave threads
+/// idle for more than a twentieth of the time.
+int64_t grain_of(const std::vector<Step>& steps, int64_t tiles, int threads) {
+    int64_t grain = 1;
+    for (const Step& step : steps) {
+        grain = std::max(grain, step.together / step.n_tile);
+    }
+    const int64_t grains = (tiles + grain - 1) / grain;
+    const int64_t longest = (grains + threads - 1) / threads;
+    return 20 * longest * threads > 21 * grains ? 1 : grain;
+}
+
 }  // namespace
 
 void linear(const Tensor& x, const std::vector<Projection>& projections, Phase phase, int num_threads) {
@@ -169,6 +182,7 @@ void linear(const Tensor& x, const std::vector<Projection>& projections, Phase p
         Step& step = mine.steps[i];
         step.kernel = kernel_for(projection.weight, phase, x.rows);
         step.n_tile = layout_shape(header.layout, header.spec.bits).n_tile;
+        step.together = rows_together(header.layout, header.spec.bits);
         step.tiles = (header.n + step.n_tile - 1) / step.n_tile;
         weights += header.n * header.k;
         tiles += step.tiles;
@@ -180,7 +194,8 @@ void linear(const Tensor& x, const std::vector<Projection>& projections, Phase p
         for (size_t i = 0; i < projections.size(); ++i) {
             make_step(x, projections, i, first, tokens, threads, mine);
         }
-        parallel_for(tiles, 1, threads, [&](Range range) { run_tiles(projections, mine.steps, first, range); });
+        parallel_for(tiles, grain_of(mine.steps, tiles, threads), threads,
+                     [&](Range range) { run_tiles(projections, mine.steps, first, range); });
     }
 }
 
