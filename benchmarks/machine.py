@@ -16,6 +16,6 @@ def machine() -> dict[str, Any]:
         "cpu": _core.cpu_model(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "features": [name for name, present in _core.cpu_features().items() if present],
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "versions": {"tmac": _core.__version__, "python": platform.python_version(), "numpy": np.__version__},
     }

@@ -6,6 +6,7 @@ tuned, and one warning says so.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -229,10 +230,11 @@ def _replace(path: Path, content: bytes) -> None:
 if sys.platform == "win32":
 
     def _try_lock(descriptor: int) -> bool:
+        """Whether there is nothing to wait for: the lock is ours, or this file system has none."""
         try:
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
+        except OSError as error:
+            return error.errno not in (errno.EACCES, errno.EDEADLK)
         return True
 
     def _unlock(descriptor: int) -> None:

@@ -45,3 +45,11 @@ def test_the_run_has_the_versions_that_the_commands_install(document, repository
     for requirement in re.findall(r"[\w-]+==[\d.]+", text):
         name, number = requirement.split("==")
         assert versions.get(name, number) == number
+
+
+def test_a_committed_run_names_no_place_of_the_machine_it_was_taken_on(repository):
+    runs = list((repository / "benchmarks" / "results").glob("*.json"))
+    assert runs
+    for run in runs:
+        text = run.read_text(encoding="utf-8")
+        assert not re.search(r'"[^"]*(?<![\w.])(/[\w.-]+){2}|[A-Za-z]:\\\\', text), run.name
