@@ -8,12 +8,12 @@ namespace tmac {
 /// that the leading regions alone are a weight of fewer bits.
 enum class Layout : uint8_t {
     planes,      ///< the file format: [bits][n][ceil(k/8)], bit i of a byte is column 8j+i
-    rows,        ///< tiles of 32 rows; 8 columns of a tile in 32 bytes, one per row, two 4-column nibbles each
+    rows,        ///< 8 columns of 32 rows in 32 bytes, one per row, two 4-column nibbles each; in bands
     quads,       ///< tiles of 32 rows; 32 columns of 16 rows in 64 bytes, four per row, eight 4-column nibbles
     nibbles,     ///< tiles of 16 rows; 8 columns in 64 bytes, four per row; regions: top 4 bits of a code, and the rest
     wide_quads,  ///< quads in tiles of 64 rows
     wide_nibbles,  ///< nibbles in tiles of 32 rows
-    bands,         ///< quads in bands of 512 rows, where one act group of all rows comes before the next
+    bands,         ///< quads of 64 rows; in bands
     trits,         ///< ternary; tiles of 64 rows; 20 columns of 16 rows in 64 bytes, four per row (core/trit_byte.h)
 };
 inline constexpr int kNumLayouts = 8;
@@ -32,9 +32,9 @@ struct LayoutShape {
 
 constexpr LayoutShape layout_shape(Layout layout, int32_t bits) {
     switch (layout) {
-        case Layout::rows:
         case Layout::quads:
             return {32, 32, 128, bits};
+        case Layout::rows:
         case Layout::wide_quads:
         case Layout::bands:
             return {64, 32, 256, bits};
@@ -71,11 +71,14 @@ struct ActGroup {
     int32_t weight_group;
 };
 
-/// Rows that Layout::bands takes together. Their results of one token fill 2 KiB of the L1 cache.
+/// Layouts in bands of 512 rows, where one act group of all rows comes before the next.
+constexpr bool in_bands(Layout layout) { return layout == Layout::rows || layout == Layout::bands; }
+
+/// Rows of a band. Their results of one token fill 2 KiB of the L1 cache.
 inline constexpr int64_t kBandRows = 512;
 
-/// Where Layout::bands keeps a row. In a band of a region come act group after act group; in a group 64 rows after 64
-/// rows; of these all chunks, as in a tile of wide_quads. Group values: [band][num_groups][rows of the band].
+/// Where a layout in bands keeps a row. In a band of a region come act group after act group; in a group 64 rows after
+/// 64 rows; of these all chunks. Group values: [band][num_groups][rows of the band].
 struct BandPlace {
     int64_t first;  ///< row of the band
     int64_t rows;   ///< of the band in memory: kBandRows, fewer in the last one
@@ -86,10 +89,9 @@ struct BandPlace {
         rows = rows < kBandRows ? rows : kBandRows;
     }
 
-    /// Byte of the row in the act group's first chunk, in a region.
+    /// First byte, in a region, of the act group's codes of the 64 rows that the row is one of.
     constexpr int64_t codes(int64_t padded_k, const ActGroup& group) const {
-        const int64_t before = row / 64 * 64;
-        return (first * padded_k + rows * group.padded_begin + before * group.padded_count) / 8 + (row - before) * 4;
+        return (first * padded_k + rows * group.padded_begin + row / 64 * 64 * group.padded_count) / 8;
     }
 
     /// Index of a row's group value.

@@ -23,7 +23,7 @@ struct QgemmArgs {
     const QuantSpec* spec;
     const uint8_t* codes;   ///< first region
     int64_t region_stride;  ///< bytes from one region to the next
-    const void* scales;     ///< [ceil(n / n_tile)][num_groups][n_tile]; planes: [n][num_groups]; bands: see BandPlace
+    const void* scales;     ///< [ceil(n / n_tile)][num_groups][n_tile]; planes: [n][num_groups]; in bands: BandPlace
     const void* zeros;      ///< same order, or null
     GroupType scale_type;
     GroupType zero_type;

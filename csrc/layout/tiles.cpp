@@ -58,20 +58,27 @@ uint32_t get_quad(const uint8_t* chunk, int64_t row) {
 
 // ---- rows: one byte per row and 8 columns, which is the plane's own byte ----
 
-/// `unpacklo` and `unpackhi` take the low and high eight bytes of both 16-byte lanes: with rows 8..15 in the upper
-/// lane's low half, their results hold rows 0..15 and 16..31 in order.
-constexpr int64_t byte_of_row(int64_t row) { return (row & 7) | ((row & 8) << 1) | ((row & 16) >> 1); }
+/// Byte of a row in its half of 32 rows. Rows 8q + 4 lane + i stand in bytes 2i of a 16-byte lane's half: unpacked to
+/// int16 with `unpacklo` or `unpackhi`, the rows of an even q are the even words, and those of the next q the odd ones.
+constexpr int64_t byte_of_row(int64_t row) {
+    const int64_t q = row / 8 % 4;
+    return (row / 4 % 2) * 16 + q / 2 * 8 + row % 4 * 2 + q % 2;
+}
+
+constexpr int64_t place_in_rows(int64_t row) { return row / 32 * 32 + byte_of_row(row); }
 
 void put_row(uint8_t* chunk, int64_t row, uint32_t bits) {
+    uint8_t* byte = chunk + place_in_rows(row);
     for (int64_t i = 0; i < 4; ++i) {
-        chunk[i * 32 + byte_of_row(row)] = static_cast<uint8_t>(bits >> (8 * i));
+        byte[i * 64] = static_cast<uint8_t>(bits >> (8 * i));
     }
 }
 
 uint32_t get_row(const uint8_t* chunk, int64_t row) {
+    const uint8_t* byte = chunk + place_in_rows(row);
     uint32_t bits = 0;
     for (int64_t i = 0; i < 4; ++i) {
-        bits |= uint32_t{chunk[i * 32 + byte_of_row(row)]} << (8 * i);
+        bits |= uint32_t{byte[i * 64]} << (8 * i);
     }
     return bits;
 }
@@ -173,8 +180,8 @@ struct RowChunks {
 
     /// First byte of the rows that share a chunk with this one.
     uint8_t* chunk(const ActGroup& group, int64_t at) const {
-        if (codes.layout == Layout::bands) {
-            const BandPlace place(codes.n, row - row_in_chunk());
+        if (in_bands(codes.layout)) {
+            const BandPlace place(codes.n, row);
             return codes.data + place.codes(codes.padded_k, group) + at / shape.k_chunk * shape.chunk_bytes;
         }
         const int64_t tile = row / shape.n_tile * (codes.padded_k / shape.k_chunk);

@@ -58,14 +58,14 @@ PackedHeader make_header(const CanonicalWeight& weight, const KernelPair& kernel
     return header;
 }
 
-/// Byte offset of a row's value in [tiles][groups][n_tile], or in the order of Layout::bands.
+/// Byte offset of a row's value in [tiles][groups][n_tile], or in the order of bands.
 struct GroupOrder {
     const PackedHeader& header;
     int64_t groups;
     int64_t bytes;
 
     int64_t at(int64_t row, int64_t group) const {
-        if (header.layout == Layout::bands) {
+        if (in_bands(header.layout)) {
             return BandPlace(header.n, row).value(groups, group) * bytes;
         }
         const int64_t n_tile = layout_shape(header.layout, header.spec.bits).n_tile;

@@ -47,8 +47,8 @@ TMAC_ALWAYS_INLINE __m256i shuffle_halves(__m256i bytes, __m128i order) {
     return _mm256_shuffle_epi8(bytes, _mm256_broadcastsi128_si256(order));
 }
 
-/// Tables of 32 columns.
-TMAC_ALWAYS_INLINE void build_tables(const Four& a, __m256 inverse, int8_t* tables) {
+/// Tables of 32 columns. `flip` is a mask of 0x80 bytes where entries are to be unsigned, 128 larger.
+TMAC_ALWAYS_INLINE void build_tables(const Four& a, __m256 inverse, __m256i flip, int8_t* tables) {
     const __m256 minus = _mm256_xor_ps(inverse, _mm256_set1_ps(-0.0F));
     const __m256 p = _mm256_add_ps(a.v[0], a.v[1]);
     const __m256 m = _mm256_sub_ps(a.v[0], a.v[1]);
@@ -76,13 +76,13 @@ TMAC_ALWAYS_INLINE void build_tables(const Four& a, __m256 inverse, int8_t* tabl
                                _mm256_unpackhi_epi64(low_last, high_last)};
     TMAC_UNROLL
     for (int i = 0; i < 4; ++i) {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(tables) + i, by_two[i]);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(tables) + i, _mm256_xor_si256(by_two[i], flip));
     }
 }
 
 /// An act group; a `Full` one has 128 columns and needs no masks.
 template <bool Full>
-TMAC_ALWAYS_INLINE void build_group(const PrepareArgs& args, int32_t index) {
+TMAC_ALWAYS_INLINE void build_group(const PrepareArgs& args, int32_t index, __m256i flip) {
     const ActGroup& group = args.act_groups[index];
     const int32_t blocks = Full ? kMostBlocks : group.padded_count / kBlockColumns;  // Layout::rows pads to whole ones
     Four columns[kMostBlocks];
@@ -107,18 +107,21 @@ TMAC_ALWAYS_INLINE void build_group(const PrepareArgs& args, int32_t index) {
     }
     int8_t* tables = tables_of(args, group);
     for (int32_t block = 0; block < blocks; ++block) {
-        build_tables(columns[block], _mm256_set1_ps(scale.inverse), tables);
+        build_tables(columns[block], _mm256_set1_ps(scale.inverse), flip, tables);
         tables += kBlockColumns / kLutGroup * kLutEntries;
+    }
+}
+
+void build(const PrepareArgs& args, __m256i flip) {
+    for (int32_t index = 0; index < args.num_act_groups; ++index) {
+        args.act_groups[index].k_count == kMostBlocks* kBlockColumns ? build_group<true>(args, index, flip)
+                                                                     : build_group<false>(args, index, flip);
     }
 }
 
 }  // namespace
 
-void lut_ctor(const PrepareArgs& args) {
-    for (int32_t index = 0; index < args.num_act_groups; ++index) {
-        args.act_groups[index].k_count == kMostBlocks* kBlockColumns ? build_group<true>(args, index)
-                                                                     : build_group<false>(args, index);
-    }
-}
+void lut_ctor(const PrepareArgs& args) { build(args, _mm256_setzero_si256()); }
+void unsigned_lut_ctor(const PrepareArgs& args) { build(args, _mm256_set1_epi8(-128)); }
 
 }  // namespace tmac::avx2

@@ -167,13 +167,14 @@ struct Nibbles {
 };
 
 /// Planes of 1 to 4 bits in Layout::rows, 8 columns of 32 rows in 32 bytes: a byte is a row. Unpacking the bytes of
-/// four columns puts a row's side by side; the four results are then what Nibbles has, for 8 rows each.
+/// four columns puts a row's side by side; the four results are then what Nibbles has, for 8 rows each. For prompts
+/// only.
 template <class Dot, int Bits>
 struct Rows {
     static constexpr int kVectors = 2;
     static constexpr int kColumns = 8;
-    static constexpr int kChunkBytes = 32;
-    static constexpr int kTileRows = 32;
+    static constexpr int kChunkBytes = 64;  ///< of 64 rows, half of which are taken at a time
+    static constexpr int kTileRows = 64;
     static constexpr int kTogether = 4;  ///< vectors of rows that come out of the same bytes
     static constexpr int kRegions = Bits;
     static constexpr bool kShifted = false;  ///< codes of fewer bits are shifted up to 8
@@ -183,13 +184,14 @@ struct Rows {
     __m256i rows[4];  ///< of 8 rows each
 
     TMAC_ALWAYS_INLINE explicit Rows(const uint8_t* codes, int64_t region_stride) {
-        // Unpacked twice, a vector has what began in the same four bytes of both lanes: rows 8v.. and 8v + 4.. belong
-        // there, the layout has rows 0 4 16 20 | 8 12 24 28.
-        const __m256i order = _mm256_setr_epi32(0, 4, 2, 6, 1, 5, 3, 7);
+        // Rows 8q + 4 lane + i, which stand in bytes 2i of a lane's half (layout/tiles.cpp), put side by side: unpacked
+        // twice they are one result.
+        const __m256i order = _mm256_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15,  //
+                                               0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
         __m256i planes[Bits];
         TMAC_UNROLL
         for (int plane = 0; plane < Bits; ++plane) {
-            planes[plane] = _mm256_permutevar8x32_epi32(load_bytes(codes + plane * region_stride), order);
+            planes[plane] = _mm256_shuffle_epi8(load_bytes(codes + plane * region_stride), order);
         }
         const Fields<Bits> fields(planes);
         __m256i column[4];
@@ -216,6 +218,29 @@ struct Rows {
         return masked(V == 0 ? rows[vector] : _mm256_srli_epi16(rows[vector], 4), (1 << Bits) - 1);
     }
 };
+
+template <class Codes>
+inline constexpr bool kInBands = false;
+template <class Dot, int Bits>
+inline constexpr bool kInBands<Rows<Dot, Bits>> = true;
+
+/// First chunk of an act group of 8 rows; of 32 rows in bands, `row` being their first.
+template <class Codes>
+TMAC_ALWAYS_INLINE const uint8_t* codes_of_group(const QgemmArgs& args, int64_t row, const ActGroup& group) {
+    if constexpr (kInBands<Codes>) {
+        return args.codes + BandPlace(args.n, row).codes(args.padded_k, group) + row % Codes::kTileRows;
+    }
+    return codes_in_tiles<Codes>(args, row) + int64_t{group.padded_begin} / Codes::kColumns * Codes::kChunkBytes;
+}
+
+/// Index of the group values of 8 rows in the layout's order.
+template <class Codes>
+TMAC_ALWAYS_INLINE int64_t values_of_rows(const QgemmArgs& args, int64_t row, int32_t weight_group) {
+    if constexpr (kInBands<Codes>) {
+        return BandPlace(args.n, row).value(args.num_groups, weight_group);
+    }
+    return values_in_tiles<Codes>(args, row, weight_group);
+}
 
 TMAC_ALWAYS_INLINE __m256i broadcast_four(const int8_t* q) {
     int32_t word = 0;

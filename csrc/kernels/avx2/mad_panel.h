@@ -176,23 +176,21 @@ template <class Dot, class Codes, bool HasCoefficient>
 void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t row, Panel<Codes>& panel) {
     const int vectors = row + kPanelRows - Codes::kTileRows < args.row_end ? kPanelVectors : kPanelVectors / 2;
     const Centre centre = centre_of<Codes>(args);
-    const uint8_t* rows[kPanelVectors];
-    for (int v = 0; v < kPanelVectors; ++v) {
-        rows[v] = codes_in_tiles<Codes>(args, row + (v < vectors ? v : 0) * kLanes);
-    }
     std::memset(panel.y, 0, sizeof(panel.y[0]) * static_cast<size_t>(args.m));
     for (int32_t g = 0; g < args.num_act_groups; ++g) {
         const ActGroup& group = args.act_groups[g];
         GroupTerms<Floats> terms[kPanelVectors];
+        const uint8_t* rows[kPanelVectors];
         for (int v = 0; v < kPanelVectors; ++v) {
-            terms[v] =
-                epilogue.load(values_in_tiles<Codes>(args, row + (v < vectors ? v : 0) * kLanes, group.weight_group));
+            const int64_t first = row + (v < vectors ? v : 0) * kLanes;
+            terms[v] = epilogue.load(values_of_rows<Codes>(args, first, group.weight_group));
+            rows[v] = codes_of_group<Codes>(args, first, group);
         }
         for (int32_t done = 0; done < group.padded_count; done += kPanelColumns) {
             const int32_t left = group.padded_count - done;
             const int32_t columns = left < kPanelColumns ? left : kPanelColumns;
             const int32_t column = group.padded_begin + done;
-            fill_panel<Codes>(args, rows, vectors, int64_t{column / Codes::kColumns} * Codes::kChunkBytes, columns,
+            fill_panel<Codes>(args, rows, vectors, int64_t{done / Codes::kColumns} * Codes::kChunkBytes, columns,
                               panel);
             const PanelPart part{g, columns / 4, done == 0, columns == left, column};
             for_each_even_block<kTokenBlock>(args.m, [&]<int M>(int32_t token) {

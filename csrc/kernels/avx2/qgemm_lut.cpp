@@ -6,35 +6,54 @@
 //
 //   intrinsic                     what it does here                                        Zen 4    Skylake
 //   _mm256_shuffle_epi8           vpshufb: 32 look-ups in one table                        0.5 cyc  1 cyc
-//   _mm256_unpacklo/hi_epi8       puts what is to be added side by side                    0.5      1
+//   _mm256_unpacklo/hi_epi8       puts a row's bytes of two planes side by side            0.33     1
 //   _mm256_maddubs_epi16          adds the two, times their weights, to int16 in one step  0.5      0.5
 //
 // 32 bytes hold 8 columns of 32 rows of one plane (Layout::rows): a byte is a row, its low nibble the first four
-// columns, its high nibble the next four. The layout's order of rows makes unpacklo rows 0..15, unpackhi 16..31.
+// columns, its high nibble the next four. Rows that share a register stand in the order in which int16 sums are widened
+// without a shuffle: rows 0..7 are the even words of the unpacklo half, rows 8..15 the odd ones, and so on.
 //
 // Two planes are unpacked before the look-ups: then a row's bytes of both planes, which look up in the same table, lie
-// side by side, and maddubs weighs them 2 and 1. A plane without a partner looks both nibbles up and unpacks those.
+// side by side, and maddubs weighs them 2 and 1. A plane without a partner is summed without unpacking (sum_plane).
 //
-// No int16 sum overflows: an act group of 128 columns has 32 look-ups of at most 127 a plane. Planes of weight 1, 2 and
-// 4 together stay within 32 * 127 * 7 = 28448; of four planes each pair has a sum of its own, within 32 * 127 * 3.
+// Entries are unsigned, 128 larger than those of the class `lut`, and sums start at what that counts too much. int16
+// sums may wrap around on the way, since no result overflows: an act group of 128 columns has 32 look-ups of at most
+// 127 a plane. Planes of weight 1, 2 and 4 together stay within 32 * 127 * 7 = 28448; of four planes each pair has a
+// sum of its own, within 32 * 127 * 3.
+//
+// The layout brings 512 rows' codes of one act group before the next group's, so that its tables stay in the L1 cache
+// while codes stream by. With all columns of 32 rows together the tables of 4096 columns, 16 KiB, and the codes drove
+// each other out of it (docs/kernels.md).
 
 namespace tmac::avx2 {
 namespace {
 
-constexpr int32_t kTileRows = 32;
+constexpr int32_t kHalfRows = 32;   ///< of which 8 columns stand in one register
+constexpr int32_t kBlockRows = 64;  ///< two halves; row ranges are multiples of it
 constexpr int32_t kStepColumns = 8;
-constexpr int32_t kStepBytes = 32;
+constexpr int32_t kHalfBytes = 32;
+constexpr int32_t kStepBytes = 2 * kHalfBytes;
 constexpr int32_t kTableBytes = kStepColumns / kLutGroup * kLutEntries;  ///< both tables of a step
 constexpr int32_t kUnroll = 4;  ///< steps: act groups are padded to a multiple of them
+
 constexpr int kTokenBlock = 4;
+constexpr int kWideTokens = 2;  ///< up to which the sums of 64 rows leave room for the rest in 16 registers
 
-/// Bytes ahead, all planes together. More of four even streams pushes the tables out of the L1 cache.
-constexpr int32_t kPrefetch = 2048;
+/// Bytes ahead in every plane, into the L1 cache.
+template <int Bits>
+constexpr int32_t kPrefetch = Bits == 1   ? 4096
+                              : Bits == 2 ? 3072
+                                          : 1024;
 
-/// int16 sums of rows 0..15 and of rows 16..31 for M tokens.
-template <int M>
+/// Bytes ahead of a single plane, into the L2 cache: the CPU does not run far enough ahead of one stream alone. With
+/// act groups of 64 columns it cost more than it gained.
+constexpr int32_t kFarPrefetch = 16384;
+constexpr int32_t kLongSteps = 16;  ///< of an act group of 128 columns
+
+/// int16 sums of bytes 0..7 and 8..15 of both lanes, for H halves and M tokens.
+template <int H, int M>
 struct Sums {
-    __m256i of[M][2];
+    __m256i of[H][M][2];
 };
 
 TMAC_ALWAYS_INLINE __m256i load_table(const int8_t* table) {
@@ -43,6 +62,12 @@ TMAC_ALWAYS_INLINE __m256i load_table(const int8_t* table) {
 
 TMAC_ALWAYS_INLINE __m256i load_codes(const uint8_t* bytes) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes));
+}
+
+/// Asks for what the stream of `line` will need later.
+template <int Bits>
+TMAC_ALWAYS_INLINE void prefetch(const uint8_t* line) {
+    TMAC_PREFETCH(line + kPrefetch<Bits>);
 }
 
 struct Indices {
@@ -55,15 +80,7 @@ TMAC_ALWAYS_INLINE Indices indices_of(__m256i bytes) {
     return {_mm256_and_si256(bytes, mask_u8x32), _mm256_and_si256(_mm256_srli_epi16(bytes, 4), mask_u8x32)};
 }
 
-/// Asks for the line that step `i` of an unrolled loop will want later: every second step begins one.
-template <int Bits>
-TMAC_ALWAYS_INLINE void prefetch_codes(const uint8_t* codes, int i) {
-    if (i % 2 == 0) {
-        TMAC_PREFETCH(codes + i * kStepBytes + kPrefetch / (Bits == 3 ? 4 : Bits));
-    }
-}
-
-/// Where an act group's codes and tables lie.
+/// Where the codes and tables of an act group lie.
 struct Span {
     const uint8_t* codes;  ///< of the first plane meant
     int64_t region_stride;
@@ -72,33 +89,55 @@ struct Span {
     int32_t steps;         ///< of 8 columns, a multiple of kUnroll
 };
 
-/// Adds planes `codes` and the next one, weighed 2 and 1.
-template <int Bits, int M>
-TMAC_ALWAYS_INLINE void add_pair(const Span& span, Sums<M>& sums) {
-    const __m256i weights_u8x32 = _mm256_set1_epi16(0x0102);
+/// What a sum of an act group's look-ups in one plane counts too much.
+TMAC_ALWAYS_INLINE int32_t surplus_of_plane(const Span& span) { return 128 * kStepColumns / kLutGroup * span.steps; }
+
+template <int H, int M>
+TMAC_ALWAYS_INLINE void start_at(Sums<H, M>& sums, __m256i first, __m256i second) {
+    TMAC_UNROLL
+    for (int i = 0; i < H * M; ++i) {
+        sums.of[i / M][i % M][0] = first;
+        sums.of[i / M][i % M][1] = second;
+    }
+}
+
+/// Adds planes `codes` and the next one, weighed 2 and 1. TMAC_KEEP: gcc would add look-ups of several steps to each
+/// other first and spill them.
+template <int Bits, bool Prefetch, int H, int M>
+TMAC_ALWAYS_INLINE void add_pair(const Span& span, Sums<H, M>& sums) {
+    const __m256i weights_i8x32 = _mm256_set1_epi16(0x0102);
     const uint8_t* codes = span.codes;
     const int8_t* tables = span.tables;
     for (int32_t step = 0; step < span.steps; step += kUnroll) {
         TMAC_UNROLL
         for (int i = 0; i < kUnroll; ++i) {
-            prefetch_codes<Bits>(codes, i);
-            prefetch_codes<Bits>(codes + span.region_stride, i);
-            const __m256i high_plane = load_codes(codes + i * kStepBytes);
-            const __m256i low_plane = load_codes(codes + i * kStepBytes + span.region_stride);
-            const Indices at[2] = {indices_of(_mm256_unpacklo_epi8(high_plane, low_plane)),
-                                   indices_of(_mm256_unpackhi_epi8(high_plane, low_plane))};
+            const uint8_t* high_planes = codes + i * kStepBytes;
+            const uint8_t* low_planes = high_planes + span.region_stride;
+            if constexpr (Prefetch) {
+                prefetch<Bits>(high_planes);
+                prefetch<Bits>(low_planes);
+            }
             TMAC_UNROLL
-            for (int m = 0; m < M; ++m) {
-                const int8_t* table = tables + m * span.table_stride + i * kTableBytes;
-                const __m256i low_table = load_table(table);
-                const __m256i high_table = load_table(table + kLutEntries);
+            for (int half = 0; half < H; ++half) {
+                const __m256i high_plane = load_codes(high_planes + half * kHalfBytes);
+                const __m256i low_plane = load_codes(low_planes + half * kHalfBytes);
+                const Indices at[2] = {indices_of(_mm256_unpacklo_epi8(high_plane, low_plane)),
+                                       indices_of(_mm256_unpackhi_epi8(high_plane, low_plane))};
                 TMAC_UNROLL
-                for (int half = 0; half < 2; ++half) {
-                    __m256i& sum = sums.of[m][half];
-                    sum = _mm256_add_epi16(
-                        sum, _mm256_maddubs_epi16(weights_u8x32, _mm256_shuffle_epi8(low_table, at[half].low)));
-                    sum = _mm256_add_epi16(
-                        sum, _mm256_maddubs_epi16(weights_u8x32, _mm256_shuffle_epi8(high_table, at[half].high)));
+                for (int m = 0; m < M; ++m) {
+                    const int8_t* table = tables + m * span.table_stride + i * kTableBytes;
+                    const __m256i low_table = load_table(table);
+                    const __m256i high_table = load_table(table + kLutEntries);
+                    TMAC_UNROLL
+                    for (int part = 0; part < 2; ++part) {
+                        __m256i& sum = sums.of[half][m][part];
+                        sum = _mm256_add_epi16(
+                            sum, _mm256_maddubs_epi16(_mm256_shuffle_epi8(low_table, at[part].low), weights_i8x32));
+                        TMAC_KEEP(sum);
+                        sum = _mm256_add_epi16(
+                            sum, _mm256_maddubs_epi16(_mm256_shuffle_epi8(high_table, at[part].high), weights_i8x32));
+                        TMAC_KEEP(sum);
+                    }
                 }
             }
         }
@@ -107,117 +146,254 @@ TMAC_ALWAYS_INLINE void add_pair(const Span& span, Sums<M>& sums) {
     }
 }
 
-/// Adds plane `codes` with a weight.
-template <int Bits, int Weight, int M>
-TMAC_ALWAYS_INLINE void add_plane(const Span& span, Sums<M>& sums) {
-    const __m256i weight_u8x32 = _mm256_set1_epi8(Weight);
+/// The sums of the topmost plane, which has no partner. They start at what all planes together count too much.
+///
+/// Look-ups are added as they are, two rows to a word, and those of the odd bytes once more by themselves: without
+/// these the even bytes' are left. That takes no shuffles, which run on fewer units than additions.
+template <int Bits, bool Prefetch, int H, int M>
+TMAC_ALWAYS_INLINE void sum_plane(const Span& span, Sums<H, M>& sums) {
+    const __m256i odd_i8x32 = _mm256_set1_epi16(0x0100);
+    [[maybe_unused]] const int32_t far = span.steps == kLongSteps ? kFarPrefetch : kPrefetch<Bits>;
+    const int32_t surplus = (surplus_of_plane(span) * ((1 << Bits) - 1)) >> (Bits - 1);
+    start_at(sums, _mm256_set1_epi16(static_cast<int16_t>(-257 * surplus)),
+             _mm256_set1_epi16(static_cast<int16_t>(-surplus)));
     const uint8_t* codes = span.codes;
     const int8_t* tables = span.tables;
     for (int32_t step = 0; step < span.steps; step += kUnroll) {
         TMAC_UNROLL
         for (int i = 0; i < kUnroll; ++i) {
-            prefetch_codes<Bits>(codes, i);
-            const Indices at = indices_of(load_codes(codes + i * kStepBytes));
+            if constexpr (Prefetch) {
+                prefetch<Bits>(codes + i * kStepBytes);
+                if constexpr (Bits == 1) {
+                    _mm_prefetch(reinterpret_cast<const char*>(codes + i * kStepBytes + far), _MM_HINT_T1);
+                }
+            }
             TMAC_UNROLL
-            for (int m = 0; m < M; ++m) {
-                const int8_t* table = tables + m * span.table_stride + i * kTableBytes;
-                const __m256i low_i8x32 = _mm256_shuffle_epi8(load_table(table), at.low);
-                const __m256i high_i8x32 = _mm256_shuffle_epi8(load_table(table + kLutEntries), at.high);
-                sums.of[m][0] = _mm256_add_epi16(
-                    sums.of[m][0], _mm256_maddubs_epi16(weight_u8x32, _mm256_unpacklo_epi8(low_i8x32, high_i8x32)));
-                sums.of[m][1] = _mm256_add_epi16(
-                    sums.of[m][1], _mm256_maddubs_epi16(weight_u8x32, _mm256_unpackhi_epi8(low_i8x32, high_i8x32)));
+            for (int half = 0; half < H; ++half) {
+                const Indices at = indices_of(load_codes(codes + i * kStepBytes + half * kHalfBytes));
+                TMAC_UNROLL
+                for (int m = 0; m < M; ++m) {
+                    const int8_t* table = tables + m * span.table_stride + i * kTableBytes;
+                    const __m256i low_u8x32 = _mm256_shuffle_epi8(load_table(table), at.low);
+                    const __m256i high_u8x32 = _mm256_shuffle_epi8(load_table(table + kLutEntries), at.high);
+                    __m256i& both = sums.of[half][m][0];
+                    __m256i& odd = sums.of[half][m][1];
+                    both = _mm256_add_epi16(both, low_u8x32);
+                    TMAC_KEEP(both);
+                    odd = _mm256_add_epi16(odd, _mm256_maddubs_epi16(low_u8x32, odd_i8x32));
+                    TMAC_KEEP(odd);
+                    both = _mm256_add_epi16(both, high_u8x32);
+                    TMAC_KEEP(both);
+                    odd = _mm256_add_epi16(odd, _mm256_maddubs_epi16(high_u8x32, odd_i8x32));
+                    TMAC_KEEP(odd);
+                }
             }
         }
         codes += kUnroll * kStepBytes;
         tables += kUnroll * kTableBytes;
     }
-}
-
-/// 8 rows as int32: quarter 0 and 1 of rows 0..15, 2 and 3 of rows 16..31.
-template <int Quarter>
-TMAC_ALWAYS_INLINE __m256i widen(const __m256i (&halves_i16x16)[2]) {
-    const __m256i half = halves_i16x16[Quarter / 2];
-    return _mm256_cvtepi16_epi32(Quarter % 2 == 0 ? _mm256_castsi256_si128(half) : _mm256_extracti128_si256(half, 1));
-}
-
-/// One act group of a tile: y[quarter][token] += ...
-template <int Bits, bool HasCoefficient, int M>
-TMAC_ALWAYS_INLINE void add_group(const QgemmArgs& args, const Epilogue<Floats>& epilogue, Span span, int64_t first_row,
-                                  int64_t first_term, __m256 (&y)[4][M]) {
-    Sums<M> sums;
-    Sums<M> high;
     TMAC_UNROLL
-    for (int i = 0; i < 2 * M; ++i) {
-        sums.of[i / 2][i % 2] = _mm256_setzero_si256();
-        high.of[i / 2][i % 2] = _mm256_setzero_si256();
+    for (int i = 0; i < H * M; ++i) {
+        __m256i(&sum)[2] = sums.of[i / M][i % M];
+        const __m256i even = _mm256_sub_epi16(sum[0], _mm256_slli_epi16(sum[1], 8));
+        const __m256i odd = sum[1];
+        sum[0] = _mm256_slli_epi16(_mm256_unpacklo_epi16(even, odd), Bits - 1);
+        sum[1] = _mm256_slli_epi16(_mm256_unpackhi_epi16(even, odd), Bits - 1);
     }
+}
+
+/// Sums of rows 8 Quarter... of a half as int32.
+template <int Quarter>
+TMAC_ALWAYS_INLINE __m256i widen(const __m256i (&sums_i16x16)[2]) {
+    const __m256i sum = sums_i16x16[Quarter / 2];
+    return Quarter % 2 == 0 ? _mm256_madd_epi16(sum, _mm256_set1_epi32(1)) : _mm256_srai_epi32(sum, 16);
+}
+
+/// Some rows of a band, times one act group. Results stay in `y`, [token][y_stride] from the first row on, until the
+/// band's last act group.
+struct Piece {
+    Span span;  ///< of the first 64 rows and the first token
+    float* y;
+    int64_t y_stride;
+    int64_t rows;   ///< a multiple of 64
+    int64_t value;  ///< index of the first row's group value
+    int32_t group;
+};
+
+/// Group values of any kind.
+template <bool Coefficient>
+struct AnyTerms {
+    static constexpr bool kHasCoefficient = Coefficient;
+    const Epilogue<Floats>& epilogue;
+
+    TMAC_ALWAYS_INLINE GroupTerms<Floats> load(int64_t index) const { return epilogue.load(index); }
+};
+
+/// f16 scales and a zero point that the spec fixes: the same without a branch for each register.
+template <bool Coefficient>
+struct FixedTerms {
+    static constexpr bool kHasCoefficient = Coefficient;
+    const uint16_t* scales;
+    __m256 offset;
+
+    TMAC_ALWAYS_INLINE explicit FixedTerms(const Epilogue<Floats>& epilogue)
+        : scales(static_cast<const uint16_t*>(epilogue.args.scales)),
+          offset(_mm256_sub_ps(_mm256_set1_ps(epilogue.centre), _mm256_set1_ps(epilogue.args.spec->fixed_zero))) {}
+
+    TMAC_ALWAYS_INLINE GroupTerms<Floats> load(int64_t index) const {
+        const __m256 scale = Floats::widen(scales + index);
+        return {scale, _mm256_mul_ps(scale, offset)};
+    }
+};
+
+/// Where the results of some rows belong, and the first token's terms.
+struct Target {
+    float* y;
+    int64_t y_stride;
+    const float* act_scale;
+    const float* act_sum;
+    int64_t groups;
+    int64_t value;
+};
+
+/// Adds an act group to the results of rows 8 Quarter... of a half.
+template <int Bits, int Half, int Quarter, int H, int M, class Terms>
+TMAC_ALWAYS_INLINE void add_quarter(const Terms& group_terms, const Target& target, const Sums<H, M>& sums,
+                                    const Sums<H, M>& high) {
+    constexpr int kAt = Half * kHalfRows + Quarter * kLanes;
+    const GroupTerms<Floats> terms = group_terms.load(target.value + kAt);
+    TMAC_UNROLL
+    for (int m = 0; m < M; ++m) {
+        __m256i isum_i32x8 = widen<Quarter>(sums.of[Half][m]);
+        if constexpr (Bits == 4) {
+            isum_i32x8 = _mm256_add_epi32(isum_i32x8, _mm256_slli_epi32(widen<Quarter>(high.of[Half][m]), 2));
+        }
+        float* y = target.y + m * target.y_stride + kAt;
+        _mm256_store_ps(y, Epilogue<Floats>::add_known<Terms::kHasCoefficient>(
+                               terms, isum_i32x8, target.act_scale[m * target.groups],
+                               target.act_sum[m * target.groups], _mm256_load_ps(y)));
+    }
+}
+
+template <int Bits, int Half, int H, int M, class Terms>
+TMAC_ALWAYS_INLINE void add_half(const Terms& group_terms, const Target& target, const Sums<H, M>& sums,
+                                 const Sums<H, M>& high) {
+    add_quarter<Bits, Half, 0>(group_terms, target, sums, high);
+    add_quarter<Bits, Half, 1>(group_terms, target, sums, high);
+    add_quarter<Bits, Half, 2>(group_terms, target, sums, high);
+    add_quarter<Bits, Half, 3>(group_terms, target, sums, high);
+}
+
+/// H halves, from `row` of the piece on, times M tokens.
+template <int Bits, bool Prefetch, int H, int M, class Terms>
+TMAC_ALWAYS_INLINE void multiply_halves(const QgemmArgs& args, const Terms& group_terms, const Piece& piece,
+                                        int64_t row, int32_t token) {
+    Span span = piece.span;
+    span.codes += row / kBlockRows * span.steps * kStepBytes + row % kBlockRows;
+    span.tables += token * span.table_stride;
+    Sums<H, M> sums;
+    Sums<H, M> high;
+    const __m256i surplus_of_pair = _mm256_set1_epi16(static_cast<int16_t>(-3 * surplus_of_plane(span)));
     if constexpr (Bits == 4) {
-        add_pair<Bits, M>(span, high);
+        start_at(high, surplus_of_pair, surplus_of_pair);
+        add_pair<Bits, Prefetch>(span, high);
         span.codes += 2 * span.region_stride;
-    } else if constexpr (Bits != 2) {
-        add_plane<Bits, 1 << (Bits - 1), M>(span, sums);
+    }
+    if constexpr (Bits % 2 == 0) {
+        start_at(sums, surplus_of_pair, surplus_of_pair);
+    } else {
+        sum_plane<Bits, Prefetch>(span, sums);
         span.codes += span.region_stride;
     }
     if constexpr (Bits > 1) {
-        add_pair<Bits, M>(span, sums);
+        add_pair<Bits, Prefetch>(span, sums);
     }
-    const auto quarter = [&]<int Quarter>() {
-        const GroupTerms<Floats> terms = epilogue.load(first_row + Quarter * kLanes);
-        TMAC_UNROLL
-        for (int m = 0; m < M; ++m) {
-            __m256i isum_i32x8 = widen<Quarter>(sums.of[m]);
-            if constexpr (Bits == 4) {
-                isum_i32x8 = _mm256_add_epi32(isum_i32x8, _mm256_slli_epi32(widen<Quarter>(high.of[m]), 2));
-            }
-            const int64_t at = first_term + int64_t{m} * args.num_act_groups;
-            y[Quarter][m] = Epilogue<Floats>::add_known<HasCoefficient>(terms, isum_i32x8, args.act_scale[at],
-                                                                        args.act_sum[at], y[Quarter][m]);
-        }
-    };
-    quarter.template operator()<0>();
-    quarter.template operator()<1>();
-    quarter.template operator()<2>();
-    quarter.template operator()<3>();
+    const int64_t groups = args.num_act_groups;
+    const int64_t first_term = token * groups + piece.group;
+    const Target target{piece.y + token * piece.y_stride + row,
+                        piece.y_stride,
+                        args.act_scale + first_term,
+                        args.act_sum + first_term,
+                        groups,
+                        piece.value + row};
+    add_half<Bits, 0>(group_terms, target, sums, high);
+    if constexpr (H == 2) {
+        add_half<Bits, 1>(group_terms, target, sums, high);
+    }
 }
 
-/// One tile of 32 rows times M tokens.
-template <int Bits, bool HasCoefficient, int M>
-void multiply_tile(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t tile, int32_t token) {
-    Span span{args.codes + tile * (args.padded_k / kStepColumns) * kStepBytes, args.region_stride,
-              static_cast<const int8_t*>(args.act) + token * args.act_stride, args.act_stride, 0};
-    __m256 y[4][M];
-    TMAC_UNROLL
-    for (int i = 0; i < 4 * M; ++i) {
-        y[i / M][i % M] = _mm256_setzero_ps();
+template <int Bits, class Terms>
+TMAC_NOINLINE void multiply_token(const QgemmArgs& args, const Terms& terms, const Piece& piece) {
+    const Terms local = terms;  // known not to change when results are stored
+    for (int64_t row = 0; row < piece.rows; row += kBlockRows) {
+        multiply_halves<Bits, true, 2, 1>(args, local, piece, row, 0);
     }
+}
+
+template <int Bits, int M, class Terms>
+TMAC_NOINLINE void multiply_tokens(const QgemmArgs& args, const Terms& terms, const Piece& piece, int64_t row,
+                                   int32_t token) {
+    if constexpr (M <= kWideTokens) {
+        multiply_halves<Bits, true, 2, M>(args, terms, piece, row, token);
+    } else {
+        multiply_halves<Bits, true, 1, M>(args, terms, piece, row, token);
+        multiply_halves<Bits, false, 1, M>(args, terms, piece, row + kHalfRows, token);
+    }
+}
+
+template <int Bits, class Terms>
+void multiply_piece(const QgemmArgs& args, const Terms& terms, const Piece& piece) {
+    if (args.m == 1) {
+        multiply_token<Bits>(args, terms, piece);
+        return;
+    }
+    for (int64_t row = 0; row < piece.rows; row += kBlockRows) {
+        for_each_even_block<kTokenBlock>(
+            args.m, [&]<int M>(int32_t token) { multiply_tokens<Bits, M>(args, terms, piece, row, token); });
+    }
+}
+
+/// Rows [row, row_end) of one band.
+template <int Bits, class Terms>
+void multiply_band(const QgemmArgs& args, const Terms& terms, int64_t row, int64_t row_end, float* y) {
+    const int64_t rows = (row_end - row + kBlockRows - 1) / kBlockRows * kBlockRows;
+    std::memset(y, 0, static_cast<size_t>(args.m * rows) * sizeof(float));
+    const BandPlace place(args.n, row);
     for (int32_t g = 0; g < args.num_act_groups; ++g) {
-        const int64_t first_row = (tile * args.num_groups + args.act_groups[g].weight_group) * kTileRows;
-        span.steps = args.act_groups[g].padded_count / kStepColumns;
-        add_group<Bits, HasCoefficient, M>(args, epilogue, span, first_row, int64_t{token} * args.num_act_groups + g,
-                                           y);
-        span.codes += span.steps * kStepBytes;
-        span.tables += span.steps * kTableBytes;
+        const ActGroup& group = args.act_groups[g];
+        const Span span{args.codes + place.codes(args.padded_k, group), args.region_stride,
+                        static_cast<const int8_t*>(args.act) + int64_t{group.padded_begin} / kStepColumns * kTableBytes,
+                        args.act_stride, group.padded_count / kStepColumns};
+        multiply_piece<Bits>(args, terms, {span, y, rows, rows, place.value(args.num_groups, group.weight_group), g});
     }
-    TMAC_UNROLL
-    for (int i = 0; i < 4 * M; ++i) {
-        store_rows(args.y + (token + i % M) * args.ldy, tile * kTileRows + i / M * kLanes, args.row_end,
-                   y[i / M][i % M]);
+    for (int32_t token = 0; token < args.m; ++token) {
+        for (int64_t at = 0; at < rows; at += kLanes) {
+            store_rows(args.y + token * args.ldy, row + at, row_end, _mm256_load_ps(y + token * rows + at));
+        }
     }
 }
 
-template <int Bits, bool HasCoefficient>
-void multiply_tiles(const QgemmArgs& args, const Epilogue<Floats>& epilogue) {
-    for (int64_t tile = args.row_begin / kTileRows; tile * kTileRows < args.row_end; ++tile) {
-        for_each_token_block<kTokenBlock, 2, 1>(
-            args.m, [&]<int M>(int32_t token) { multiply_tile<Bits, HasCoefficient, M>(args, epilogue, tile, token); });
+template <int Bits, class Terms>
+void multiply_bands(const QgemmArgs& args, const Terms& terms) {
+    alignas(64) float y[kMaxLutTokens * kBandRows];
+    for (int64_t row = args.row_begin; row < args.row_end;) {
+        const int64_t band_end = (row / kBandRows + 1) * kBandRows;
+        const int64_t row_end = band_end < args.row_end ? band_end : args.row_end;
+        multiply_band<Bits>(args, terms, row, row_end, y);
+        row = row_end;
     }
 }
 
 template <int Bits>
 void qgemm(const QgemmArgs& args) {
     const Epilogue<Floats> epilogue(args, static_cast<float>((1 << Bits) - 1) * 0.5F);
-    epilogue.has_coefficient ? multiply_tiles<Bits, true>(args, epilogue) : multiply_tiles<Bits, false>(args, epilogue);
+    if (args.scale_type == GroupType::f16 && args.spec->zero_point == ZeroPoint::fixed) {
+        epilogue.has_coefficient ? multiply_bands<Bits>(args, FixedTerms<true>(epilogue))
+                                 : multiply_bands<Bits>(args, FixedTerms<false>(epilogue));
+    } else {
+        epilogue.has_coefficient ? multiply_bands<Bits>(args, AnyTerms<true>{epilogue})
+                                 : multiply_bands<Bits>(args, AnyTerms<false>{epilogue});
+    }
 }
 
 constexpr uint8_t kGroup = 1U << static_cast<int>(Activation::group);
@@ -226,7 +402,7 @@ constexpr uint32_t kFeatures = kAvx2 | kFma | kF16c;
 #define TMAC_ROW(suffix, bits, codebook)                                                                      \
     Kernel {                                                                                                  \
         "qgemm_lut_" suffix "_avx2", bits, codebook, kGroup, Method::lut, Layout::rows, bit_of(Layout::rows), \
-            kFeatures, qgemm<bits>, lut_ctor                                                                  \
+            kFeatures, qgemm<bits>, unsigned_lut_ctor                                                         \
     }
 
 constinit const Kernel rows[] = {

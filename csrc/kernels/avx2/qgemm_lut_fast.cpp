@@ -20,16 +20,17 @@
 namespace tmac::avx2 {
 namespace {
 
-constexpr int32_t kTileRows = 32;
-constexpr int32_t kStepBytes = 32;
-constexpr int32_t kChunkBytes = 128;
+constexpr int32_t kHalfRows = 32;   ///< of which 8 columns stand in one register
+constexpr int32_t kBlockRows = 64;  ///< two halves; row ranges are multiples of it
+constexpr int32_t kStepBytes = 64;
+constexpr int32_t kChunkBytes = 4 * kStepBytes;
 constexpr int32_t kChunkTableBytes = kAverageColumns / kLutGroup * kLutEntries;
 constexpr int32_t kPrefetch = 4096;  ///< bytes ahead
 
 /// int16 sums of 32 rows.
 struct Sums {
-    __m256i first_i16x16;   ///< rows 0..15
-    __m256i second_i16x16;  ///< rows 16..31
+    __m256i first_i16x16;   ///< even words: rows 0..7, odd words: rows 8..15
+    __m256i second_i16x16;  ///< rows 16..23, rows 24..31
 };
 
 /// Bytes of two neighbouring lanes, of 32 rows each.
@@ -116,62 +117,92 @@ TMAC_ALWAYS_INLINE void add_group(const QgemmArgs& args, const uint8_t* codes, c
     }
 }
 
-TMAC_ALWAYS_INLINE __m256i widen_low(__m256i v) { return _mm256_cvtepi16_epi32(_mm256_castsi256_si128(v)); }
-TMAC_ALWAYS_INLINE __m256i widen_high(__m256i v) { return _mm256_cvtepi16_epi32(_mm256_extracti128_si256(v, 1)); }
+TMAC_ALWAYS_INLINE __m256i widen_even(__m256i v) { return _mm256_madd_epi16(v, _mm256_set1_epi32(1)); }
+TMAC_ALWAYS_INLINE __m256i widen_odd(__m256i v) { return _mm256_srai_epi32(v, 16); }
 
-/// One tile of 32 rows times M tokens.
+/// Some rows of a band, times one act group. Results stay in `y`, [token][kBandRows] from the first row on, until the
+/// band's last act group.
+struct Piece {
+    const uint8_t* codes;   ///< of the first 64 rows
+    const uint8_t* tables;  ///< of the first token
+    float* y;
+    int64_t rows;    ///< a multiple of 64
+    int64_t value;   ///< index of the first row's group value
+    int32_t chunks;  ///< of the act group
+    int32_t group;
+};
+
+/// 32 rows, from `row` of the piece on, times M tokens.
 template <int Bits, int M>
-void multiply_tile(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t tile, int32_t token) {
-    const uint8_t* codes = args.codes + tile * (args.padded_k / kAverageColumns) * kChunkBytes;
-    const auto* tables = static_cast<const uint8_t*>(args.act) + token * args.act_stride;
-    const int64_t first_group = int64_t{token} * args.num_act_groups;
+void multiply_half(const QgemmArgs& args, const Epilogue<Floats>& epilogue, const Piece& piece, int64_t row,
+                   int32_t token) {
+    const uint8_t* codes = piece.codes + row / kBlockRows * piece.chunks * kChunkBytes + row % kBlockRows;
+    const uint8_t* tables = piece.tables + token * args.act_stride;
     const __m256i zeros_i16x16 = _mm256_set1_epi16(-kAverageOffset * ((1 << Bits) - 1));
-    __m256 y[M][4];
+    Sums sums[M];
     TMAC_UNROLL
     for (int m = 0; m < M; ++m) {
-        y[m][0] = y[m][1] = y[m][2] = y[m][3] = _mm256_setzero_ps();
+        sums[m] = {zeros_i16x16, zeros_i16x16};
     }
-    for (int32_t g = 0; g < args.num_act_groups; ++g) {
-        const int32_t chunks = args.act_groups[g].padded_count / kAverageColumns;
-        Sums sums[M];
+    switch (piece.chunks) {
+        case 1:
+            add_group<Bits, 1>(args, codes, tables, sums);
+            break;
+        case 2:
+            add_group<Bits, 2>(args, codes, tables, sums);
+            break;
+        case 3:
+            add_group<Bits, 3>(args, codes, tables, sums);
+            break;
+        default:
+            add_group<Bits, 4>(args, codes, tables, sums);
+    }
+    const __m128i levels = _mm_cvtsi32_si128(tree_levels(piece.chunks));
+    const int64_t groups = args.num_act_groups;
+    const float* act_scale = args.act_scale + token * groups + piece.group;
+    const float* act_sum = args.act_sum + token * groups + piece.group;
+    float* results = piece.y + token * kBandRows + row;
+    TMAC_UNROLL
+    for (int part = 0; part < 4; ++part) {
+        const GroupTerms<Floats> terms = epilogue.load(piece.value + row + part * kLanes);
         TMAC_UNROLL
         for (int m = 0; m < M; ++m) {
-            sums[m] = {zeros_i16x16, zeros_i16x16};
+            const __m256i sum = part < 2 ? sums[m].first_i16x16 : sums[m].second_i16x16;
+            const __m256i isum_i32x8 = _mm256_sll_epi32(part % 2 == 0 ? widen_even(sum) : widen_odd(sum), levels);
+            float* y = results + m * kBandRows + part * kLanes;
+            _mm256_store_ps(
+                y, epilogue.add(terms, isum_i32x8, act_scale[m * groups], act_sum[m * groups], _mm256_load_ps(y)));
         }
-        switch (chunks) {
-            case 1:
-                add_group<Bits, 1>(args, codes, tables, sums);
-                break;
-            case 2:
-                add_group<Bits, 2>(args, codes, tables, sums);
-                break;
-            case 3:
-                add_group<Bits, 3>(args, codes, tables, sums);
-                break;
-            default:
-                add_group<Bits, 4>(args, codes, tables, sums);
-        }
-        const __m128i levels = _mm_cvtsi32_si128(tree_levels(chunks));
-        const int64_t first_row = (tile * args.num_groups + args.act_groups[g].weight_group) * kTileRows;
-        TMAC_UNROLL
-        for (int part = 0; part < 4; ++part) {
-            const GroupTerms<Floats> terms = epilogue.load(first_row + part * kLanes);
-            TMAC_UNROLL
-            for (int m = 0; m < M; ++m) {
-                const __m256i half = part < 2 ? sums[m].first_i16x16 : sums[m].second_i16x16;
-                const __m256i isum_i32x8 = _mm256_sll_epi32(part % 2 == 0 ? widen_low(half) : widen_high(half), levels);
-                const int64_t at = first_group + int64_t{m} * args.num_act_groups + g;
-                y[m][part] = epilogue.add(terms, isum_i32x8, args.act_scale[at], args.act_sum[at], y[m][part]);
-            }
-        }
-        codes += chunks * kChunkBytes;
-        tables += chunks * kChunkTableBytes;
     }
-    TMAC_UNROLL
-    for (int m = 0; m < M; ++m) {
-        TMAC_UNROLL
-        for (int part = 0; part < 4; ++part) {
-            store_rows(args.y + (token + m) * args.ldy, tile * kTileRows + part * kLanes, args.row_end, y[m][part]);
+}
+
+/// Rows [row, row_end) of one band.
+template <int Bits>
+void multiply_band(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t row, int64_t row_end) {
+    alignas(64) float y[kMaxLutTokens][kBandRows];
+    const int64_t rows = (row_end - row + kBlockRows - 1) / kBlockRows * kBlockRows;
+    for (int32_t token = 0; token < args.m; ++token) {
+        std::memset(y[token], 0, static_cast<size_t>(rows) * sizeof(float));
+    }
+    const BandPlace place(args.n, row);
+    for (int32_t g = 0; g < args.num_act_groups; ++g) {
+        const ActGroup& group = args.act_groups[g];
+        const int64_t first_chunk = group.padded_begin / kAverageColumns;
+        const Piece piece{args.codes + place.codes(args.padded_k, group),
+                          static_cast<const uint8_t*>(args.act) + first_chunk * kChunkTableBytes,
+                          y[0],
+                          rows,
+                          place.value(args.num_groups, group.weight_group),
+                          group.padded_count / kAverageColumns,
+                          g};
+        for (int64_t at = 0; at < rows; at += kHalfRows) {
+            for_each_token_block<2, 1>(
+                args.m, [&]<int M>(int32_t token) { multiply_half<Bits, M>(args, epilogue, piece, at, token); });
+        }
+    }
+    for (int32_t token = 0; token < args.m; ++token) {
+        for (int64_t at = 0; at < rows; at += kLanes) {
+            store_rows(args.y + token * args.ldy, row + at, row_end, _mm256_load_ps(y[token] + at));
         }
     }
 }
@@ -179,9 +210,11 @@ void multiply_tile(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
 template <int Bits>
 void qgemm(const QgemmArgs& args) {
     const Epilogue<Floats> epilogue(args, static_cast<float>((1 << Bits) - 1) * 0.5F);
-    for (int64_t tile = args.row_begin / kTileRows; tile * kTileRows < args.row_end; ++tile) {
-        for_each_token_block<2, 1>(args.m,
-                                   [&]<int M>(int32_t token) { multiply_tile<Bits, M>(args, epilogue, tile, token); });
+    for (int64_t row = args.row_begin; row < args.row_end;) {
+        const int64_t band_end = (row / kBandRows + 1) * kBandRows;
+        const int64_t row_end = band_end < args.row_end ? band_end : args.row_end;
+        multiply_band<Bits>(args, epilogue, row, row_end);
+        row = row_end;
     }
 }
 

@@ -163,7 +163,7 @@ inline constexpr bool kInBands<BandQuads<Bits>> = true;
 template <class Codes>
 TMAC_ALWAYS_INLINE const uint8_t* codes_of_group(const QgemmArgs& args, int64_t row, const ActGroup& group) {
     if constexpr (kInBands<Codes>) {
-        return args.codes + BandPlace(args.n, row).codes(args.padded_k, group);
+        return args.codes + BandPlace(args.n, row).codes(args.padded_k, group) + row % Codes::kTileRows * 4;
     }
     return codes_in_tiles<Codes>(args, row) + int64_t{group.padded_begin} / Codes::kColumns * Codes::kChunkBytes;
 }

@@ -90,16 +90,18 @@ TEST_CASE("unpacking inverts packing for every layout, width and size", "[tiles]
 
 TEST_CASE("unpacking inverts packing where rows fill several bands", "[tiles]") {
     Random random(5);
-    for (const int64_t n : {512, 513, 577, 1100}) {
-        for (const int32_t group_size : {-1, 50, 128}) {
-            Packed packed = make_packed(Layout::bands, 2, n, 300, group_size);
-            const std::vector<uint8_t> planes = random_planes(random, 2, n, 300);
-            const PlanesView view{planes.data(), 2, n, 300};
-            planes_to_layout(view, packed.act_groups, packed.codes(Layout::bands), 0, n);
-            std::vector<uint8_t> back(planes.size());
-            layout_to_planes(packed.codes(Layout::bands), packed.act_groups, view, back.data(), 0, n);
-            CAPTURE(n, group_size);
-            CHECK(back == planes);
+    for (const Layout layout : {Layout::rows, Layout::bands}) {
+        for (const int64_t n : {512, 513, 577, 1100}) {
+            for (const int32_t group_size : {-1, 50, 128}) {
+                Packed packed = make_packed(layout, 2, n, 300, group_size);
+                const std::vector<uint8_t> planes = random_planes(random, 2, n, 300);
+                const PlanesView view{planes.data(), 2, n, 300};
+                planes_to_layout(view, packed.act_groups, packed.codes(layout), 0, n);
+                std::vector<uint8_t> back(planes.size());
+                layout_to_planes(packed.codes(layout), packed.act_groups, view, back.data(), 0, n);
+                CAPTURE(static_cast<int>(layout), n, group_size);
+                CHECK(back == planes);
+            }
         }
     }
 }
@@ -176,31 +178,38 @@ TEST_CASE("quads: four bytes per row, nibble j and nibble j + 4 in byte j", "[ti
 }
 
 TEST_CASE("bands: an act group of all rows before the next, 64 rows together", "[tiles]") {
-    // 576 rows are a band of 512 and one of 64; 160 columns are act groups of 4 chunks and of 1.
-    Packed packed = make_packed(Layout::bands, 1, 576, 160, 128);
-    const auto byte_of = [&](int64_t n, int64_t k) {
+    // 576 rows are a band of 512 and one of 64; 160 columns are act groups of 4 chunks of 32 and of 1.
+    const auto byte_of = [](Layout layout, int64_t n, int64_t k) {
+        Packed packed = make_packed(layout, 1, 576, 160, 128);
         std::vector<uint8_t> planes(576 * 20);
         planes[static_cast<size_t>(n * 20 + k / 8)] = static_cast<uint8_t>(1 << (k % 8));
-        std::fill(packed.bytes.begin(), packed.bytes.end(), uint8_t{0});
-        planes_to_layout({planes.data(), 1, 576, 160}, packed.act_groups, packed.codes(Layout::bands), 0, 576);
+        planes_to_layout({planes.data(), 1, 576, 160}, packed.act_groups, packed.codes(layout), 0, 576);
         return std::find_if(packed.bytes.begin(), packed.bytes.end(), [](uint8_t byte) { return byte != 0; }) -
                packed.bytes.begin();
     };
-    CHECK(byte_of(0, 0) == 0);
-    CHECK(byte_of(3, 33) == 256 + 3 * 4);
-    CHECK(byte_of(17, 0) == 17 * 4);
-    CHECK(byte_of(65, 0) == 4 * 256 + 4);
-    CHECK(byte_of(65, 128) == 512 * 16 + 256 + 4);
-    CHECK(byte_of(512, 32) == 512 * 20 + 256);
-    CHECK(byte_of(530, 128) == 512 * 20 + 64 * 16 + 18 * 4);
+    CHECK(byte_of(Layout::bands, 0, 0) == 0);
+    CHECK(byte_of(Layout::bands, 3, 33) == 256 + 3 * 4);
+    CHECK(byte_of(Layout::bands, 17, 0) == 17 * 4);
+    CHECK(byte_of(Layout::bands, 65, 0) == 4 * 256 + 4);
+    CHECK(byte_of(Layout::bands, 65, 128) == 512 * 16 + 256 + 4);
+    CHECK(byte_of(Layout::bands, 512, 32) == 512 * 20 + 256);
+    CHECK(byte_of(Layout::bands, 530, 128) == 512 * 20 + 64 * 16 + 18 * 4);
+    CHECK(byte_of(Layout::rows, 65, 0) == 4 * 256 + 2);
+    CHECK(byte_of(Layout::rows, 65, 136) == 512 * 16 + 256 + 64 + 2);
+    CHECK(byte_of(Layout::rows, 512, 32) == 512 * 20 + 256);
+    CHECK(byte_of(Layout::rows, 544, 128) == 512 * 20 + 64 * 16 + 32);
 }
 
-TEST_CASE("rows: one byte per row for eight columns, rows 8..15 in the upper lane", "[tiles]") {
+TEST_CASE("rows: one byte per row for eight columns, the halves of 64 rows side by side", "[tiles]") {
+    // 8 columns are 64 bytes; rows 8..15 stand between the rows 0..7, rows 4..7 in the upper lane.
     CHECK(where(Layout::rows, 1, 0, 0, 0) == std::pair<int64_t, int>{0, 0});
-    CHECK(where(Layout::rows, 1, 0, 7, 9) == std::pair<int64_t, int>{32 + 7, 1});
-    CHECK(where(Layout::rows, 1, 0, 8, 0) == std::pair<int64_t, int>{16, 0});
+    CHECK(where(Layout::rows, 1, 0, 3, 9) == std::pair<int64_t, int>{64 + 6, 1});
+    CHECK(where(Layout::rows, 1, 0, 5, 0) == std::pair<int64_t, int>{16 + 2, 0});
+    CHECK(where(Layout::rows, 1, 0, 8, 0) == std::pair<int64_t, int>{1, 0});
     CHECK(where(Layout::rows, 1, 0, 16, 0) == std::pair<int64_t, int>{8, 0});
     CHECK(where(Layout::rows, 1, 0, 31, 7) == std::pair<int64_t, int>{31, 7});
+    CHECK(where(Layout::rows, 1, 0, 32, 127) == std::pair<int64_t, int>{15 * 64 + 32, 7});
+    CHECK(where(Layout::rows, 2, 1, 41, 8) == std::pair<int64_t, int>{64 * 16 + 64 + 32 + 3, 0});
 }
 
 TEST_CASE("nibbles: the top and the low four bits lie in regions of their own", "[tiles]") {
