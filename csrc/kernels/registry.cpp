@@ -31,6 +31,7 @@ std::vector<RegistryRow> collect() {
         {Isa::avx512, &avx512::qgemm_mad},  {Isa::avx512, &avx512::qgemm_trit},
         {Isa::avx2, &avx2::qgemm_lut},      {Isa::avx2, &avx2::qgemm_lut_fast},
         {Isa::avx2, &avx2::qgemm_mad_vnni}, {Isa::avx2, &avx2::qgemm_mad},
+        {Isa::avx2, &avx2::qgemm_trit},
 #endif
 #ifdef TMAC_HAS_NEON_KERNELS
         {Isa::neon, &neon::qgemm_lut},      {Isa::neon, &neon::qgemm_lut_fast},

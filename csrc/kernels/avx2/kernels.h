@@ -16,6 +16,7 @@ extern const KernelTable qgemm_lut;
 extern const KernelTable qgemm_lut_fast;
 extern const KernelTable qgemm_mad;
 extern const KernelTable qgemm_mad_vnni;
+extern const KernelTable qgemm_trit;
 #ifdef TMAC_VNNI_EVEX
 extern const KernelTable qgemm_mad_vnni_evex;
 #endif
