@@ -39,13 +39,15 @@ struct Trits {
     static constexpr int kRegions = 1;
     static constexpr bool kShifted = false;
     static constexpr int kDigits = 1;
-    static constexpr int kLargest = 2;        ///< a forged byte may say 15, and its sum wrap
-    static constexpr int kLargestSmall = 16;  ///< tokens up to which a panel does not pay
+    static constexpr int kLargest = 2;       ///< a forged byte may say 15, and its sum wrap
+    static constexpr int kLargestSmall = 3;  ///< tokens up to which a panel does not pay
+    static constexpr int kPrefetch = 4096;   ///< bytes; half of a tile's rows are no stream that the CPU sees by itself
 
     __m256i pairs[2];  ///< of codes 0 and 1, and of codes 2 and 3
     __m256i fifth;
 
     TMAC_ALWAYS_INLINE explicit Trits(const uint8_t* codes, int64_t /*region_stride*/) {
+        TMAC_PREFETCH(codes + kPrefetch);
         const __m256i bytes = load_bytes(codes);
         const __m256i high = high_nibbles(bytes);
         const __m256i sum = _mm256_adds_epu8(_mm256_shuffle_epi8(table_of(kTritTables.low), masked(bytes, 0x0f)),
