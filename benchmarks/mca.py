@@ -24,6 +24,7 @@ from benchmarks.inner_loops import MARK, Loop, cycles, loops_of, run
 CPUS = ("neoverse-n1", "neoverse-v1", "apple-m1")
 WITHOUT_I8MM = ("neoverse-n1", "apple-m1")
 WEIGHTS = 256
+LAYOUTS = {32: "planes", 20: "trits", 40: "trits"}  # by the columns of a loop, else nibbles
 LUT_GROUP = 4  # columns per look-up, ours and T-MAC's
 PANEL_TOKENS = 128  # that share an unpacked panel: kMaxTokens (kernel.h)
 TMAC_FUNCTION = "tbl_g4_int8_float_update_impl"  # <has_scale, K, Bits, ActK, FastAggregation, ...>
@@ -104,24 +105,24 @@ def compile_marked(build: Path, target: Path) -> Iterator[Path]:
 
 def our_rows(objects: list[Path], args: argparse.Namespace) -> Iterator[Row]:
     fills: dict[tuple[str, int, str], dict[str, float]] = {}
-    panels = []
+    panels: dict[tuple[str, int, int], dict[str, float]] = {}
     for path in objects:
         tech = path.stem.removeprefix("qgemm_")
         for loop in loops_of(path, args.objdump):
             for mark in loop.marks:
                 method, *numbers = mark.removeprefix(f"{MARK}.").split(".")[:5]
                 bits, tokens, columns, rows = (int(number[1:]) for number in numbers)
-                layout = "planes" if columns == 32 else "nibbles"
+                layout = LAYOUTS.get(columns, "nibbles")
                 found = per_weights(loop, columns * rows * tokens, args)
                 if method == "fill":
                     fills[tech, bits, layout] = found
                 elif method == "panel":
-                    panels.append((tech, bits, tokens, found))
+                    panels[tech, bits, tokens] = found
                 else:
                     name = tech if method == "lut" else f"{tech} ({layout})"
                     yield Row(f"w{bits}", tokens, "tmac", name, found)
     for (tech, bits, layout), fill in fills.items():
-        for panel_tech, panel_bits, tokens, found in panels:
+        for (panel_tech, panel_bits, tokens), found in panels.items():
             if (panel_tech, panel_bits) == (tech, bits):
                 shared = {cpu: round(found[cpu] + fill[cpu] / PANEL_TOKENS, 2) for cpu in found}
                 yield Row(f"w{bits}", tokens, "tmac", f"{tech} (panel from {layout})", shared)

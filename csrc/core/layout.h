@@ -71,11 +71,11 @@ struct ActGroup {
     int32_t weight_group;
 };
 
-/// Layouts in bands of 512 rows, where one act group of all rows comes before the next.
+/// Layouts in bands of 256 rows, where one act group of all rows comes before the next.
 constexpr bool in_bands(Layout layout) { return layout == Layout::rows || layout == Layout::bands; }
 
-/// Rows of a band. Their results of one token fill 2 KiB of the L1 cache.
-inline constexpr int64_t kBandRows = 512;
+/// Rows of a band. Their results of one token fill 1 KiB of the L1 cache.
+inline constexpr int64_t kBandRows = 256;
 
 /// Where a layout in bands keeps a row. In a band of a region come act group after act group; in a group 64 rows after
 /// 64 rows; of these all chunks. Group values: [band][num_groups][rows of the band].
@@ -103,7 +103,7 @@ struct BandPlace {
 /// Rows whose memory is read from front to back when they are multiplied together. A thread's share ends at a multiple
 /// of them where it can.
 constexpr int64_t rows_together(Layout layout, int32_t bits) {
-    return layout == Layout::bands ? kBandRows : layout_shape(layout, bits).n_tile;
+    return in_bands(layout) ? kBandRows : layout_shape(layout, bits).n_tile;
 }
 
 }  // namespace tmac

@@ -27,18 +27,19 @@ struct IsaTable {
 std::vector<RegistryRow> collect() {
     const IsaTable tables[] = {
 #ifdef TMAC_HAS_X86_KERNELS
-        {Isa::avx512, &avx512::qgemm_lut},  {Isa::avx512, &avx512::qgemm_lut_fast},
-        {Isa::avx512, &avx512::qgemm_mad},  {Isa::avx512, &avx512::qgemm_trit},
-        {Isa::avx2, &avx2::qgemm_lut},      {Isa::avx2, &avx2::qgemm_lut_fast},
-        {Isa::avx2, &avx2::qgemm_mad_vnni}, {Isa::avx2, &avx2::qgemm_mad},
+        {Isa::avx512, &avx512::qgemm_lut},   {Isa::avx512, &avx512::qgemm_lut_fast},
+        {Isa::avx512, &avx512::qgemm_mad},   {Isa::avx512, &avx512::qgemm_trit},
+        {Isa::avx2, &avx2::qgemm_lut},       {Isa::avx2, &avx2::qgemm_lut_fast},
+        {Isa::avx2, &avx2::qgemm_mad_vnni},  {Isa::avx2, &avx2::qgemm_mad},
+        {Isa::avx2, &avx2::qgemm_trit_vnni}, {Isa::avx2, &avx2::qgemm_trit},
 #endif
 #ifdef TMAC_HAS_NEON_KERNELS
-        {Isa::neon, &neon::qgemm_lut},      {Isa::neon, &neon::qgemm_lut_fast},
-        {Isa::neon, &neon::qgemm_mad_i8mm}, {Isa::neon, &neon::qgemm_mad_dotprod},
+        {Isa::neon, &neon::qgemm_lut},       {Isa::neon, &neon::qgemm_lut_fast},
+        {Isa::neon, &neon::qgemm_mad_i8mm},  {Isa::neon, &neon::qgemm_mad_dotprod},
         {Isa::neon, &neon::qgemm_mad},
 #endif
-        {Isa::scalar, &scalar::qgemm_lut},  {Isa::scalar, &scalar::qgemm_lut_fast},
-        {Isa::scalar, &scalar::qgemm_mad},  {Isa::scalar, &scalar::qgemm_float},
+        {Isa::scalar, &scalar::qgemm_lut},   {Isa::scalar, &scalar::qgemm_lut_fast},
+        {Isa::scalar, &scalar::qgemm_mad},   {Isa::scalar, &scalar::qgemm_float},
         {Isa::scalar, &scalar::qgemm_trit},
     };
     std::vector<RegistryRow> rows;

@@ -12,6 +12,7 @@ namespace tmac {
 namespace {
 
 constexpr int64_t kLine = 64;
+constexpr int64_t kReadPast = 4;  ///< bytes past a token's last that NEON reads to multiply them with zero codes
 
 int64_t bytes_of_columns(Method method, int64_t padded_k) {
     switch (method) {
@@ -30,7 +31,7 @@ int64_t bytes_of_columns(Method method, int64_t padded_k) {
 /// An odd number of cache lines: tokens that lie a power of two apart would all fall into the same sets of the cache.
 int64_t bytes_per_token(const Kernel& kernel, int64_t padded_k) {
     const int64_t bytes = bytes_of_columns(kernel.method, padded_k);
-    return kernel.token_block != 0 ? bytes : ((bytes + kLine - 1) / kLine | 1) * kLine;
+    return kernel.token_block != 0 ? bytes : ((bytes + kReadPast + kLine - 1) / kLine | 1) * kLine;
 }
 
 /// Where a token's activations begin, and how far apart its groups of four columns are.

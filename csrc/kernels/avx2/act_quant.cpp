@@ -131,7 +131,7 @@ void act_quant(const PrepareArgs& args) {
     }
     for (int32_t index = 0; index < args.num_act_groups; ++index) {
         const ActGroup& group = args.act_groups[index];
-        if (!per_token && group.k_count == kActGroup) {
+        if (!per_token && group.k_count == kActGroup && group.padded_count == kActGroup) {
             quantize_full_group(args, index);
         } else {
             quantize_group<false>(args, index, per_token ? token : magnitudes_of(args, group));

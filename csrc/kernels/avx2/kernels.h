@@ -17,8 +17,11 @@ extern const KernelTable qgemm_lut;
 extern const KernelTable qgemm_lut_fast;
 extern const KernelTable qgemm_mad;
 extern const KernelTable qgemm_mad_vnni;
+extern const KernelTable qgemm_trit;
+extern const KernelTable qgemm_trit_vnni;
 #ifdef TMAC_VNNI_EVEX
 extern const KernelTable qgemm_mad_vnni_evex;
+extern const KernelTable qgemm_trit_vnni_evex;
 #endif
 
 }  // namespace tmac::avx2

@@ -4,7 +4,7 @@
 
 #include "kernels/avx2/mad_codes.h"
 
-// Many tokens: 32 rows of at most 128 columns are unpacked once, into a panel that stays in the L1 cache, and
+// Many tokens: 32 rows of about 128 columns are unpacked once, into a panel that stays in the L1 cache, and
 // multiplied with all tokens, a block at a time. Results wait in a small tile until all columns are through.
 
 namespace tmac::avx2 {
@@ -12,9 +12,11 @@ namespace {
 
 constexpr int kPanelRows = 32;
 constexpr int kPanelVectors = kPanelRows / kLanes;
-constexpr int kPanelColumns = 128;
-constexpr int kPanelSteps = kPanelColumns / 4;
 constexpr int kPair = 2;  ///< vectors of codes that are multiplied together: of 16 rows, or the two digits of 8
+
+/// Whole chunks that hold an act group of 128 columns.
+template <class Codes>
+constexpr int kPanelColumns = (128 + Codes::kColumns - 1) / Codes::kColumns * Codes::kColumns;
 
 /// Vectors of a step, the digits of a row side by side.
 template <class Codes>
@@ -22,7 +24,7 @@ constexpr int kPanelWidth = kPanelVectors * Codes::kDigits;
 
 template <class Codes>
 struct Panel {
-    alignas(64) uint8_t codes[kPanelSteps][kPanelWidth<Codes>][32];
+    alignas(64) uint8_t codes[kPanelColumns<Codes> / 4][kPanelWidth<Codes>][32];
     alignas(64) float y[kMaxTokens][kPanelVectors][kLanes];
     alignas(64) int32_t isum[kMaxTokens][kPanelWidth<Codes>][kLanes];  ///< of an act group longer than a panel
 };
@@ -93,8 +95,9 @@ template <class Dot, class Codes, int M>
 TMAC_ALWAYS_INLINE void multiply_steps(const uint8_t* codes, const int8_t* q, int32_t steps,
                                        __m256i (&isum)[M][kPair]) {
     constexpr int32_t kStepBytes = kPanelWidth<Codes> * 32;
-    constexpr int32_t kMany = 8;  // a loop of few rounds ends where the CPU expects it
-    constexpr int32_t kFew = 2;   // act groups are padded to a multiple of them
+    constexpr bool kEven = Codes::kVectors % 2 == 0;
+    constexpr int32_t kMany = kEven ? 8 : Codes::kVectors;  // a loop of few rounds ends where the CPU expects it
+    constexpr int32_t kFew = kEven ? 2 : kMany;             // act groups are padded to a multiple of them
     constexpr int32_t kRun = Dot::run(Codes::kLargest) / kMany * kMany;
     while (steps > 0) {
         int32_t left = steps < kRun ? steps : kRun;
@@ -186,9 +189,9 @@ void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
             terms[v] = epilogue.load(values_of_rows<Codes>(args, first, group.weight_group));
             rows[v] = codes_of_group<Codes>(args, first, group);
         }
-        for (int32_t done = 0; done < group.padded_count; done += kPanelColumns) {
+        for (int32_t done = 0; done < group.padded_count; done += kPanelColumns<Codes>) {
             const int32_t left = group.padded_count - done;
-            const int32_t columns = left < kPanelColumns ? left : kPanelColumns;
+            const int32_t columns = left < kPanelColumns<Codes> ? left : kPanelColumns<Codes>;
             const int32_t column = group.padded_begin + done;
             fill_panel<Codes>(args, rows, vectors, int64_t{done / Codes::kColumns} * Codes::kChunkBytes, columns,
                               panel);

@@ -10,10 +10,15 @@
 namespace tmac::avx2 {
 namespace {
 
+/// Whether rows are unpacked one after the other, not side by side, so that a broadcast of activations serves one only.
+template <class Codes>
+inline constexpr bool kRowsInTurn = false;
+
 /// Vectors of 8 rows that go together: at most 8 registers of sums, and never rows of two tiles, which would be streams
 /// of their own.
 template <class Codes, int M>
-constexpr int kSmallVectors = M * Codes::kDigits > 4                                    ? 1
+constexpr int kSmallVectors = kRowsInTurn<Codes> && M == 1                              ? 8
+                              : M * Codes::kDigits > 4                                  ? 1
                               : M * Codes::kDigits > 2 || Codes::kTileRows < 4 * kLanes ? 2
                                                                                         : 4;
 
@@ -55,16 +60,41 @@ TMAC_ALWAYS_INLINE void multiply_chunk(const Codes (&codes)[R], const int8_t* q,
     }
 }
 
+/// The same for 8 of the rows.
+template <class Dot, class Codes, int R, int M, int... V>
+TMAC_ALWAYS_INLINE void multiply_row(const Codes& codes, const int8_t* q, int row, Sums<Codes, R, M>& sums,
+                                     std::integer_sequence<int, V...>) {
+    const auto step = [&]<int Vector>() {
+        const __m256i bytes = codes.template code<Vector, 0>();
+        TMAC_UNROLL
+        for (int m = 0; m < M; ++m) {
+            __m256i& sum = sums.of[row][m][0];
+            sum = Dot::add(sum, bytes, broadcast_four(q + 4 * (Vector * M + m)));
+        }
+    };
+    (step.template operator()<V>(), ...);
+}
+
+/// One chunk from byte `at` on. A function, because gcc leaves a lambda of this size alone, and its sums in memory.
+template <class Dot, class Codes, int R, int M, int... Row>
+TMAC_ALWAYS_INLINE void unpack_and_multiply(const uint8_t* const (&rows)[R], int64_t at, int64_t region_stride,
+                                            const int8_t* q, Sums<Codes, R, M>& sums,
+                                            std::integer_sequence<int, Row...>) {
+    constexpr std::make_integer_sequence<int, Codes::kVectors> kEveryVector;
+    if constexpr (kRowsInTurn<Codes>) {
+        (multiply_row<Dot>(Codes(rows[Row] + at, region_stride), q, Row, sums, kEveryVector), ...);
+    } else {
+        const Codes unpacked[R] = {Codes(rows[Row] + at, region_stride)...};
+        multiply_chunk<Dot, Codes, R, M>(unpacked, q, sums, kEveryVector);
+    }
+}
+
 /// `chunks` chunks from byte `at` on.
 template <class Dot, class Codes, int R, int M>
 TMAC_ALWAYS_INLINE void multiply_chunks(const uint8_t* const (&rows)[R], int64_t at, int32_t chunks,
                                         int64_t region_stride, const int8_t* q, Sums<Codes, R, M>& sums) {
     for (int32_t chunk = 0; chunk < chunks; ++chunk) {
-        const auto unpacked = [&]<int... Row>(std::integer_sequence<int, Row...>) {
-            const Codes loaded[R] = {Codes(rows[Row] + at, region_stride)...};
-            multiply_chunk<Dot, Codes, R, M>(loaded, q, sums, std::make_integer_sequence<int, Codes::kVectors>());
-        };
-        unpacked(std::make_integer_sequence<int, R>());
+        unpack_and_multiply<Dot>(rows, at, region_stride, q, sums, std::make_integer_sequence<int, R>());
         at += Codes::kChunkBytes;
         q += M * Codes::kColumns;
     }

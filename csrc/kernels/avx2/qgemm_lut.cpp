@@ -21,7 +21,7 @@
 // 127 a plane. Planes of weight 1, 2 and 4 together stay within 32 * 127 * 7 = 28448; of four planes each pair has a
 // sum of its own, within 32 * 127 * 3.
 //
-// The layout brings 512 rows' codes of one act group before the next group's, so that its tables stay in the L1 cache
+// The layout brings 256 rows' codes of one act group before the next group's, so that its tables stay in the L1 cache
 // while codes stream by. With all columns of 32 rows together the tables of 4096 columns, 16 KiB, and the codes drove
 // each other out of it (docs/kernels.md).
 

@@ -63,7 +63,7 @@ void quantize_group(const PrepareArgs& args, int32_t index, const Magnitudes& ma
         if (group.padded_count - at >= kStepColumns) {
             vst1q_s8(q + at, bytes);
         } else {
-            vst1_s8(q + at, vget_low_s8(bytes));  // a multiple of 8 columns, so the last step may be half
+            std::memcpy(q + at, &bytes, static_cast<size_t>(group.padded_count - at));
         }
     }
     const int32x4_t sum = vaddq_s32(vaddq_s32(sum_i32x4[0], sum_i32x4[1]), vaddq_s32(sum_i32x4[2], sum_i32x4[3]));

@@ -170,6 +170,12 @@ struct Nibbles {
 inline constexpr int kStripVectors = 4;
 inline constexpr int kStripRows = kStripVectors * kLanes;  ///< rows that are multiplied together
 
+TMAC_ALWAYS_INLINE int8x16_t repeat_four(const int8_t* q) {
+    int32_t word = 0;
+    std::memcpy(&word, q, sizeof(word));
+    return vreinterpretq_s8_s32(vdupq_n_s32(word));
+}
+
 /// Where the sum of an act group starts, so that kSign * (sum >> kShift) counts codes from the centre.
 template <class Codes>
 TMAC_ALWAYS_INLINE int32_t start_of_sum(int32_t act_isum) {

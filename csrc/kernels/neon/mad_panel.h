@@ -4,7 +4,7 @@
 
 #include "kernels/neon/mad_codes.h"
 
-// Many tokens: 16 rows of at most 128 columns are unpacked once, into a panel that stays in the L1 cache, and
+// Many tokens: 16 rows of about 128 columns are unpacked once, into a panel that stays in the L1 cache, and
 // multiplied with all tokens. Results wait in a small tile until all columns are through. `Dot` is one of the
 // instructions that multiply bytes: what it wants to find in the panel, and how it multiplies a few tokens with it.
 //
@@ -15,17 +15,24 @@
 namespace tmac::neon {
 namespace {
 
-constexpr int kPanelColumns = 128;
 constexpr int kPanelStepColumns = 8;
-constexpr int kPanelSteps = kPanelColumns / kPanelStepColumns;
 constexpr int kPanelStepBytes = kPanelStepColumns * kStripRows;
 constexpr int32_t kPanelPrefetch = 1024;
 
 /// Integer sums of one token and 16 rows.
 using StripSums = int32x4_t[kStripVectors];
 
+/// Chunks that are whole steps together.
+template <class Codes>
+constexpr int kFillChunks = 1 + Codes::kVectors % 2;
+
+/// Of these as many as hold an act group of 128 columns.
+template <class Codes>
+constexpr int kPanelColumns = (127 / (kFillChunks<Codes> * Codes::kColumns) + 1) * kFillChunks<Codes> * Codes::kColumns;
+
+template <class Codes>
 struct Panel {
-    alignas(64) uint8_t codes[kPanelSteps][kPanelStepBytes];
+    alignas(64) uint8_t codes[kPanelColumns<Codes> / kPanelStepColumns][kPanelStepBytes];
     alignas(64) float y[kMaxTokens][kStripRows];
     alignas(64) int32_t isum[kMaxTokens][kStripRows];  ///< of an act group that is longer than a panel
 };
@@ -36,21 +43,53 @@ TMAC_ALWAYS_INLINE void unpack_vector(const Codes& codes, uint8_t (*steps)[kPane
     (Dot::put(steps[Pair], vector, codes.template code<2 * Pair>(), codes.template code<2 * Pair + 1>()), ...);
 }
 
+/// Two chunks of an odd number of vectors. `second` is null where the act group ends before it: zero codes end the step
+/// that it would have shared, times whatever activations follow.
+template <class Dot, class Codes, int... Pair>
+TMAC_ALWAYS_INLINE void unpack_two(const Codes& first, const Codes* second, uint8_t (*steps)[kPanelStepBytes],
+                                   int vector, std::integer_sequence<int, Pair...>) {
+    constexpr int kLast = Codes::kVectors - 1;
+    (Dot::put(steps[Pair], vector, first.template code<2 * Pair>(), first.template code<2 * Pair + 1>()), ...);
+    Dot::put(steps[kLast / 2], vector, first.template code<kLast>(),
+             second == nullptr ? vdupq_n_s8(0) : second->template code<0>());
+    if (second != nullptr) {
+        (Dot::put(steps[kLast / 2 + 1 + Pair], vector, second->template code<2 * Pair + 1>(),
+                  second->template code<2 * Pair + 2>()),
+         ...);
+    }
+}
+
+template <class Dot, class Codes>
+TMAC_ALWAYS_INLINE void unpack_chunks(const uint8_t* codes, int64_t region_stride, bool whole,
+                                      uint8_t (*steps)[kPanelStepBytes], int vector) {
+    constexpr std::make_integer_sequence<int, Codes::kVectors / 2> kEveryPair;
+    const Codes first(codes + 16 * vector, region_stride);
+    if constexpr (kFillChunks<Codes> == 1) {
+        unpack_vector<Dot>(first, steps, vector, kEveryPair);
+    } else if (whole) {
+        const Codes second(codes + Codes::kChunkBytes + 16 * vector, region_stride);
+        unpack_two<Dot>(first, &second, steps, vector, kEveryPair);
+    } else {
+        unpack_two<Dot, Codes>(first, nullptr, steps, vector, kEveryPair);
+    }
+}
+
 /// `columns` of a strip's codes.
 template <class Dot, class Codes>
-void fill_panel(const uint8_t* codes, int64_t region_stride, int32_t columns, Panel& panel) {
-    for (int32_t column = 0; column < columns; column += Codes::kColumns) {
-        TMAC_LOOP("fill", Codes::kBits, 1, Codes::kColumns, kStripRows);
+void fill_panel(const uint8_t* codes, int64_t region_stride, int32_t columns, Panel<Codes>& panel) {
+    constexpr int kColumns = kFillChunks<Codes> * Codes::kColumns;
+    for (int32_t column = 0; column < columns; column += kColumns) {
+        TMAC_LOOP("fill", Codes::kBits, 1, kColumns, kStripRows);
         TMAC_UNROLL
         for (int region = 0; region < Codes::kRegions; ++region) {
             TMAC_PREFETCH(codes + region * region_stride + kPanelPrefetch);
         }
         TMAC_UNROLL
         for (int vector = 0; vector < kStripVectors; ++vector) {
-            unpack_vector<Dot>(Codes(codes + 16 * vector, region_stride), panel.codes + column / kPanelStepColumns,
-                               vector, std::make_integer_sequence<int, Codes::kVectors / 2>());
+            unpack_chunks<Dot, Codes>(codes, region_stride, column + kColumns <= columns,
+                                      panel.codes + column / kPanelStepColumns, vector);
         }
-        codes += Codes::kChunkBytes;
+        codes += kFillChunks<Codes> * Codes::kChunkBytes;
     }
 }
 
@@ -66,7 +105,7 @@ struct PanelPart {
 template <class Dot, class Codes, int M>
 TMAC_ALWAYS_INLINE void multiply_panel(const QgemmArgs& args, const Epilogue<Floats>& epilogue,
                                        const GroupTerms<Floats> (&terms)[kStripVectors], const PanelPart& part,
-                                       int32_t token, Panel& panel) {
+                                       int32_t token, Panel<Codes>& panel) {
     StripSums isum[M];
     const int64_t first_group = int64_t{token} * args.num_act_groups + part.group;
     TMAC_UNROLL
@@ -105,7 +144,7 @@ TMAC_ALWAYS_INLINE void for_each_block(int32_t m, const Body& body) {
 
 /// Rows [row, row + 16) times all tokens.
 template <class Dot, class Codes>
-void multiply_strip(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t row, Panel& panel) {
+void multiply_strip(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t row, Panel<Codes>& panel) {
     const uint8_t* codes = codes_in_tiles<Codes>(args, row);
     std::memset(panel.y, 0, sizeof(panel.y[0]) * static_cast<size_t>(args.m));
     for (int32_t g = 0; g < args.num_act_groups; ++g) {
@@ -115,12 +154,12 @@ void multiply_strip(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
         for (int vector = 0; vector < kStripVectors; ++vector) {
             terms[vector] = epilogue.load(values_in_tiles<Codes>(args, row, group.weight_group) + vector * kLanes);
         }
-        for (int32_t done = 0; done < group.padded_count; done += kPanelColumns) {
+        for (int32_t done = 0; done < group.padded_count; done += kPanelColumns<Codes>) {
             const int32_t left = group.padded_count - done;
-            const int32_t columns = left < kPanelColumns ? left : kPanelColumns;
+            const int32_t columns = left < kPanelColumns<Codes> ? left : kPanelColumns<Codes>;
             fill_panel<Dot, Codes>(codes, args.region_stride, columns, panel);
             codes += columns / Codes::kColumns * Codes::kChunkBytes;
-            const PanelPart part{g, columns / kPanelStepColumns, done == 0, columns == left,
+            const PanelPart part{g, (columns + kPanelStepColumns - 1) / kPanelStepColumns, done == 0, columns == left,
                                  static_cast<const int8_t*>(args.act) + group.padded_begin + done};
             for_each_block<Dot>(args.m, [&]<int M>(int32_t token) {
                 multiply_panel<Dot, Codes, M>(args, epilogue, terms, part, token, panel);
@@ -137,7 +176,7 @@ void multiply_strip(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
 
 template <class Dot, class Codes, int Bits>
 void qgemm_panel(const QgemmArgs& args) {
-    Panel panel;
+    Panel<Codes> panel;
     const Epilogue<Floats> epilogue(args, static_cast<float>(1 << (Bits - 1)));
     for (int64_t row = args.row_begin; row < args.row_end; row += kStripRows) {
         multiply_strip<Dot, Codes>(args, epilogue, row, panel);

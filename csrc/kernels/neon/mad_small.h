@@ -69,12 +69,13 @@ TMAC_ALWAYS_INLINE void multiply_chunks(const uint8_t* codes, const QgemmArgs& a
     for (int m = 0; m < M; ++m) {
         const int8_t* token = q + m * args.act_stride;
         TMAC_UNROLL
-        for (int i = 0; i < (kFours + 3) / 4; ++i) {
-            if constexpr (kFours == 2) {
-                columns[m][i] = vcombine_s8(vld1_s8(token), vdup_n_s8(0));
-            } else {
-                columns[m][i] = vld1q_s8(token + 16 * i);
-            }
+        for (int i = 0; i < kFours / 4; ++i) {
+            columns[m][i] = vld1q_s8(token + 16 * i);
+        }
+        if constexpr (kFours % 4 == 2) {
+            columns[m][kFours / 4] = vcombine_s8(vld1_s8(token + kFours / 4 * 16), vdup_n_s8(0));
+        } else if constexpr (kFours % 4 == 1) {
+            columns[m][kFours / 4] = repeat_four(token + kFours / 4 * 16);
         }
     }
     TMAC_UNROLL

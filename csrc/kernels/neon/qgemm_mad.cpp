@@ -14,12 +14,6 @@
 namespace tmac::neon {
 namespace {
 
-TMAC_ALWAYS_INLINE int8x16_t repeat_four(const int8_t* q) {
-    int32_t word = 0;
-    std::memcpy(&word, q, sizeof(word));
-    return vreinterpretq_s8_s32(vdupq_n_s32(word));
-}
-
 /// int16 sums of 4 rows: lanes 0..3 are row 0 (2), lanes 4..7 row 1 (3).
 struct Products {
     int16x8_t low;

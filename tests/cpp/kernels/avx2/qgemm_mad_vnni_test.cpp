@@ -5,6 +5,7 @@
 
 #include <cstring>
 #include <string>
+#include <vector>
 
 #include "core/cpu_features.h"
 #define TMAC_VNNI_EVEX
@@ -54,12 +55,15 @@ void check_layout(const Kernel& kernel, const QuantSpec& spec, const Kernel& pac
 }  // namespace
 
 TEST_CASE("the forced AVX-VNNI kernels are those of the registry", "[avx_vnni]") {
-    REQUIRE(avx2::qgemm_mad_vnni_evex.count == avx2::qgemm_mad_vnni.count);
-    for (int32_t i = 0; i < avx2::qgemm_mad_vnni.count; ++i) {
-        const Kernel& forced = avx2::qgemm_mad_vnni_evex.kernels[i];
-        CHECK(std::string(forced.name) == avx2::qgemm_mad_vnni.kernels[i].name);
-        CHECK((forced.features & kAvxVnni) != 0);
-        CHECK(find_kernel(forced.name) == &avx2::qgemm_mad_vnni.kernels[i]);
+    for (const auto& [evex, table] : {std::pair{&avx2::qgemm_mad_vnni_evex, &avx2::qgemm_mad_vnni},
+                                      std::pair{&avx2::qgemm_trit_vnni_evex, &avx2::qgemm_trit_vnni}}) {
+        REQUIRE(evex->count == table->count);
+        for (int32_t i = 0; i < table->count; ++i) {
+            const Kernel& forced = evex->kernels[i];
+            CHECK(std::string(forced.name) == table->kernels[i].name);
+            CHECK((forced.features & kAvxVnni) != 0);
+            CHECK(find_kernel(forced.name) == &table->kernels[i]);
+        }
     }
 }
 
@@ -68,10 +72,16 @@ TEST_CASE("the AVX-VNNI kernels give the scalar kernel's bits", "[avx_vnni]") {
         WARN("this CPU has no EVEX vpdpbusd: not run");
         return;
     }
-    for (int32_t i = 0; i < avx2::qgemm_mad_vnni_evex.count; ++i) {
-        const Kernel& kernel = avx2::qgemm_mad_vnni_evex.kernels[i];
+    std::vector<const Kernel*> kernels;
+    for (const KernelTable* table : {&avx2::qgemm_mad_vnni_evex, &avx2::qgemm_trit_vnni_evex}) {
+        for (int32_t i = 0; i < table->count; ++i) {
+            kernels.push_back(&table->kernels[i]);
+        }
+    }
+    for (const Kernel* forced : kernels) {
+        const Kernel& kernel = *forced;
         for (const QuantSpec& spec : specs_of(kernel)) {
-            for (const Layout layout : {Layout::rows, Layout::quads, Layout::nibbles}) {
+            for (const Layout layout : {Layout::rows, Layout::quads, Layout::nibbles, Layout::trits}) {
                 const Kernel* packing = reads(kernel, layout) ? packer(kernel, spec, layout) : nullptr;
                 INFO(kernel.name << " " << to_string(spec) << " " << name_of(layout));
                 if (packing != nullptr) {
