@@ -153,8 +153,8 @@ void run_tiles(const std::vector<Projection>& projections, const std::vector<Ste
     }
 }
 
-/// Tiles that the threads' ranges are multiples of: those that lie together, unless shares so coarse would leave threads
-/// idle for more than a twentieth of the time.
+/// Tiles that the threads' ranges are multiples of: those that lie together, unless shares so coarse would leave
+/// threads idle for more than a twentieth of the time.
 int64_t grain_of(const std::vector<Step>& steps, int64_t tiles, int threads) {
     int64_t grain = 1;
     for (const Step& step : steps) {
