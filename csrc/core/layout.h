@@ -8,7 +8,7 @@ namespace tmac {
 /// that the leading regions alone are a weight of fewer bits.
 enum class Layout : uint8_t {
     planes,      ///< the file format: [bits][n][ceil(k/8)], bit i of a byte is column 8j+i
-    rows,        ///< 8 columns of 32 rows in 32 bytes, one per row, two 4-column nibbles each; in bands
+    rows,        ///< 8 columns of 64 rows in 64 bytes, one per row, two 4-column nibbles each; in bands
     quads,       ///< tiles of 32 rows; 32 columns of 16 rows in 64 bytes, four per row, eight 4-column nibbles
     nibbles,     ///< tiles of 16 rows; 8 columns in 64 bytes, four per row; regions: top 4 bits of a code, and the rest
     wide_quads,  ///< quads in tiles of 64 rows

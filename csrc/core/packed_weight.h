@@ -8,7 +8,8 @@
 
 namespace tmac {
 
-inline constexpr char kPackedMagic[8] = {'T', 'M', 'A', 'C', 'P', 'K', 'W', '1'};
+/// Counts up when a byte of any layout moves.
+inline constexpr char kPackedMagic[8] = {'T', 'M', 'A', 'C', 'P', 'K', 'W', '2'};
 
 /// The head of a packed weight: everything that its bytes mean. Written by ops/pack, checked whenever bytes come back
 /// from Python. Offsets are derived from it, never stored.

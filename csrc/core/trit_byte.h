@@ -3,7 +3,7 @@
 #include <cstdint>
 
 // Five ternary codes in a byte of Layout::trits. 3^5 = 243 of 256 values are enough whatever stands for what, so the
-// byte is made for tables of 64 entries (vpermb, tbl) rather than for division: with
+// byte is made for tables of 64 entries (vpermb), or of 16 for each nibble, rather than for division: with
 //
 //     s = code0 + 3 code1 + 9 code2 + 27 code3, 0..80
 //

@@ -33,7 +33,7 @@ struct QgemmArgs {
     int32_t num_groups;
     int64_t k;
     int64_t padded_k;         ///< columns after padding every act group to the layout's k_chunk
-    const void* act;          ///< int8 [m][padded_k / 4][16] (lut), int8 [m][padded_k] (mad), float [m][padded_k]
+    const void* act;          ///< [m][padded_k / 4][16] bytes (lut), int8 [m][padded_k] (mad), float [m][padded_k]
     int64_t act_stride;       ///< bytes from one token's `act` to the next (see Kernel::token_block)
     const float* act_scale;   ///< [m][num_act_groups]
     const float* act_sum;     ///< [m][num_act_groups]

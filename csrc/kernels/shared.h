@@ -164,6 +164,17 @@ TMAC_ALWAYS_INLINE void for_each_even_block(int32_t m, const Body& body) {
     }
 }
 
+/// Calls body(row, row_end) for what [row_begin, row_end) has of every band.
+template <class Body>
+TMAC_ALWAYS_INLINE void for_each_band(const QgemmArgs& args, const Body& body) {
+    for (int64_t row = args.row_begin; row < args.row_end;) {
+        const int64_t band_end = (row / kBandRows + 1) * kBandRows;
+        const int64_t row_end = band_end < args.row_end ? band_end : args.row_end;
+        body(row, row_end);
+        row = row_end;
+    }
+}
+
 // Codes in tiles of Codes::kTileRows rows, whose chunks of kColumns columns have kChunkBytes bytes, four of them per
 // row.
 

@@ -134,14 +134,17 @@ void make_step(const Tensor& x, const std::vector<Projection>& projections, size
     step.args.ldy = projection.weight.header.n;
 }
 
-/// Tiles [begin, end) of all steps, counted through.
-void run_tiles(const std::vector<Projection>& projections, const std::vector<Step>& steps, int64_t first, Range tiles) {
+int64_t round_up(int64_t count, int64_t grain) { return (count + grain - 1) / grain * grain; }
+
+/// Tiles [begin, end) of all steps, counted through; every step begins at a multiple of `grain`.
+void run_tiles(const std::vector<Projection>& projections, const std::vector<Step>& steps, int64_t first, int64_t grain,
+               Range tiles) {
     int64_t before = 0;
     for (size_t i = 0; i < projections.size(); ++i) {
         const Step& step = steps[i];
         const int64_t begin = std::max<int64_t>(tiles.begin - before, 0);
         const int64_t end = std::min(tiles.end - before, step.tiles);
-        before += step.tiles;
+        before += round_up(step.tiles, grain);
         if (begin >= end) {
             continue;
         }
@@ -160,9 +163,8 @@ int64_t grain_of(const std::vector<Step>& steps, int64_t tiles, int threads) {
     for (const Step& step : steps) {
         grain = std::max(grain, step.together / step.n_tile);
     }
-    const int64_t grains = (tiles + grain - 1) / grain;
-    const int64_t longest = (grains + threads - 1) / threads;
-    return 20 * longest * threads > 21 * grains ? 1 : grain;
+    const int64_t longest = round_up((tiles + threads - 1) / threads, grain);
+    return threads > 1 && 20 * longest * threads > 21 * tiles ? 1 : grain;
 }
 
 }  // namespace
@@ -194,8 +196,13 @@ void linear(const Tensor& x, const std::vector<Projection>& projections, Phase p
         for (size_t i = 0; i < projections.size(); ++i) {
             make_step(x, projections, i, first, tokens, threads, mine);
         }
-        parallel_for(tiles, grain_of(mine.steps, tiles, threads), threads,
-                     [&](Range range) { run_tiles(projections, mine.steps, first, range); });
+        const int64_t grain = grain_of(mine.steps, tiles, threads);
+        int64_t places = 0;
+        for (const Step& step : mine.steps) {
+            places += round_up(step.tiles, grain);
+        }
+        parallel_for(places, grain, threads,
+                     [&](Range range) { run_tiles(projections, mine.steps, first, grain, range); });
     }
 }
 

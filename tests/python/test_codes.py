@@ -177,7 +177,7 @@ def test_file_tensors_that_do_not_fit_are_refused(change):
         pack_tensors(tensors, spec, 20, "a.")
 
 
-@pytest.mark.parametrize("buffer", [b"", b"TMACPKW1", bytes(4096), b"garbage!" * 512], ids=len)
+@pytest.mark.parametrize("buffer", [b"", b"TMACPKW1", b"TMACPKW2", bytes(4096), b"garbage!" * 512], ids=len)
 def test_bytes_that_are_no_packed_weight_are_refused(buffer):
     with pytest.raises(ValueError, match="packed"):
         Codes.from_buffer(np.frombuffer(bytearray(buffer), np.uint8))

@@ -106,7 +106,7 @@ TMAC_ALWAYS_INLINE void quantize_group(const PrepareArgs& args, int32_t index, c
             sum_i32x8 = _mm256_add_epi32(sum_i32x8, rounded_i32x8[i]);
         }
         const __m256i bytes = in_order(args.layout, bytes_of_columns(rounded_i32x8));
-        const int32_t left = group.padded_count - at;  // a multiple of 8, so the last step may be short
+        const int32_t left = group.padded_count - at;  // a multiple of 4, so the last step may be short
         store_fours(q, args.act_step, bytes, left >= kStep ? kStep / 4 : left / 4);
         q += kStep / 4 * args.act_step;
     }

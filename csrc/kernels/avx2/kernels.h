@@ -6,7 +6,7 @@ namespace tmac::avx2 {
 
 // Encoders of one token's activations, bit for bit those of the scalar reference.
 void lut_ctor(const PrepareArgs& args);
-void unsigned_lut_ctor(const PrepareArgs& args);  ///< entries + 128
+void unsigned_lut_ctor(const PrepareArgs& args);  ///< entries + 128; where an activation is not finite, 0
 void act_quant(const PrepareArgs& args);
 
 // A register-only loop of int8 dot products. Returns the operations done; `result` starts and ends the sums.

@@ -94,8 +94,7 @@ struct Quads {
     static constexpr int kColumns = 32;
     static constexpr int kChunkBytes = 128;  ///< from one chunk of a tile to the next
     static constexpr int kTileRows = 32;
-    static constexpr int kTogether = 1;  ///< vectors of rows that come out of the same bytes
-    static constexpr int kRegions = Bits;
+    static constexpr int kTogether = 1;      ///< vectors of rows that come out of the same bytes
     static constexpr bool kShifted = false;  ///< codes of fewer bits are shifted up to 8
     static constexpr int kDigits = 1;
     static constexpr int kLargest = (1 << Bits) - 1;
@@ -175,8 +174,7 @@ struct Rows {
     static constexpr int kColumns = 8;
     static constexpr int kChunkBytes = 64;  ///< of 64 rows, half of which are taken at a time
     static constexpr int kTileRows = 64;
-    static constexpr int kTogether = 4;  ///< vectors of rows that come out of the same bytes
-    static constexpr int kRegions = Bits;
+    static constexpr int kTogether = 4;      ///< vectors of rows that come out of the same bytes
     static constexpr bool kShifted = false;  ///< codes of fewer bits are shifted up to 8
     static constexpr int kDigits = 1;
     static constexpr int kLargest = (1 << Bits) - 1;
@@ -249,6 +247,9 @@ TMAC_ALWAYS_INLINE __m256i broadcast_four(const int8_t* q) {
 }
 
 constexpr int kTokenBlock = 4;  ///< tokens whose sums, for 16 rows, leave room for the codes in 16 registers
+
+/// What the kernels of int8 activations serve.
+constexpr uint8_t kBoth = (1U << static_cast<int>(Activation::group)) | (1U << static_cast<int>(Activation::token));
 
 /// How a code's sum is counted.
 struct Centre {

@@ -39,8 +39,6 @@ void qgemm_of(const QgemmArgs& args) {
     }
 }
 
-constexpr uint8_t kBoth = (1U << static_cast<int>(Activation::group)) | (1U << static_cast<int>(Activation::token));
-
 constexpr Layout decoding_layout(int bits) { return bits < 4 ? Layout::quads : Layout::nibbles; }
 constexpr uint8_t readable_layouts(int bits) {
     return static_cast<uint8_t>(bit_of(decoding_layout(bits)) | (bits <= 4 ? bit_of(Layout::rows) : 0));

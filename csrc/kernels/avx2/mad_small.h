@@ -64,6 +64,7 @@ TMAC_ALWAYS_INLINE void multiply_chunk(const Codes (&codes)[R], const int8_t* q,
 template <class Dot, class Codes, int R, int M, int... V>
 TMAC_ALWAYS_INLINE void multiply_row(const Codes& codes, const int8_t* q, int row, Sums<Codes, R, M>& sums,
                                      std::integer_sequence<int, V...>) {
+    static_assert(Codes::kDigits == 1);
     const auto step = [&]<int Vector>() {
         const __m256i bytes = codes.template code<Vector, 0>();
         TMAC_UNROLL

@@ -36,7 +36,6 @@ struct Trits {
     static constexpr int kChunkBytes = 256;
     static constexpr int kTileRows = 64;
     static constexpr int kTogether = 1;
-    static constexpr int kRegions = 1;
     static constexpr bool kShifted = false;
     static constexpr int kDigits = 1;
     static constexpr int kLargest = 2;       ///< a forged byte may say 15, and its sum wrap
@@ -79,7 +78,6 @@ void qgemm_trits(const QgemmArgs& args) {
 
 template <class Dot>
 constexpr Kernel trit_row(const char* name, uint32_t features) {
-    constexpr uint8_t kBoth = (1U << static_cast<int>(Activation::group)) | (1U << static_cast<int>(Activation::token));
     return {name,
             2,
             Codebook::ternary,

@@ -153,7 +153,6 @@ TMAC_ALWAYS_INLINE void add_pair(const Span& span, Sums<H, M>& sums) {
 template <int Bits, bool Prefetch, int H, int M>
 TMAC_ALWAYS_INLINE void sum_plane(const Span& span, Sums<H, M>& sums) {
     const __m256i odd_i8x32 = _mm256_set1_epi16(0x0100);
-    [[maybe_unused]] const int32_t far = span.steps == kLongSteps ? kFarPrefetch : kPrefetch<Bits>;
     const int32_t surplus = (surplus_of_plane(span) * ((1 << Bits) - 1)) >> (Bits - 1);
     start_at(sums, _mm256_set1_epi16(static_cast<int16_t>(-257 * surplus)),
              _mm256_set1_epi16(static_cast<int16_t>(-surplus)));
@@ -164,8 +163,8 @@ TMAC_ALWAYS_INLINE void sum_plane(const Span& span, Sums<H, M>& sums) {
         for (int i = 0; i < kUnroll; ++i) {
             if constexpr (Prefetch) {
                 prefetch<Bits>(codes + i * kStepBytes);
-                if constexpr (Bits == 1) {
-                    _mm_prefetch(reinterpret_cast<const char*>(codes + i * kStepBytes + far), _MM_HINT_T1);
+                if (Bits == 1 && span.steps == kLongSteps) {
+                    _mm_prefetch(reinterpret_cast<const char*>(codes + i * kStepBytes + kFarPrefetch), _MM_HINT_T1);
                 }
             }
             TMAC_UNROLL
@@ -324,7 +323,7 @@ TMAC_ALWAYS_INLINE void multiply_halves(const QgemmArgs& args, const Terms& grou
 
 template <int Bits, class Terms>
 TMAC_NOINLINE void multiply_token(const QgemmArgs& args, const Terms& terms, const Piece& piece) {
-    const Terms local = terms;  // known not to change when results are stored
+    const Terms local = terms;  // FixedTerms in registers, known not to change when results are stored
     for (int64_t row = 0; row < piece.rows; row += kBlockRows) {
         multiply_halves<Bits, true, 2, 1>(args, local, piece, row, 0);
     }
@@ -376,12 +375,7 @@ void multiply_band(const QgemmArgs& args, const Terms& terms, int64_t row, int64
 template <int Bits, class Terms>
 void multiply_bands(const QgemmArgs& args, const Terms& terms) {
     alignas(64) float y[kMaxLutTokens * kBandRows];
-    for (int64_t row = args.row_begin; row < args.row_end;) {
-        const int64_t band_end = (row / kBandRows + 1) * kBandRows;
-        const int64_t row_end = band_end < args.row_end ? band_end : args.row_end;
-        multiply_band<Bits>(args, terms, row, row_end, y);
-        row = row_end;
-    }
+    for_each_band(args, [&](int64_t row, int64_t row_end) { multiply_band<Bits>(args, terms, row, row_end, y); });
 }
 
 template <int Bits>

@@ -71,7 +71,8 @@ TMAC_ALWAYS_INLINE void add_lanes(const uint8_t* bytes, const uint8_t* tables, i
     for (int chunk = 0; chunk < Chunks; ++chunk) {
         const uint8_t* at = bytes + chunk * kChunkBytes + Pair * kStepBytes;
         if constexpr (Prefetch) {
-            TMAC_PREFETCH(bytes + chunk * kChunkBytes + Pair * 2 * kStepBytes + kPrefetch);
+            TMAC_PREFETCH(at + kPrefetch);
+            TMAC_PREFETCH(at + 2 * kStepBytes + kPrefetch);
         }
         const Lanes low_indices = indices_of(at);
         const Lanes high_indices = indices_of(at + 2 * kStepBytes);
@@ -210,12 +211,7 @@ void multiply_band(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
 template <int Bits>
 void qgemm(const QgemmArgs& args) {
     const Epilogue<Floats> epilogue(args, static_cast<float>((1 << Bits) - 1) * 0.5F);
-    for (int64_t row = args.row_begin; row < args.row_end;) {
-        const int64_t band_end = (row / kBandRows + 1) * kBandRows;
-        const int64_t row_end = band_end < args.row_end ? band_end : args.row_end;
-        multiply_band<Bits>(args, epilogue, row, row_end);
-        row = row_end;
-    }
+    for_each_band(args, [&](int64_t row, int64_t row_end) { multiply_band<Bits>(args, epilogue, row, row_end); });
 }
 
 void prepare(const PrepareArgs& args) {

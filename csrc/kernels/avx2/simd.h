@@ -35,7 +35,7 @@ struct Floats {
 /// Asks for group values of the rows of a tile that later act groups will want: a line of them comes between many lines
 /// of codes, too seldom for the CPU to see a stream.
 TMAC_ALWAYS_INLINE void prefetch_values(const QgemmArgs& args, int64_t index) {
-    constexpr int64_t kAhead = 256;  // values: 8 or 16 groups of a tile
+    constexpr int64_t kAhead = 256;  // values: 4, 8 or 16 groups of a tile
     TMAC_PREFETCH(static_cast<const uint8_t*>(args.scales) + (index + kAhead) * element_bytes(args.scale_type));
     if (args.zeros != nullptr) {
         TMAC_PREFETCH(static_cast<const uint8_t*>(args.zeros) + (index + kAhead) * element_bytes(args.zero_type));

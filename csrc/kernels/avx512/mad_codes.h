@@ -51,8 +51,8 @@ struct Quads {
     static constexpr int kChunkBytes = 256;  ///< from one chunk of a tile to the next
     static constexpr int kTileRows = 64;
     static constexpr int kRegions = Bits;
-    static constexpr int kStreamedTokens =
-        2;                            ///< at most so many are as fast as memory: what the CPU prefetches will do
+    /// At most so many are as fast as memory: what the CPU prefetches will do.
+    static constexpr int kStreamedTokens = 2;
     static constexpr int kShift = 0;  ///< a code vector holds codes << kShift
     static constexpr bool kRowsInTurn = false;
     static constexpr int kFields = Bits == 1 ? 1 : Bits == 2 ? 2 : 4;

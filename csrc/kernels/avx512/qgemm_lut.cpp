@@ -224,12 +224,7 @@ void multiply_band(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
 template <int Bits>
 void qgemm(const QgemmArgs& args) {
     const Epilogue<Floats> epilogue(args, static_cast<float>((1 << Bits) - 1) * 0.5F);
-    for (int64_t row = args.row_begin; row < args.row_end;) {
-        const int64_t band_end = (row / kBandRows + 1) * kBandRows;
-        const int64_t row_end = band_end < args.row_end ? band_end : args.row_end;
-        multiply_band<Bits>(args, epilogue, row, row_end);
-        row = row_end;
-    }
+    for_each_band(args, [&](int64_t row, int64_t row_end) { multiply_band<Bits>(args, epilogue, row, row_end); });
 }
 
 constexpr uint8_t kGroup = 1U << static_cast<int>(Activation::group);

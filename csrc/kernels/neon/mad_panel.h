@@ -81,8 +81,9 @@ void fill_panel(const uint8_t* codes, int64_t region_stride, int32_t columns, Pa
     for (int32_t column = 0; column < columns; column += kColumns) {
         TMAC_LOOP("fill", Codes::kBits, 1, kColumns, kStripRows);
         TMAC_UNROLL
-        for (int region = 0; region < Codes::kRegions; ++region) {
-            TMAC_PREFETCH(codes + region * region_stride + kPanelPrefetch);
+        for (int i = 0; i < kFillChunks<Codes> * Codes::kRegions; ++i) {
+            TMAC_PREFETCH(codes + i % kFillChunks<Codes> * Codes::kChunkBytes + i / kFillChunks<Codes> * region_stride +
+                          kPanelPrefetch);
         }
         TMAC_UNROLL
         for (int vector = 0; vector < kStripVectors; ++vector) {

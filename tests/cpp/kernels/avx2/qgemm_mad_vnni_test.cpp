@@ -35,7 +35,7 @@ const Kernel* packer(const Kernel& kernel, const QuantSpec& spec, Layout layout)
 void check_layout(const Kernel& kernel, const QuantSpec& spec, const Kernel& packing) {
     const Kernel& reference = scalar_twin(kernel, spec);
     Random random(13);
-    for (const auto& [n, k] : {std::pair{1, 1}, std::pair{33, 31}, std::pair{70, 300}}) {
+    for (const auto& [n, k] : {std::pair{1, 1}, std::pair{33, 31}, std::pair{70, 300}, std::pair{300, 160}}) {
         const Weight weight = make_weight(random, spec, n, k);
         constexpr int64_t kTokens = 37;
         const std::vector<float> x = random.floats(kTokens * k);
