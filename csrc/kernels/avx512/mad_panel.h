@@ -11,10 +11,6 @@ namespace {
 constexpr int kPanelVectors = 2;  ///< registers of 16 rows
 constexpr int kPanelTokens = kMaxTokens;
 
-/// Bytes ahead in every region: what the next panel of nibbles unpacks, or the second next of planes. It waits in the
-/// L2 cache, since a panel, its results and the activations of many tokens fill the L1 cache.
-constexpr int32_t kPanelPrefetch = 2048;
-
 /// Whole chunks that hold an act group of 128 columns.
 template <class Codes>
 constexpr int kPanelColumns = (128 + Codes::kColumns - 1) / Codes::kColumns * Codes::kColumns;
@@ -39,13 +35,25 @@ void fill_panel(const QgemmArgs& args, const uint8_t* const (&rows)[kPanelVector
     int64_t at = 0;
     for (int32_t column = 0; column < columns; column += Codes::kColumns) {
         for (int vector = 0; vector < vectors; ++vector) {
-            for (int region = 0; region < Codes::kRegions; ++region) {
-                prefetch_l2(rows[vector] + at + region * args.region_stride + kPanelPrefetch);
-            }
             unpack_chunk(Codes(rows[vector] + at, args.region_stride), panel.codes + column / 4, vector,
                          std::make_integer_sequence<int, Codes::kVectors>());
         }
         at += Codes::kChunkBytes;
+    }
+}
+
+/// Asks for chunks [first, end) of the next panel. A few with every block of tokens: all at once would wait for each
+/// other, and for what is unpacked meanwhile.
+template <class Codes>
+void prefetch_chunks(const QgemmArgs& args, const uint8_t* const (&rows)[kPanelVectors], int vectors, int32_t first,
+                     int32_t end) {
+    for (int64_t at = int64_t{first} * Codes::kChunkBytes; at < int64_t{end} * Codes::kChunkBytes;
+         at += Codes::kChunkBytes) {
+        for (int vector = 0; vector < vectors; ++vector) {
+            for (int region = 0; region < Codes::kRegions; ++region) {
+                TMAC_PREFETCH(rows[vector] + at + region * args.region_stride);
+            }
+        }
     }
 }
 
@@ -116,6 +124,20 @@ TMAC_ALWAYS_INLINE void multiply_panel(const QgemmArgs& args, const GroupTerms<F
     }
 }
 
+/// Codes of the panel after one that began at `codes` and took `columns` of the `left` ones of an act group.
+template <class Codes>
+TMAC_ALWAYS_INLINE const uint8_t* next_codes(const QgemmArgs& args, const uint8_t* codes, int64_t row, int32_t group,
+                                             int32_t left, int32_t columns) {
+    constexpr int64_t kRows = kPanelVectors * kLanes;
+    if (columns < left) {
+        return codes + int64_t{columns} / Codes::kColumns * Codes::kChunkBytes;
+    }
+    if (group + 1 < args.num_act_groups) {
+        return codes_of_group<Codes>(args, row, args.act_groups[group + 1]);
+    }
+    return codes_of_group<Codes>(args, row + kRows < args.row_end ? row + kRows : row, args.act_groups[0]);
+}
+
 /// Rows [row, row + 32) times at most kPanelTokens tokens.
 template <class Codes, int Bits, bool HasCoefficient>
 void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t row, Panel<Codes>& panel) {
@@ -134,11 +156,13 @@ void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
             const int32_t left = group.padded_count - done;
             const int32_t columns = left < kPanelColumns<Codes> ? left : kPanelColumns<Codes>;
             fill_panel<Codes>(args, rows, vectors, columns, panel);
-            for (const uint8_t*& codes : rows) {
-                codes += columns / Codes::kColumns * Codes::kChunkBytes;
+            const int32_t chunks = columns / Codes::kColumns;
+            for (int v = 0; v < kPanelVectors; ++v) {
+                rows[v] = next_codes<Codes>(args, rows[v], row + (v < vectors ? v : 0) * kLanes, g, left, columns);
             }
             const PanelPart part{g, columns / 4, done == 0, columns == left, group.padded_begin + done};
             for_each_even_block<kTokenBlock>(args.m, [&]<int M>(int32_t token) {
+                prefetch_chunks<Codes>(args, rows, vectors, chunks * token / args.m, chunks * (token + M) / args.m);
                 multiply_panel<Codes, Bits, HasCoefficient, M>(args, terms, part, token, panel);
             });
         }
