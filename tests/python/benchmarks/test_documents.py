@@ -53,3 +53,24 @@ def test_a_committed_run_names_no_place_of_the_machine_it_was_taken_on(repositor
     for run in runs:
         text = run.read_text(encoding="utf-8")
         assert not re.search(r'"[^"]*(?<![\w.])(/[\w.-]+){2}|[A-Za-z]:\\\\', text), run.name
+
+
+def test_our_side_of_the_run_is_what_a_user_gets(document, repository):
+    """On the CPU of the run, or one with its features: the kernels that a spec is packed for without tuning."""
+    from benchmarks.peers.readme import BLOCK
+
+    from tmac import QuantSpec, _core
+
+    _, text = document
+    report = json.loads((repository / BLOCK.search(text)[1]).read_text(encoding="utf-8"))
+    features = {name for name, present in _core.cpu_features().items() if present}
+    rows = {row["name"]: row for row in _core.kernels()}
+    for row in report["rows"]:
+        name, *words = row["ours"]["kernel"].split()
+        assert name in rows
+        if row["job"]["m"] > 16 or not set(report["machine"]["features"]) <= features:
+            continue
+        group = int(words[0][1:]) if words[0] != "per" else -1
+        more = {"zero_point": "offset"} if "offset" in words else {}
+        spec = QuantSpec(rows[name]["bits"], group, rows[name]["codebook"], **more)
+        assert _core.select_kernel(spec) == name, row["ours"]["kernel"]
