@@ -58,7 +58,6 @@ def test_a_committed_run_names_no_place_of_the_machine_it_was_taken_on(repositor
 def test_our_side_of_the_run_is_what_a_user_gets(document, repository):
     """On the CPU of the run, or one with its features: the kernels that a spec is packed for without tuning."""
     from benchmarks.peers.readme import BLOCK
-
     from tmac import QuantSpec, _core
 
     _, text = document
