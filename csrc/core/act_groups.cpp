@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "core/range.h"
+
 namespace tmac {
 namespace {
 
@@ -12,8 +14,6 @@ int64_t group_columns(const QuantSpec& spec, int64_t k) {
 int64_t piece_columns(const QuantSpec& spec) {
     return spec.activation == Activation::group ? kActGroupSize : kTokenGroupSize;
 }
-
-int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 /// Padded columns of one weight group of `count` columns.
 int64_t padded_group(int64_t count, int64_t piece, int64_t k_chunk) {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/check.h"
+#include "core/range.h"
 #include "core/thread_pool.h"
 #include "ops/convert.h"
 #include "ops/prepare.h"
@@ -133,8 +134,6 @@ void make_step(const Tensor& x, const std::vector<Projection>& projections, size
     step.args.y = results.data();
     step.args.ldy = projection.weight.header.n;
 }
-
-int64_t round_up(int64_t count, int64_t grain) { return (count + grain - 1) / grain * grain; }
 
 /// Tiles [begin, end) of all steps, counted through; every step begins at a multiple of `grain`.
 void run_tiles(const std::vector<Projection>& projections, const std::vector<Step>& steps, int64_t first, int64_t grain,
