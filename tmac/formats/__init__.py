@@ -1,5 +1,73 @@
 """Checkpoint formats: one file per format. Uses numpy, never torch or transformers."""
 
-from tmac.codes import FormatError
+from __future__ import annotations
 
-__all__ = ["FormatError"]
+import importlib
+from pathlib import Path
+
+from tmac.codes import FormatError
+from tmac.formats.checkpoint import Checkpoint, QuantizedLayer, StoredTensor
+from tmac.formats.errors import format_error
+from tmac.formats.source import Source, open_source
+
+# quant_method -> the module whose `open_checkpoint(Source)` reads it
+READERS = {
+    "gptq": "gptq",
+    "awq": "awq",
+    "auto-round": "autoround",
+    "intel/auto-round": "autoround",
+    "compressed-tensors": "compressed_tensors",
+    "hqq": "hqq",
+    "bitnet": "bitnet",
+    "tmac": "tmac_file",
+}
+
+__all__ = ["Checkpoint", "FormatError", "QuantizedLayer", "StoredTensor", "open_checkpoint"]
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Opens a model and finds its format: a folder, a safetensors file, or a GGUF file.
+
+    Only headers and JSON files are read. Tensors are read one at a time when they are asked for, so that a converter's
+    memory is its result and one tensor.
+
+    Raises:
+        FormatError: the files are damaged, pickled, or of a format that is not supported.
+        OSError: a file cannot be opened.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"[open_checkpoint] there is no file or folder {path}")
+    gguf = _gguf_file(path)
+    source = gguf or open_source(path)
+    reader = "gguf_checkpoint" if isinstance(source, Path) else _reader(source)
+    checkpoint: Checkpoint = importlib.import_module(f"tmac.formats.{reader}").open_checkpoint(source)
+    return checkpoint
+
+
+def _gguf_file(path: Path) -> Path | None:
+    """The GGUF file that `path` is, or the only one in a folder without safetensors."""
+    if not path.is_dir():
+        return path if path.suffix == ".gguf" else None
+    if any(path.glob("*.safetensors")) or any(path.glob("*.safetensors.index.json")):
+        return None
+    files = sorted(path.glob("*.gguf"))
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files[:4])
+        raise format_error(
+            path, f"expected one GGUF file in the folder, found {len(files)} ({names}): name one of them"
+        )
+    return files[0] if files else None
+
+
+def _reader(source: Source) -> str:
+    """The module that reads these files."""
+    method = source.quantization.get("quant_method")
+    if not source.quantization:
+        return "hqq" if any(name.endswith(".W_q") for name in source.store.entries) else "float_file"
+    if method is None and "bits" in source.quantization:
+        method = "gptq"  # files of AutoGPTQ, which had no such key
+    if not isinstance(method, str) or method.lower() not in READERS:
+        known = ", ".join(sorted(READERS))
+        raise format_error(source.config_path, f"expected one of {known}, found {method!r}", "quant_method")
+    return READERS[method.lower()]

@@ -1,0 +1,117 @@
+"""What every reader gives: a checkpoint whose headers have been read, and its weights one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tmac.codes import Codes
+from tmac.spec import QuantSpec
+
+Array = NDArray[Any]
+Kind = Literal["linear", "embedding"]
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor that stays what it is: a norm, a bias of an unquantized layer, a float weight.
+
+    Args:
+        name: its name in the Hugging Face model.
+        dtype: the name that safetensors uses, "F32", "F16", "BF16", "I64", ...
+        shape: rows first.
+        nbytes: size in the file.
+        read: gives the array; bf16 comes as uint16, because numpy has no such type. Raises FormatError.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    read: Callable[[], Array] = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """One quantized weight.
+
+    Args:
+        name: the module's name in the Hugging Face model, "model.layers.0.mlp.up_proj".
+        spec: what the codes mean, as far as the header tells: `read().spec` may say `scale_format="f16"` where the
+            file's type is wider than its values.
+        out_features, in_features: rows and columns of the weight.
+        bias: whether `read()` brings a bias.
+        nbytes: size of the layer's tensors in the file.
+        read: gives the codes. Raises FormatError.
+        kind: "embedding" where the rows are looked up.
+        source_type: the file's own name of the type, where one format has many ("Q4_K").
+    """
+
+    name: str
+    spec: QuantSpec
+    out_features: int
+    in_features: int
+    bias: bool
+    nbytes: int
+    read: Callable[[], Codes] = field(repr=False, compare=False)
+    kind: Kind = "linear"
+    source_type: str = ""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An open checkpoint. Nothing of the weights has been read.
+
+    Args:
+        format: "gptq", "awq", "gguf", ...
+        path: the file or folder.
+        config: the model's `config.json` without `quantization_config`; None where the files say nothing of a model.
+        layers: the quantized weights by module name, in the order of the file.
+        tensors: everything else by name.
+        files: what lies beside the weights and belongs to the model: tokenizer, chat template, generation config.
+        tied: names of modules that share another's weight, `{"lm_head": "model.embed_tokens"}`.
+    """
+
+    format: str
+    path: Path
+    config: Mapping[str, Any] | None
+    layers: Mapping[str, QuantizedLayer]
+    tensors: Mapping[str, StoredTensor]
+    files: tuple[Path, ...] = ()
+    tied: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights in the files."""
+        return sum(item.nbytes for group in (self.layers, self.tensors) for item in group.values())
+
+
+def to_float32(array: Array, dtype: str) -> NDArray[np.float32]:
+    """The values of a `StoredTensor` of any float type, widened (f64 is rounded) to f32.
+
+    Raises:
+        ValueError: the type is no float.
+    """
+    if dtype == "BF16":
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    if array.dtype.kind != "f":
+        raise ValueError(f"expected a float tensor, found {dtype}")
+    return array.astype(np.float32, copy=False)
+
+
+def narrowest(values: NDArray[np.float32]) -> Array:
+    """The values as f16 where each is exactly an f16, else as they are: the rule for scales, zeros and offsets."""
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    exact = bool((half.astype(np.float32) == values).all())
+    return half if exact else values
+
+
+def scale_format_of(scales: Array) -> Literal["f16", "f32"]:
+    """`QuantSpec.scale_format` of an array of scales."""
+    return "f16" if scales.dtype == np.float16 else "f32"

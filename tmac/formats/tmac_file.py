@@ -1,0 +1,102 @@
+"""Our own checkpoints (docs/format.md): a folder with `config.json` and safetensors files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tmac.codes import Codes, tensor_shapes
+from tmac.formats.checkpoint import Checkpoint, Kind, QuantizedLayer, to_float32
+from tmac.formats.errors import format_error
+from tmac.formats.safetensors_file import TensorStore
+from tmac.formats.source import Source
+from tmac.spec import QuantSpec
+
+FORMAT_VERSION = 1
+SUFFIXES = (".planes", ".trits")
+LAYER_KEYS = ("in_features", "kind")
+CONFIG_KEYS = ("quant_method", "format_version", "modules_to_not_convert", "layers")
+
+
+def open_checkpoint(source: Source) -> Checkpoint:
+    """A folder that `tmac convert` or `save_pretrained` wrote.
+
+    Raises:
+        FormatError: the configuration or a tensor is not what docs/format.md says.
+    """
+    quantization = source.quantization
+    default, layers = _specs(source, quantization)
+    names = [name[: -len(suffix)] for name in source.store.entries for suffix in SUFFIXES if name.endswith(suffix)]
+    for name in layers.keys() - set(names):
+        raise format_error(source.config_path, "expected the planes or trits of this layer, found none", name)
+    found = {name: _layer(source, name, default, layers.get(name, {})) for name in names}
+    owned = {f"{name}.{part}" for name in names for part in _parts(source.store, name)}
+    tensors = {name: source.store.tensor(name) for name in source.store.entries if name not in owned}
+    return source.checkpoint("tmac", found, tensors)
+
+
+def _specs(source: Source, quantization: Mapping[str, Any]) -> tuple[QuantSpec, Mapping[str, Mapping[str, Any]]]:
+    version = quantization.get("format_version")
+    if version != FORMAT_VERSION:
+        message = f"expected version {FORMAT_VERSION}, found {version!r}"
+        raise format_error(source.config_path, message, "quantization_config.format_version")
+    layers = quantization.get("layers", {})
+    if not isinstance(layers, dict) or not all(isinstance(value, dict) for value in layers.values()):
+        raise format_error(source.config_path, "expected a map from layers to specs", "quantization_config.layers")
+    fields = {key: value for key, value in quantization.items() if key not in CONFIG_KEYS}
+    return _spec(source, "quantization_config", fields), layers
+
+
+def _spec(source: Source, name: str, fields: Mapping[str, Any]) -> QuantSpec:
+    try:
+        return QuantSpec.from_dict(fields)
+    except (TypeError, ValueError) as error:
+        raise format_error(source.config_path, f"expected a spec ({error})", name) from error
+
+
+def _layer(source: Source, name: str, default: QuantSpec, fields: Mapping[str, Any]) -> QuantizedLayer:
+    changes = {key: value for key, value in fields.items() if key not in LAYER_KEYS}
+    base = default.to_dict()
+    if changes.keys() & {"bits", "codebook"}:
+        base.pop("fixed_zero")
+    spec = _spec(source, name, {**base, **changes})
+    ternary = spec.codebook == "ternary"
+    codes = source.store.expect(
+        f"{name}.trits" if ternary else f"{name}.planes",
+        ("U8",),
+        (None, None) if ternary else (spec.bits, None, None),
+    )
+    per_byte = 5 if ternary else 8
+    in_features = fields.get("in_features", codes.shape[-1] * per_byte)
+    if type(in_features) is not int or -(-in_features // per_byte) != codes.shape[-1]:
+        message = f"expected in_features that {codes.shape[-1]} bytes of {per_byte} columns hold, found {in_features!r}"
+        raise format_error(source.config_path, message, name)
+    kind: Kind = fields.get("kind", "linear")
+    if kind not in ("linear", "embedding"):
+        raise format_error(source.config_path, f"expected the kind linear or embedding, found {kind!r}", name)
+    out_features = codes.shape[-2]
+    if not out_features or not in_features:
+        raise format_error(codes.file, f"expected at least one row and one column, found {list(codes.shape)}", name)
+    bias = f"{name}.bias" in source.store
+    for part, shape in tensor_shapes(spec, out_features, in_features, bias).items():
+        dtypes = {"planes": ("U8",), "trits": ("U8",), "bias": ("F32", "F16", "BF16")}
+        source.store.expect(f"{name}.{part}", dtypes.get(part, ("U8", "I8", "F16", "F32")), shape)
+    parts = _parts(source.store, name)
+    nbytes = sum(source.store.tensor(f"{name}.{part}").nbytes for part in parts)
+
+    def read() -> Codes:
+        arrays = {part: source.store.read(f"{name}.{part}") for part in parts}
+        if bias:
+            arrays["bias"] = to_float32(arrays["bias"], source.store.entry(f"{name}.bias").dtype)
+        try:
+            return Codes.from_tensors(arrays, spec, in_features)
+        except ValueError as error:
+            raise format_error(codes.file, f"expected a weight of {spec} ({error})", name) from error
+
+    return QuantizedLayer(name, spec, out_features, in_features, bias, nbytes, read, kind)
+
+
+def _parts(store: TensorStore, name: str) -> list[str]:
+    """The tensors of a layer that are in the file, by their last names."""
+    known = ("planes", "trits", "scales", "zeros", "offsets", "super_scales", "super_offsets", "perm", "bias")
+    return [part for part in known if f"{name}.{part}" in store]
