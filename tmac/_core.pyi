@@ -77,6 +77,27 @@ def describe(buffer: NDArray[np.uint8]) -> dict[str, Any]:
 def dequantize(buffer: NDArray[np.uint8], num_threads: int = 0) -> NDArray[np.float32]:
     """[out_features, in_features] in the checkpoint's column order (perm undone)."""
 
+def dequantize_rows(
+    buffer: NDArray[np.uint8], ids: NDArray[np.int64], num_threads: int = 0
+) -> NDArray[np.float32]:
+    """ids [m] -> [m, in_features], exactly `dequantize(buffer)[ids]`, from these rows' bytes alone. ValueError for an
+    id outside 0..out_features - 1."""
+
+def embedding_pointers(
+    ids: int,
+    count: int,
+    buffer: int,
+    buffer_bytes: int,
+    y: int,
+    y_type: int,
+    y_stride: int,
+    in_features: int,
+    num_threads: int,
+) -> None:
+    """The same over raw addresses: ids i64 [count], y [count, in_features] of type 0 f32, 1 f16 or 2 bf16 (the f32
+    value rounded), y_stride elements between rows. in_features is what y has; it is compared with the buffer. Releases
+    the GIL."""
+
 def linear(
     x: NDArray[np.float32],
     buffer: NDArray[np.uint8],

@@ -4,6 +4,7 @@
 #include "kernels/registry.h"
 #include "ops/barrier_time.h"
 #include "ops/dot_peak.h"
+#include "ops/embedding.h"
 #include "ops/linear.h"
 #include "ops/prepare_time.h"
 #include "ops/read_pass.h"
@@ -77,6 +78,24 @@ py::list linear_shared(const py::array& x, const std::vector<py::array>& buffers
     return results;
 }
 
+py::array_t<float> dequantize_rows(const py::array& buffer, const py::array& ids, int num_threads) {
+    const WeightView weight = view_weight(require_array<uint8_t>(buffer, "buffer", 1), buffer.shape(0));
+    const auto* rows = require_array<int64_t>(ids, "ids", 1);
+    py::array_t<float> y({static_cast<int64_t>(ids.shape(0)), weight.header.k});
+    const Tensor out{y.mutable_data(), DType::f32, ids.shape(0), weight.header.k, weight.header.k};
+    const ReleasedGil release;
+    embedding(weight, rows, out, num_threads);
+    return y;
+}
+
+void embedding_pointers(uintptr_t ids, int64_t count, uintptr_t buffer, int64_t buffer_bytes, uintptr_t y, int y_type,
+                        int64_t y_stride, int64_t in_features, int num_threads) {
+    const ReleasedGil release;
+    const WeightView weight = view_weight(static_cast<const uint8_t*>(address(buffer)), buffer_bytes);
+    const Tensor out{address(y), dtype_of_index(y_type), count, in_features, y_stride};
+    embedding(weight, static_cast<const int64_t*>(address(ids)), out, num_threads);
+}
+
 uint64_t read_pass_array(const py::array& buffer, int num_threads, int streams) {
     const auto* data = require_array<uint8_t>(buffer, "buffer", 1);
     const int64_t bytes = buffer.shape(0);
@@ -137,6 +156,10 @@ void bind_ops(py::module_& module) {
     module.def("linear_pointers", &linear_pointers, py::arg("x"), py::arg("x_type"), py::arg("x_stride"),
                py::arg("tokens"), py::arg("buffer"), py::arg("buffer_bytes"), py::arg("bias"), py::arg("y"),
                py::arg("y_type"), py::arg("y_stride"), py::arg("in_features"), py::arg("out_features"),
+               py::arg("num_threads"));
+    module.def("dequantize_rows", &dequantize_rows, py::arg("buffer"), py::arg("ids"), py::arg("num_threads") = 0);
+    module.def("embedding_pointers", &embedding_pointers, py::arg("ids"), py::arg("count"), py::arg("buffer"),
+               py::arg("buffer_bytes"), py::arg("y"), py::arg("y_type"), py::arg("y_stride"), py::arg("in_features"),
                py::arg("num_threads"));
     module.def("time_kernels", &time_kernels_list, py::arg("spec"), py::arg("out_features"), py::arg("in_features"),
                py::arg("tokens") = std::vector<int64_t>{1, 8, 128}, py::arg("num_threads") = 0, py::arg("runs") = 7);

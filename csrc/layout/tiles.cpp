@@ -253,7 +253,7 @@ void layout_to_planes(const TiledCodes& in, const std::vector<ActGroup>& act_gro
     const LayoutShape shape = layout_shape(in.layout, view.bits);
     const int64_t row_bytes = view.row_bytes();
     for (int64_t row = row_begin; row < row_end; ++row) {
-        const auto plane_row = [&](int32_t plane) { return planes + (plane * view.n + row) * row_bytes; };
+        const auto plane_row = [&](int32_t plane) { return planes + (plane * view.n + row - row_begin) * row_bytes; };
         const RowChunks chunks{in, shape, row};
         const int64_t in_chunk = chunks.row_in_chunk();
         if (in_nibbles(in.layout)) {

@@ -22,7 +22,8 @@ struct TiledCodes {
 void planes_to_layout(const PlanesView& planes, const std::vector<ActGroup>& act_groups, const TiledCodes& out,
                       int64_t row_begin, int64_t row_end);
 
-/// The inverse; `planes` has the shape of `view` and is zero where nothing is written.
+/// The inverse: `planes` is where row `row_begin` starts in planes of the shape of `view`, and zero where nothing is
+/// written.
 void layout_to_planes(const TiledCodes& in, const std::vector<ActGroup>& act_groups, const PlanesView& view,
                       uint8_t* planes, int64_t row_begin, int64_t row_end);
 

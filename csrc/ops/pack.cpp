@@ -75,12 +75,14 @@ struct GroupOrder {
 
 enum class Direction { to_tiles, to_rows };
 
-/// Rows [begin, end) of group values between [n][groups] and the tiles' order.
-void move_group_values(Direction direction, uint8_t* rows, uint8_t* tiles, const GroupOrder& order, Range range) {
+/// Rows [begin, end) of group values between [n][groups], of which `first_row` is the first there is, and the tiles'
+/// order.
+void move_group_values(Direction direction, uint8_t* rows, uint8_t* tiles, const GroupOrder& order, Range range,
+                       int64_t first_row) {
     const auto bytes = static_cast<size_t>(order.bytes);
     for (int64_t row = range.begin; row < range.end; ++row) {
         for (int64_t group = 0; group < order.groups; ++group) {
-            uint8_t* in_row = rows + (row * order.groups + group) * order.bytes;
+            uint8_t* in_row = rows + ((row - first_row) * order.groups + group) * order.bytes;
             uint8_t* in_tile = tiles + order.at(row, group);
             direction == Direction::to_tiles ? std::memcpy(in_tile, in_row, bytes)
                                              : std::memcpy(in_row, in_tile, bytes);
@@ -91,12 +93,15 @@ void move_group_values(Direction direction, uint8_t* rows, uint8_t* tiles, const
 uint8_t* writable(const void* data) { return static_cast<uint8_t*>(const_cast<void*>(data)); }
 
 /// Moves scales, and zeros where there are any. Never writes to the side that `direction` reads.
-void move_groups(Direction direction, const WeightView& view, const void* scales, const void* zeros, Range range) {
+void move_groups(Direction direction, const WeightView& view, const void* scales, const void* zeros, Range range,
+                 int64_t first_row = 0) {
     const GroupOrder scale_order{view.header, view.parts.num_groups, element_bytes(view.header.scale_type)};
-    move_group_values(direction, writable(scales), writable(view.data + view.parts.scales), scale_order, range);
+    move_group_values(direction, writable(scales), writable(view.data + view.parts.scales), scale_order, range,
+                      first_row);
     if (view.header.zero_type != GroupType::none) {
         const GroupOrder zero_order{view.header, view.parts.num_groups, element_bytes(view.header.zero_type)};
-        move_group_values(direction, writable(zeros), writable(view.data + view.parts.zeros), zero_order, range);
+        move_group_values(direction, writable(zeros), writable(view.data + view.parts.zeros), zero_order, range,
+                          first_row);
     }
 }
 
@@ -165,37 +170,39 @@ void unpack(const WeightView& weight, uint8_t* planes, void* scales, void* zeros
     const PlanesView shape{planes, weight.header.spec.bits, weight.header.n, weight.header.k};
     parallel_for(weight.header.n, kRowsPerThread, num_threads, [&](Range range) {
         move_groups(Direction::to_rows, weight, scales, zeros, range);
-        layout_to_planes(tiled_codes(weight), act_groups, shape, planes, range.begin, range.end);
+        layout_to_planes(tiled_codes(weight), act_groups, shape, planes + range.begin * shape.row_bytes(), range.begin,
+                         range.end);
     });
 }
 
-void dequantize(const WeightView& weight, float* out, int num_threads) {
+RowDequantizer::RowDequantizer(const WeightView& view)
+    : weight(view),
+      act_groups(act_groups_of(view)),
+      planes(static_cast<size_t>(view.header.spec.bits * ((view.header.k + 7) / 8))),
+      scales(static_cast<size_t>(view.parts.num_groups * element_bytes(view.header.scale_type))),
+      zeros(static_cast<size_t>(view.parts.num_groups * element_bytes(view.header.zero_type))),
+      codes(static_cast<size_t>(view.header.k)),
+      permuted(static_cast<size_t>(view.perm() == nullptr ? 0 : view.header.k)) {}
+
+void RowDequantizer::run(int64_t row, float* out) {
     const PackedHeader& header = weight.header;
-    const auto n = static_cast<size_t>(header.n);
-    const auto groups = static_cast<size_t>(weight.parts.num_groups);
-    const PlanesView shape{nullptr, header.spec.bits, header.n, header.k};
-    std::vector<uint8_t> planes(static_cast<size_t>(header.spec.bits) * n * static_cast<size_t>(shape.row_bytes()));
-    const int64_t scale_row = static_cast<int64_t>(groups) * element_bytes(header.scale_type);
-    const int64_t zero_row = static_cast<int64_t>(groups) * element_bytes(header.zero_type);
-    std::vector<uint8_t> scales(n * static_cast<size_t>(scale_row));
-    std::vector<uint8_t> zeros(n * static_cast<size_t>(zero_row));
-    unpack(weight, planes.data(), scales.data(), zeros.data(), nullptr, num_threads);
-    parallel_for(header.n, kRowsPerThread, num_threads, [&](Range range) {
-        std::vector<uint8_t> codes(static_cast<size_t>(header.k));
-        std::vector<float> row(static_cast<size_t>(header.k));
-        for (int64_t i = range.begin; i < range.end; ++i) {
-            planes_to_codes(planes.data() + i * shape.row_bytes(), header.n * shape.row_bytes(), header.k,
-                            header.spec.bits, codes.data());
-            dequantize_row(weight, codes.data(), scales.data() + i * scale_row, zeros.data() + i * zero_row,
-                           row.data());
-            float* target = out + i * header.k;
-            if (const int32_t* perm = weight.perm()) {
-                for (int64_t column = 0; column < header.k; ++column) {
-                    target[perm[column]] = row[static_cast<size_t>(column)];
-                }
-            } else {
-                std::copy(row.begin(), row.end(), target);
-            }
+    const PlanesView shape{nullptr, header.spec.bits, 1, header.k};
+    std::fill(planes.begin(), planes.end(), uint8_t{0});
+    layout_to_planes(tiled_codes(weight), act_groups, shape, planes.data(), row, row + 1);
+    planes_to_codes(planes.data(), shape.row_bytes(), header.k, header.spec.bits, codes.data());
+    move_groups(Direction::to_rows, weight, scales.data(), zeros.data(), {row, row + 1}, row);
+    const int32_t* perm = weight.perm();
+    dequantize_row(weight, codes.data(), scales.data(), zeros.data(), perm == nullptr ? out : permuted.data());
+    for (int64_t column = 0; perm != nullptr && column < header.k; ++column) {
+        out[perm[column]] = permuted[static_cast<size_t>(column)];
+    }
+}
+
+void dequantize(const WeightView& weight, float* out, int num_threads) {
+    parallel_for(weight.header.n, kRowsPerThread, num_threads, [&](Range range) {
+        RowDequantizer rows(weight);
+        for (int64_t row = range.begin; row < range.end; ++row) {
+            rows.run(row, out + row * weight.header.k);
         }
     });
 }

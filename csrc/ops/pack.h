@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "core/packed_weight.h"
 #include "kernels/kernel.h"
@@ -31,7 +32,26 @@ PackedWeight pack(const CanonicalWeight& weight, const KernelPair& kernels, int 
 /// null where the weight has none.
 void unpack(const WeightView& weight, uint8_t* planes, void* scales, void* zeros, int32_t* perm, int num_threads);
 
-/// w[n, k] in f32, in the checkpoint's column order: subtract or multiply, then multiply or add, each rounded.
+/// Dequantizes rows one at a time, reading no others; for one thread.
+class RowDequantizer {
+public:
+    explicit RowDequantizer(const WeightView& view);
+
+    /// Row `row` of w[n, k] in f32, in the checkpoint's column order: subtract or multiply, then multiply or add, each
+    /// rounded.
+    void run(int64_t row, float* out);
+
+private:
+    const WeightView& weight;
+    std::vector<ActGroup> act_groups;
+    std::vector<uint8_t> planes;  ///< of the row
+    std::vector<uint8_t> scales;  ///< of the row's groups
+    std::vector<uint8_t> zeros;   ///< the same
+    std::vector<uint8_t> codes;   ///< [k]
+    std::vector<float> permuted;  ///< [k] in the weight's own order, where that is another one
+};
+
+/// All rows.
 void dequantize(const WeightView& weight, float* out, int num_threads);
 
 }  // namespace tmac
