@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from tmac.codes import Codes
 from tmac.formats.act_order import column_order
 from tmac.formats.checkpoint import Array, Checkpoint, Kind, QuantizedLayer, narrowest, scale_format_of
-from tmac.formats.compressed_tensors_config import Config, Scheme, is_embedding
+from tmac.formats.compressed_tensors_config import Config, Scheme
 from tmac.formats.errors import format_error
+from tmac.formats.module_names import is_embedding
 from tmac.formats.packing import unpack_padded_words, unpack_stream
 from tmac.formats.safetensors_file import TensorStore
 from tmac.formats.scales import FLOATS, read_bias, read_finite

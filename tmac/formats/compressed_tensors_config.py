@@ -9,12 +9,12 @@ from typing import Any
 
 from tmac.codes import FormatError
 from tmac.formats.errors import format_error
+from tmac.formats.module_names import is_embedding
 from tmac.formats.patterns import matches
 from tmac.formats.source import Source
 
 STRATEGIES = ("group", "channel", "tensor")
 LAYOUTS = ("pack-quantized", "int-quantized", "naive-quantized")
-EMBEDDINGS = ("embed_tokens", "word_embeddings", "wte", "embed_in", "tok_embeddings")
 FIRST_STRADDLING_VERSION = (0, 18)
 
 
@@ -35,11 +35,6 @@ class Scheme:
     strategy: str
     group_size: int
     symmetric: bool
-
-
-def is_embedding(name: str) -> bool:
-    """Whether a module of this name looks rows up."""
-    return name.rpartition(".")[2] in EMBEDDINGS
 
 
 class Config:
