@@ -4,12 +4,13 @@
     autobitlinear:  y = (x_q / x_scale @ ternary.T + bias) * weight_scale
 
 `weight` u8 `[ceil(out_features / 4), in_features]` holds the rows in four slices: row r of slice s in bits 2 s and
-2 s + 1 of row r, as value + 1. With `quantization_mode="online"` (`autobitlinear`) `weight` is a float matrix, which the
-layer makes ternary: values round(w * s), clamped to -1 and 1, over s, the inverse of the mean of |w|.
+2 s + 1 of row r, as value + 1. With `quantization_mode="online"` (`autobitlinear`) `weight` is a float matrix, which
+the layer makes ternary: values round(w * s), clamped to -1 and 1, over s, the inverse of the mean of |w|.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ from tmac.formats.source import Source
 from tmac.spec import QuantSpec
 
 PER_BYTE = 4
-SMALLEST_MEAN = np.float32(1e-5)
+SMALLEST_MEAN = 1e-5
 
 
 def open_checkpoint(source: Source) -> Checkpoint:
@@ -169,7 +170,7 @@ class _Layer:
         else:
             codes, scale = self._ternary(), self._scale()
             if bias is not None and not self.settings.divide:
-                bias = bias * scale
+                bias = bias * np.float32(scale)
         scales = narrowest(np.full((self.out_features, 1), scale, np.float32))
         spec = self._spec(scale_format_of(scales))
         try:
@@ -177,18 +178,18 @@ class _Layer:
         except ValueError as error:
             raise format_error(self.store.path, f"expected a weight of {spec} ({error})", self.name) from error
 
-    def _scale(self) -> np.float32:
-        """What a code's value is multiplied with."""
+    def _scale(self) -> float:
+        """What a code's value is multiplied with, an f32."""
         name = f"{self.name}.weight_scale"
-        scale = np.float32(read_finite(self.store, name).reshape(-1)[0])
+        scale = read_finite(self.store, name).reshape(-1)
         if not self.settings.divide:
-            return scale
+            return float(scale[0])
         with np.errstate(divide="ignore", over="ignore"):
-            inverse = np.float32(1) / scale
-        if not np.isfinite(inverse):
-            message = f"expected a number to divide by, found {scale}"
+            inverse = float((np.float32(1) / scale)[0])
+        if not math.isfinite(inverse):
+            message = f"expected a number to divide by, found {scale[0]}"
             raise format_error(self.store.entry(name).file, message, name)
-        return np.float32(inverse)
+        return inverse
 
     def _ternary(self) -> NDArray[np.uint8]:
         name = f"{self.name}.weight"
@@ -200,7 +201,7 @@ class _Layer:
             raise format_error(entry.file, "expected a packed weight, or floats of -1, 0 and 1 alone", name)
         return (values + 1).astype(np.uint8)
 
-    def _ternarize(self) -> tuple[NDArray[np.uint8], np.float32]:
+    def _ternarize(self) -> tuple[NDArray[np.uint8], float]:
         """What `WeightQuant` of transformers makes of a float weight.
 
         It sums |w| in f32 in an order that depends on the machine; here the sum is rounded once. The scale is rounded
@@ -208,13 +209,13 @@ class _Layer:
         """
         name = f"{self.name}.weight"
         weight = read_finite(self.store, name)
-        mean = max(np.float32(np.abs(weight).mean(dtype=np.float64)), SMALLEST_MEAN)
+        mean = np.float32(max(np.abs(weight).mean(dtype=np.float64), SMALLEST_MEAN))
         inverse = np.float32(1) / mean
         weight *= inverse
         np.rint(weight, out=weight)
         np.clip(weight, -1, 1, out=weight)
         weight += 1
-        return weight.astype(np.uint8), _rounded(np.float32(1) / inverse, self.store.entry(name).dtype)
+        return weight.astype(np.uint8), _rounded(float(np.float32(1) / inverse), self.store.entry(name).dtype)
 
 
 def _rows(source: Source, name: str, packed: int) -> int:
@@ -256,12 +257,11 @@ def _unpack(store: TensorStore, name: str, rows: int) -> NDArray[np.uint8]:
     return codes[:rows]
 
 
-def _rounded(value: np.float32, dtype: str) -> np.float32:
-    """A number rounded to a float type, to nearest even."""
+def _rounded(value: float, dtype: str) -> float:
+    """An f32 rounded to a float type, to nearest even."""
     if dtype == "F16":
-        with np.errstate(over="ignore"):
-            return np.float32(np.float16(value))
+        return float(np.float16(value))
     if dtype == "BF16":
-        bits = int(value.view(np.uint32))
-        return np.float32(np.uint32((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32))
+        bits = int(np.array(value, np.float32).view(np.uint32))
+        return float(np.array((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000, np.uint32).view(np.float32))
     return value
