@@ -22,9 +22,9 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 def new_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
     """A hidden folder beside `out` to write into, which becomes `out` when the block ends without an exception.
 
-    Whoever writes into it brings every file to the disk. After an exception nothing is left; after a kill it stays until
-    the next call for the same `out`, which removes it. Where `out` is replaced, both names are exchanged in one
-    step on Linux; elsewhere `out` is missing for a moment, and a kill at that moment is put right by the next call.
+    Whoever writes into it brings every file to the disk. Nothing is left after an exception; what a kill leaves is
+    removed by the next call for the same `out`. Where `out` is replaced, both names are exchanged in one step on Linux;
+    elsewhere `out` is missing for a moment, and a kill at that moment is put right by the next call.
 
     Args:
         out: the folder to make; its parent exists.
