@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "core/quant_spec.h"
+
 namespace tmac {
 
 /// Memory order of the codes of a packed weight. Regions are planes, most significant first, unless said otherwise, so
@@ -50,14 +52,24 @@ constexpr LayoutShape layout_shape(Layout layout, int32_t bits) {
     return {1, 8, 0, bits};
 }
 
-/// Element type of scales, zeros and offsets.
-enum class GroupType : uint8_t { none, u8, f16, f32 };
-inline constexpr int kNumGroupTypes = 4;
+/// Element type of scales, zeros and offsets. i8: sub-values of two-level scales.
+enum class GroupType : uint8_t { none, u8, f16, f32, i8 };
+inline constexpr int kNumGroupTypes = 5;
 
 constexpr int64_t element_bytes(GroupType type) {
-    constexpr int64_t kBytes[kNumGroupTypes] = {0, 1, 2, 4};
+    constexpr int64_t kBytes[kNumGroupTypes] = {0, 1, 2, 4, 1};
     return kBytes[static_cast<int>(type)];
 }
+
+/// What scales of a format are stored as.
+constexpr GroupType scale_type_of(ScaleFormat format) {
+    return format == ScaleFormat::f16 ? GroupType::f16 : format == ScaleFormat::f32 ? GroupType::f32 : GroupType::i8;
+}
+
+/// Columns that share a super-scale and a super-offset, both f16. A group takes those of its first column.
+inline constexpr int32_t kSuperColumns = 256;
+
+constexpr int64_t num_super_groups(int64_t k) { return (k + kSuperColumns - 1) / kSuperColumns; }
 
 /// A run of columns whose activations share one scale. It lies inside one weight group.
 ///
@@ -69,6 +81,20 @@ struct ActGroup {
     int32_t padded_begin;
     int32_t padded_count;
     int32_t weight_group;
+
+    /// Index of the super values. Groups of two-level scales are no longer than an act group: k_begin is their first
+    /// column.
+    constexpr int64_t super_group() const { return static_cast<uint32_t>(k_begin) / uint32_t{kSuperColumns}; }
+};
+
+/// Where the group values of some rows lie, as indices of the first row's: in the scales and zeros, and, where these
+/// have two levels, in the super values.
+struct GroupPlace {
+    int64_t value;
+    int64_t super_value;
+
+    /// The same for rows further on, in the same tile or band.
+    constexpr GroupPlace operator+(int64_t rows) const { return {value + rows, super_value + rows}; }
 };
 
 /// Layouts in bands of 256 rows, where one act group of all rows comes before the next.
@@ -94,10 +120,8 @@ struct BandPlace {
         return (first * padded_k + rows * group.padded_begin + row / 64 * 64 * group.padded_count) / 8;
     }
 
-    /// Index of a row's group value.
-    constexpr int64_t value(int64_t num_groups, int64_t weight_group) const {
-        return first * num_groups + rows * weight_group + row;
-    }
+    /// Index of a row's value of one of `num_groups` groups (or super-groups).
+    constexpr int64_t value(int64_t num_groups, int64_t group) const { return first * num_groups + rows * group + row; }
 };
 
 /// Rows whose memory is read from front to back when they are multiplied together. A thread's share ends at a multiple

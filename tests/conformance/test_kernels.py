@@ -127,6 +127,28 @@ def test_non_finite_activations_reach_their_tokens_only(case: Case, bad: float) 
         assert same_bits(got[[0, 2, 4]], clean[[0, 2, 4]])
 
 
+@pytest.mark.parametrize("group_size", [16, 32])
+@each_kernel
+def test_two_levels_have_the_bits_of_the_f32_scales_they_stand_for(case: Case, group_size: int) -> None:
+    need(case[0])
+    row, mode = case
+    for at, kind in enumerate(kind for kind in zero_kinds(row["codebook"]) if kind.two_level):
+        for n, k in ((33, 250), (65, 300), (9, 777)):
+            spec = make_spec(row["bits"], row["codebook"], mode, group_size, kind)
+            weight = make_weight(np.random.default_rng(at), spec, n, k, method=row["method"])
+            zeros = weight.group_zeros()
+            plain = Weight(
+                spec.replace(scale_format="f32"),
+                weight.codes,
+                weight.group_scales().astype(np.float32),
+                None if zeros is None else zeros.astype(np.float32),
+            )
+            packed, expanded = pack(weight, row["name"]), pack(plain, row["name"])
+            x = make_activations(np.random.default_rng(k), 20, k)
+            for m in (1, 2, 20):
+                assert same_bits(linear(x[:m], packed), linear(x[:m], expanded)), f"{spec} n={n} k={k} m={m}"
+
+
 @each_kernel
 def test_act_order_gathers_the_activations(case: Case) -> None:
     """perm[j] is the input column of the packed column j."""

@@ -186,7 +186,7 @@ void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
         const uint8_t* rows[kPanelVectors];
         for (int v = 0; v < kPanelVectors; ++v) {
             const int64_t first = row + (v < vectors ? v : 0) * kLanes;
-            terms[v] = epilogue.load(values_of_rows<Codes>(args, first, group.weight_group));
+            terms[v] = epilogue.load(values_of_rows<Codes>(args, first, group));
             rows[v] = codes_of_group<Codes>(args, first, group);
         }
         for (int32_t done = 0; done < group.padded_count; done += kPanelColumns<Codes>) {

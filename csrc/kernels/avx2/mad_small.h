@@ -122,7 +122,7 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
         const ActGroup& group = args.act_groups[g];
         const int32_t chunks = group.padded_count / Codes::kColumns;
         const int32_t first = group.padded_begin / Codes::kColumns;
-        prefetch_values(args, values_in_tiles<Codes>(args, row, group.weight_group));
+        prefetch_values(args, values_in_tiles<Codes>(args, row, group), Codes::kTileRows);
         Sums<Codes, R, M> isum_i32x8;
         isum_i32x8.clear();
         for (int32_t done = 0; done < chunks; done += kRun) {
@@ -142,8 +142,7 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
         }
         TMAC_UNROLL
         for (int r = 0; r < R; ++r) {
-            const GroupTerms<Floats> terms =
-                epilogue.load(values_in_tiles<Codes>(args, row + r * kLanes, group.weight_group));
+            const GroupTerms<Floats> terms = epilogue.load(values_in_tiles<Codes>(args, row + r * kLanes, group));
             TMAC_UNROLL
             for (int m = 0; m < M; ++m) {
                 const int64_t index = first_group + int64_t{m} * args.num_act_groups + g;

@@ -168,13 +168,13 @@ TMAC_ALWAYS_INLINE const uint8_t* codes_of_group(const QgemmArgs& args, int64_t 
     return codes_in_tiles<Codes>(args, row) + int64_t{group.padded_begin} / Codes::kColumns * Codes::kChunkBytes;
 }
 
-/// Index of the group values of 16 rows in the layout's order.
+/// Where the group values of 16 rows lie in the layout's order.
 template <class Codes>
-TMAC_ALWAYS_INLINE int64_t values_of_rows(const QgemmArgs& args, int64_t row, int32_t weight_group) {
+TMAC_ALWAYS_INLINE GroupPlace values_of_rows(const QgemmArgs& args, int64_t row, const ActGroup& group) {
     if constexpr (kInBands<Codes>) {
-        return BandPlace(args.n, row).value(args.num_groups, weight_group);
+        return place_in_band(args, BandPlace(args.n, row), group);
     }
-    return values_in_tiles<Codes>(args, row, weight_group);
+    return values_in_tiles<Codes>(args, row, group);
 }
 
 TMAC_ALWAYS_INLINE __m512i broadcast_four(const int8_t* q) {

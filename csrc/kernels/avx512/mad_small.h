@@ -152,7 +152,7 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
         TMAC_UNROLL
         for (int r = 0; r < R; ++r) {
             const GroupTerms<Floats> terms =
-                epilogue.load(values_of_rows<Codes>(args, row + r * kLanes, args.act_groups[g].weight_group));
+                epilogue.load(values_of_rows<Codes>(args, row + r * kLanes, args.act_groups[g]));
             TMAC_UNROLL
             for (int m = 0; m < M; ++m) {
                 TMAC_UNROLL

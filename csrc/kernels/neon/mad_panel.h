@@ -153,7 +153,7 @@ void multiply_strip(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
         GroupTerms<Floats> terms[kStripVectors];
         TMAC_UNROLL
         for (int vector = 0; vector < kStripVectors; ++vector) {
-            terms[vector] = epilogue.load(values_in_tiles<Codes>(args, row, group.weight_group) + vector * kLanes);
+            terms[vector] = epilogue.load(values_in_tiles<Codes>(args, row, group) + vector * kLanes);
         }
         for (int32_t done = 0; done < group.padded_count; done += kPanelColumns<Codes>) {
             const int32_t left = group.padded_count - done;

@@ -132,7 +132,7 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
             codes += Codes::kChunkBytes;
             q += Codes::kColumns;
         }
-        const int64_t values = values_in_tiles<Codes>(args, row, args.act_groups[g].weight_group);
+        const GroupPlace values = values_in_tiles<Codes>(args, row, args.act_groups[g]);
         TMAC_UNROLL
         for (int vector = 0; vector < kStripVectors; ++vector) {
             const GroupTerms<Floats> terms = epilogue.load(values + vector * kLanes);

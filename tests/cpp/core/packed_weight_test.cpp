@@ -62,6 +62,35 @@ TEST_CASE("a ternary weight of five codes in a byte takes 1.6 bits, where act gr
     CHECK(packed_parts(header).region_stride == 128 * 32 * 140 / 5);
 }
 
+TEST_CASE("scales of two levels have their super values in parts of their own", "[packed_weight]") {
+    for (const ZeroPoint zero_point : {ZeroPoint::fixed, ZeroPoint::offset}) {
+        for (const int64_t k : {1, 256, 257, 4096}) {
+            PackedHeader header = make_header(Layout::wide_nibbles, 64, k);
+            header.spec.group_size = 32;
+            header.spec.scale_format = ScaleFormat::two_level;
+            header.spec.zero_point = zero_point;
+            header.scale_type = GroupType::i8;
+            const bool fixed = zero_point == ZeroPoint::fixed;
+            header.zero_type = fixed ? GroupType::none : GroupType::i8;
+            const PackedParts parts = packed_parts(header);
+            CAPTURE(k, fixed);
+            const int64_t groups = (k + 31) / 32;
+            const int64_t super_bytes = 64 * 2 * ((k + 255) / 256);
+            CHECK(parts.num_super_groups == (k + 255) / 256);
+            CHECK(parts.zeros - parts.scales == 64 * groups);
+            CHECK(parts.super_scales - parts.zeros == (fixed ? 0 : 64 * groups));
+            CHECK(parts.super_offsets - parts.super_scales == super_bytes);
+            CHECK(parts.codes - parts.super_offsets == (fixed ? 0 : super_bytes));
+            if (k == 4096 && !fixed) {  // 4 + 2 * 8 / 32 + 2 * 16 / 256 bits a weight
+                CHECK((parts.bytes - parts.scales) * 8 * 1000 == 64 * k * 4625);
+            }
+        }
+    }
+    PackedHeader plain = make_header(Layout::wide_nibbles, 64, 4096);
+    CHECK(packed_parts(plain).num_super_groups == 0);
+    CHECK(packed_parts(plain).codes == packed_parts(plain).super_scales);
+}
+
 TEST_CASE("sizes out of range are refused before anything is allocated", "[packed_weight]") {
     for (const int64_t bad : {int64_t{0}, int64_t{-1}, std::numeric_limits<int64_t>::max()}) {
         CHECK_THROWS_AS(packed_parts(make_header(Layout::planes, bad, 8)), std::invalid_argument);
