@@ -59,10 +59,11 @@ PackedParts packed_parts(const PackedHeader& header) {
     parts.zeros = take(at, group_values * element_bytes(header.zero_type));
     parts.super_scales = take(at, super_bytes);
     parts.super_offsets = take(at, header.zero_type != GroupType::none ? super_bytes : 0);
-    parts.region_stride = shape.chunk_bytes != 0 ? tiles * (parts.padded_k / shape.k_chunk) * shape.chunk_bytes
-                                                 : header.n * ((header.k + 7) / 8);
+    const int64_t chunks = tiles * (parts.padded_k / shape.k_chunk);
+    const int64_t plane = header.n * ((header.k + 7) / 8);
+    parts.region_stride = shape.chunk_bytes != 0 ? chunks * shape.chunk_bytes : plane;
     parts.codes = at;
-    at += parts.region_stride * shape.num_regions;
+    at += parts.region_stride * (shape.num_regions - 1) + (shape.chunk_bytes != 0 ? chunks * shape.last_bytes : plane);
     parts.bytes = (at + kAlign - 1) / kAlign * kAlign;
     return parts;
 }

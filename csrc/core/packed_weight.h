@@ -9,7 +9,7 @@
 namespace tmac {
 
 /// Counts up when a byte of any layout moves.
-inline constexpr char kPackedMagic[8] = {'T', 'M', 'A', 'C', 'P', 'K', 'W', '2'};
+inline constexpr char kPackedMagic[8] = {'T', 'M', 'A', 'C', 'P', 'K', 'W', '3'};
 
 /// The head of a packed weight: everything that its bytes mean. Written by ops/pack, checked whenever bytes come back
 /// from Python. Offsets are derived from it, never stored.

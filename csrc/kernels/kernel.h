@@ -75,7 +75,7 @@ struct Kernel {
     uint8_t activations;  ///< bit set of 1 << Activation
     Method method;
     Layout layout;      ///< what a weight is packed into when this kernel decodes it
-    uint8_t layouts;    ///< bit set of those that it can read, `layout` among them
+    LayoutSet layouts;  ///< those that it can read, `layout` among them
     uint32_t features;  ///< CpuFeature bits that must be present
     QgemmFn run;
     PrepareFn prepare;

@@ -95,8 +95,8 @@ const char* name_of(Method method) {
 }
 
 const char* name_of(Layout layout) {
-    static constexpr const char* kNames[] = {"planes",     "rows",         "quads", "nibbles",
-                                             "wide_quads", "wide_nibbles", "bands", "trits"};
+    static constexpr const char* kNames[] = {"planes",       "rows",  "quads", "nibbles", "wide_quads",
+                                             "wide_nibbles", "bands", "trits", "crumbs"};
     return kNames[static_cast<int>(layout)];
 }
 

@@ -228,8 +228,28 @@ TMAC_ALWAYS_INLINE GroupPlace place_in_tiles(const QgemmArgs& args, int64_t tile
             (tile * args.num_super_groups + group.super_group()) * n_tile};
 }
 
-// Codes in tiles of Codes::kTileRows rows, whose chunks of kColumns columns have kChunkBytes bytes, four of them per
-// row.
+// Codes in tiles of Codes::kTileRows rows, whose chunks of kColumns columns have kChunkBytes bytes in each of kRegions
+// regions, but kLastBytes in the last. A row has four of every register's bytes.
+
+/// The regions of a weight.
+struct Regions {
+    const uint8_t* first;
+    int64_t stride;  ///< bytes from one to the next
+
+    TMAC_ALWAYS_INLINE explicit Regions(const QgemmArgs& args) : first(args.codes), stride(args.region_stride) {}
+};
+
+/// Where a region has the codes whose place in the first region is `codes`.
+template <class Codes>
+TMAC_ALWAYS_INLINE const uint8_t* in_region(const uint8_t* codes, const Regions& regions, int region) {
+    const uint8_t* place = codes + region * regions.stride;
+    if constexpr (Codes::kLastBytes != Codes::kChunkBytes) {
+        if (region == Codes::kRegions - 1) {
+            place -= (codes - regions.first) / Codes::kChunkBytes * (Codes::kChunkBytes - Codes::kLastBytes);
+        }
+    }
+    return place;
+}
 
 /// First byte of the rows from `row` on, which begins a register.
 template <class Codes>

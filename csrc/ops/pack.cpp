@@ -58,7 +58,7 @@ PackedHeader make_header(const CanonicalWeight& weight, const KernelPair& kernel
     header.spec = weight.spec;
     header.n = weight.planes.n;
     header.k = weight.planes.k;
-    header.layout = kernels.decode->layout;
+    header.layout = packed_layout(kernels, weight.spec);
     header.scale_type = weight.scale_type;
     header.zero_type = weight.zero_type;
     header.has_perm = weight.perm != nullptr ? 1 : 0;

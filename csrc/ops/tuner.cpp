@@ -266,7 +266,7 @@ private:
 
     Copies& copies_of(const KernelPair& kernels) {
         for (Copies& copies : copies_) {
-            if (copies.layout() == kernels.decode->layout) {
+            if (copies.layout() == packed_layout(kernels, spec_)) {
                 return copies;
             }
         }

@@ -75,7 +75,7 @@ def test_every_shape(case: Case) -> None:
     need(case[0])
     kinds = zero_kinds(case[0]["codebook"])
     for at, (n, k) in enumerate(SHAPES):
-        weight, x = random_case(case, at, n, k, GROUP_SIZES[at % 4], kinds[at % len(kinds)], m=2)
+        weight, x = random_case(case, at, n, k, GROUP_SIZES[at % 5], kinds[at % len(kinds)], m=2)
         check_kernel(case[0]["name"], weight, x)
 
 
@@ -85,7 +85,7 @@ def test_same_bits_as_scalar(case: Case) -> None:
     row, activation = case
     twin, kinds = scalar_twin(row, activation), zero_kinds(row["codebook"])
     for at, (n, k) in enumerate(sample(LARGE, 4, 0)):
-        for group_size in sample(GROUP_SIZES, 3, at):
+        for group_size in {16, *sample(GROUP_SIZES, 3, at)}:
             weight, x = random_case(case, at, n, k, group_size, kinds[at % len(kinds)], m=5)
             got, want = linear(x, pack(weight, row["name"]), num_threads=2), linear(x, pack(weight, twin))
             assert same_bits(got, want), f"{row['name']} and {twin}: {weight.spec} n={n} k={k}"
@@ -94,7 +94,7 @@ def test_same_bits_as_scalar(case: Case) -> None:
 @each_kernel
 def test_bits_do_not_change_with_the_batch(case: Case) -> None:
     need(case[0])
-    for group_size, (n, k) in zip((32, 128, -1), ((47, 100), (65, 129), (70, 520)), strict=True):
+    for group_size, (n, k) in zip((32, 128, -1, 16), ((47, 100), (65, 129), (70, 520), (79, 150)), strict=True):
         weight, x = random_case(case, k, n, k, group_size, zero_kinds(case[0]["codebook"])[-1], m=max(TOKENS))
         packed = pack(weight, case[0]["name"])
         alone = np.concatenate([linear(x[i : i + 1], packed) for i in range(len(x))])
@@ -105,8 +105,8 @@ def test_bits_do_not_change_with_the_batch(case: Case) -> None:
 @each_kernel
 def test_bits_do_not_change_with_the_threads(case: Case) -> None:
     need(case[0])
-    for n, k, m in ((1, 64, 1), (130, 300, 2), (300, 257, 9)):
-        weight, x = random_case(case, n, n, k, 64, ZERO_KINDS[0], m)
+    for n, k, m, group_size in ((1, 64, 1, 64), (130, 300, 2, 64), (300, 257, 9, 64), (300, 257, 9, 16)):
+        weight, x = random_case(case, n, n, k, group_size, ZERO_KINDS[0], m)
         want = linear(x, pack(weight, case[0]["name"]), num_threads=1)
         for threads in (2, 3, 7):
             packed = pack(weight, case[0]["name"], num_threads=threads)

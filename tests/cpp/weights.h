@@ -87,7 +87,7 @@ inline std::vector<QuantSpec> specs_of(const Kernel& kernel) {
     std::vector<QuantSpec> result;
     for (const Activation activation : {Activation::group, Activation::token, Activation::float_exact}) {
         for (const ZeroPoint zero_point : {ZeroPoint::fixed, ZeroPoint::offset}) {
-            for (const int32_t group_size : {32, 50, 128, -1}) {
+            for (const int32_t group_size : {16, 32, 50, 128, -1}) {
                 QuantSpec spec;
                 spec.bits = kernel.bits;
                 spec.codebook = kernel.codebook;

@@ -188,3 +188,23 @@ TEST_CASE("a hidden feature makes its kernels not runnable", "[registry]") {
         }
     }
 }
+
+TEST_CASE("groups of 16 are multiplied where look-ups would fill them up", "[registry]") {
+    for (const char* isa : {"avx2", "avx512", "neon"}) {
+        const bool built = std::any_of(registry().begin(), registry().end(),
+                                       [&](const RegistryRow& row) { return name_of(row.isa) == std::string(isa); });
+        for (const uint8_t bits : {uint8_t{2}, uint8_t{3}, uint8_t{4}, uint8_t{6}}) {
+            if (!built) {
+                continue;
+            }
+            QuantSpec spec = spec_of(bits);
+            spec.group_size = 16;
+            const KernelPair pair = select_kernels(spec, make_selection(~0U, isa, ""));
+            CAPTURE(isa, int{bits}, pair.decode->name);
+            CHECK(pair.decode->method == Method::mad);
+            CHECK(layout_shape(packed_layout(pair, spec), bits).k_chunk <= 16);
+            spec.group_size = 32;
+            CHECK(packed_layout(pair, spec) == pair.decode->layout);
+        }
+    }
+}

@@ -82,7 +82,8 @@ TEST_CASE("every kernel gives the scalar kernel's bits", "[linear]") {
 
 TEST_CASE("rows of several bands and tiles give the scalar kernel's bits, however threads share them", "[linear]") {
     for_each_runnable([&](const Kernel& kernel, const QuantSpec& spec) {
-        if (spec.group_size != 50 || spec.zero_point != ZeroPoint::fixed || kernel.method == Method::float_exact) {
+        const bool chosen = spec.group_size == 16 || spec.group_size == 50;
+        if (!chosen || spec.zero_point != ZeroPoint::fixed || kernel.method == Method::float_exact) {
             return;
         }
         const Kernel& reference = scalar_twin(kernel, spec);
@@ -133,6 +134,35 @@ TEST_CASE("the largest sums of integers give the scalar kernel's bits, for every
             }
         }
     });
+}
+
+TEST_CASE("weights of one layout and several widths share an input", "[linear]") {
+    Random random(14);
+    for (const int32_t group_size : {16, 32, 50}) {
+        const std::vector<float> x = random.floats(3 * 100);
+        const Tensor in{const_cast<float*>(x.data()), DType::f32, 3, 100, 100};
+        std::vector<PackedWeight> packed;
+        for (const uint8_t bits :
+             {uint8_t{4}, uint8_t{5}, uint8_t{6}, uint8_t{8}, uint8_t{6}, uint8_t{2}, uint8_t{3}}) {
+            QuantSpec spec;
+            spec.bits = bits;
+            spec.group_size = group_size;
+            spec.fixed_zero = 1.5F;
+            packed.push_back(
+                pack(make_weight(random, spec, 40, 100).canonical(), select_kernels(spec, selection()), 1));
+        }
+        std::vector<std::vector<float>> results(packed.size(), std::vector<float>(3 * 40));
+        std::vector<Projection> projections;
+        for (size_t i = 0; i < packed.size(); ++i) {
+            projections.push_back(
+                {view_weight(packed[i].data(), packed[i].size()), nullptr, {results[i].data(), DType::f32, 3, 40, 40}});
+        }
+        linear(in, projections, Phase::by_tokens, 1);
+        for (size_t i = 0; i < packed.size(); ++i) {
+            CAPTURE(group_size, i);
+            CHECK(results[i] == run_linear(packed[i], x, 3, 1));
+        }
+    }
 }
 
 TEST_CASE("activations that are not finite, huge or tiny give the scalar kernel's bits, for every kernel", "[linear]") {
