@@ -1,8 +1,8 @@
-"""GGUF files as checkpoints: packed weights, Hugging Face's names and order of rows, its configuration and tokenizer."""
+"""GGUF files as checkpoints: packed weights under Hugging Face's names, its order of rows and its configuration."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -119,8 +119,8 @@ class _Reader:
             parts.update({f"blk.{layer}.{name}": part for name, part in family.block.items()})
         for name in self.tensors:
             if name in parts:
-                layer = name.split(".")[1] if name.startswith("blk.") else ""
-                prefix = f"{family.prefix}.{layer}." if layer else ""
+                number = name.split(".")[1] if name.startswith("blk.") else ""
+                prefix = f"{family.prefix}.{number}." if number else ""
                 self._take(model, name, parts[name], prefix)
             elif name not in family.constants:
                 raise format_error(
@@ -146,7 +146,7 @@ class _Reader:
             return
         bias = name.removesuffix(".weight") + ".bias"
         for index in range(in_file[0] if part.stack else 1):
-            matrix = Matrix(file, info, *shape, index, rows)  # type: ignore[misc]
+            matrix = Matrix(file, info, shape[0], shape[1], index, rows)
             kind: Literal["linear", "embedding"] = "embedding" if part.kind == "embedding" else "linear"
             self._layer(
                 target.format(index).removesuffix(".weight"), matrix, kind, bias if bias in self.tensors else None

@@ -1,7 +1,7 @@
 """What `config.json` says of each family, as transformers 5 writes it, from the metadata of a GGUF file.
 
-Every function raises FormatError for numbers that are missing or cannot be. What only a configuration knows of the sizes
-of tensors is added to `model.sizes`.
+Every function raises FormatError for numbers that are missing or cannot be. What only a configuration knows of the
+sizes of tensors is added to `model.sizes`.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ def _top(norm_shift: float = 0.0) -> Table:
 
 
 def _attention(*, order: bool = False, bias: bool = False) -> Table:
-    """The four projections. `order`: queries and keys lie in rotary pairs. `bias`: queries, keys and values need one."""
+    """Four projections. `order`: queries and keys lie in rotary pairs. `bias`: queries, keys and values need one."""
     queries, keys = ("queries", "keys") if order else ("", "")
     return {
         "attn_q.weight": Part("self_attn.q_proj.weight", ("q", "hidden"), rows=queries),

@@ -18,8 +18,8 @@ def rotary_pairs(num_heads: int, num_rows: int) -> Order:
 
 
 def heads_of_three(num_heads: int, num_rows: int) -> Order:
-    """GPT-NeoX: all queries, then all keys, then all values in the file; query, key and value of a head after each other
-    in the Hugging Face model (GPTNeoXModel.modify_tensors)."""
+    """GPT-NeoX: all queries, then all keys, then all values in the file; query, key and value of a head after each
+    other in the Hugging Face model (GPTNeoXModel.modify_tensors)."""
     rows = np.arange(num_rows).reshape(3, num_heads, num_rows // num_heads // 3)
     return np.ascontiguousarray(rows.swapaxes(0, 1)).reshape(-1)
 

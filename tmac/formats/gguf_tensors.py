@@ -29,7 +29,8 @@ def stored_tensor(
 
     Args:
         name: that name.
-        file, info: where it lies. A quantized type is dequantized.
+        file: where it lies.
+        info: where in the file. A quantized type is dequantized.
         shape: of the result.
         index: which of a stack.
         rows: row i of the result is row `rows[i]` of the file.

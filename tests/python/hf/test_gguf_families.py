@@ -1,4 +1,4 @@
-"""Files of llama.cpp's own converter against the models that they were made of: names, values, order and configuration."""
+"""Files of llama.cpp's own converter against the models they were made of: names, values, order and configuration."""
 
 import sys
 from pathlib import Path
@@ -13,7 +13,7 @@ from tmac.formats.gguf_checkpoint import open_checkpoint
 
 DATA = Path(__file__).parents[2] / "data"
 sys.path.insert(0, str(DATA))
-from gguf_families import LLAMA3, configs, weight  # noqa: E402
+from gguf_families import configs, weight  # noqa: E402
 
 CONFIGS = configs()
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
