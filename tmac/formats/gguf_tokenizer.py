@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +51,7 @@ def read_tokenizer(file: GgufFile) -> GgufTokenizer:
     if pre not in PRE_TOKENIZERS:
         known = ", ".join(sorted(PRE_TOKENIZERS))
         raise format_error(file.path, f"expected one of {known}, found {pre!r}", "tokenizer.ggml.pre")
-    tokens = _strings(file, "tokenizer.ggml.tokens")
+    tokens = file.strings("tokenizer.ggml.tokens")
     special = _special_tokens(file, tokens)
     content = {
         "version": "1.0",
@@ -67,19 +68,12 @@ def read_tokenizer(file: GgufFile) -> GgufTokenizer:
     return GgufTokenizer(content, special, template)
 
 
-def _strings(file: GgufFile, key: str) -> list[str]:
-    values = file.get(key, list)
-    if not all(isinstance(value, str) for value in values):
-        raise format_error(file.path, "expected a list of strings", key)
-    return values
-
-
-def _model(file: GgufFile, tokens: list[str]) -> dict[str, Any]:
+def _model(file: GgufFile, tokens: Sequence[str]) -> dict[str, Any]:
     key = "tokenizer.ggml.merges"
     vocab = {token: index for index, token in enumerate(tokens)}
     if len(vocab) != len(tokens):
         raise format_error(file.path, "expected every token once, found one twice", "tokenizer.ggml.tokens")
-    merges = [merge.split(" ") for merge in _strings(file, key)]
+    merges = [merge.split(" ") for merge in file.strings(key)]
     for merge in merges:
         if len(merge) != 2 or not {merge[0], merge[1], merge[0] + merge[1]} <= vocab.keys():
             raise format_error(file.path, f"expected two tokens that make a third one, found {' '.join(merge)!r}", key)
@@ -97,9 +91,9 @@ def _model(file: GgufFile, tokens: list[str]) -> dict[str, Any]:
     }
 
 
-def _added_tokens(file: GgufFile, tokens: list[str]) -> list[dict[str, Any]]:
+def _added_tokens(file: GgufFile, tokens: Sequence[str]) -> list[dict[str, Any]]:
     """Tokens that are never split: control tokens, which decoding may skip, and the user's own."""
-    types = file.get("tokenizer.ggml.token_type", list)
+    types = file.numbers("tokenizer.ggml.token_type").tolist()
     if len(types) != len(tokens):
         message = f"expected a type for each of the {len(tokens)} tokens, found {len(types)}"
         raise format_error(file.path, message, "tokenizer.ggml.token_type")
@@ -126,13 +120,13 @@ def special_token_id(file: GgufFile, name: str, num_tokens: int) -> int | None:
     return index
 
 
-def _special_tokens(file: GgufFile, tokens: list[str]) -> dict[str, str]:
+def _special_tokens(file: GgufFile, tokens: Sequence[str]) -> dict[str, str]:
     names = {"bos": "bos_token", "eos": "eos_token", "padding": "pad_token", "unknown": "unk_token"}
     found = {target: special_token_id(file, name, len(tokens)) for name, target in names.items()}
     return {target: tokens[index] for target, index in found.items() if index is not None}
 
 
-def _post_processor(file: GgufFile, tokens: list[str], special: dict[str, str]) -> dict[str, Any] | None:
+def _post_processor(file: GgufFile, tokens: Sequence[str], special: dict[str, str]) -> dict[str, Any] | None:
     if not file.get("tokenizer.ggml.add_bos_token", bool, False) or "bos_token" not in special:
         return None
     bos = special["bos_token"]
