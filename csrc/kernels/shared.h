@@ -128,6 +128,12 @@ struct Epilogue {
     }
 };
 
+/// What the class `mad` counts codes from: the middle, but the zero of a ternary weight, whose sums then need no float
+/// correction.
+TMAC_ALWAYS_INLINE int32_t mad_centre(const QuantSpec& spec) {
+    return spec.codebook == Codebook::ternary ? 1 : 1 << (spec.bits - 1);
+}
+
 inline constexpr float kLargestInt8 = 127.0F;
 
 /// How activations of a known largest magnitude become int8.

@@ -256,7 +256,9 @@ def coefficient_of(weight: Weight, group: int, centre: float) -> F32 | None:
 
 def centre_of(weight: Weight) -> float:
     bits = weight.spec.bits
-    return (2**bits - 1) / 2 if looks_up(weight) else float(2 ** (bits - 1))
+    if looks_up(weight):
+        return (2**bits - 1) / 2
+    return 1.0 if weight.spec.codebook == "ternary" else float(2 ** (bits - 1))
 
 
 def quantized_product(x: F32, weight: Weight) -> tuple[F32, NDArray[np.bool_]]:
@@ -275,7 +277,7 @@ def quantized_product(x: F32, weight: Weight) -> tuple[F32, NDArray[np.bool_]]:
             huge |= ~np.isfinite((size[..., 0] + size[..., 1]) + (size[..., 2] + size[..., 3])).all(axis=1)
         else:
             q, act_scale, act_sum = mad_codes(a, row_largest if spec.activation == "token" else np.abs(a).max(axis=1))
-            isum = q @ (codes.astype(np.int64) - 2 ** (spec.bits - 1)).T
+            isum = q @ (codes.astype(np.int64) - int(centre_of(weight))).T
         assert np.abs(isum).max(initial=0) < 2**31
         scale = weight.group_scales()[:, group.weight_group].astype(np.float32)
         y = fma(isum.astype(np.float32), scale[None, :] * act_scale[:, None], y)

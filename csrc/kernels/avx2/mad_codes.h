@@ -339,13 +339,13 @@ constexpr uint8_t kBoth = (1U << static_cast<int>(Activation::group)) | (1U << s
 
 /// How a code's sum is counted.
 struct Centre {
-    int32_t code;   ///< 2^(bits-1)
+    int32_t code;   ///< mad_centre()
     int32_t shift;  ///< codes are multiplied shifted up by this
 };
 
 template <class Codes>
 TMAC_ALWAYS_INLINE Centre centre_of(const QgemmArgs& args) {
-    return {1 << (args.spec->bits - 1), Codes::kShifted ? 8 - args.spec->bits : 0};
+    return {mad_centre(*args.spec), Codes::kShifted ? 8 - args.spec->bits : 0};
 }
 
 /// What an act group's sum of codes counts too much.

@@ -254,10 +254,10 @@ TMAC_ALWAYS_INLINE __m512i broadcast_four(const int8_t* q) {
 constexpr int kTokenBlock = 8;  ///< tokens whose sums, for 32 rows, leave room for the codes in 32 registers
 
 /// Where the integer sum of one act group of one token starts, whose activations add up to `act_isum`: it counts codes
-/// from `centre`.
-template <class Codes, int Bits>
-TMAC_ALWAYS_INLINE __m512i start_of_sum(int32_t act_isum) {
-    return _mm512_set1_epi32(-(1 << (Bits - 1 + Codes::kShift)) * act_isum);
+/// from `centre`, see mad_centre().
+template <class Codes>
+TMAC_ALWAYS_INLINE __m512i start_of_sum(int32_t centre, int32_t act_isum) {
+    return _mm512_set1_epi32(-(centre << Codes::kShift) * act_isum);
 }
 
 }  // namespace

@@ -82,9 +82,10 @@ TMAC_ALWAYS_INLINE void multiply_panel(const QgemmArgs& args, const GroupTerms<F
     const int64_t first_group = token * groups + part.group;
     if (part.first) {
         const int32_t* act_isum = args.act_isum + first_group;
+        const int32_t centre = mad_centre(*args.spec);
         TMAC_UNROLL
         for (int m = 0; m < M; ++m) {
-            isum_i32x16[m][0] = start_of_sum<Codes, Bits>(act_isum[m * groups]);
+            isum_i32x16[m][0] = start_of_sum<Codes>(centre, act_isum[m * groups]);
             isum_i32x16[m][1] = isum_i32x16[m][0];
         }
     } else {
@@ -185,7 +186,7 @@ template <class Codes, int Bits>
 void qgemm_panel(const QgemmArgs& args) {
     Panel<Codes> panel;
     std::memset(panel.codes, 0, sizeof(panel.codes));  // 16 rows or fewer leave the second vector alone
-    const Epilogue<Floats> epilogue(args, static_cast<float>(1 << (Bits - 1)));
+    const Epilogue<Floats> epilogue(args, static_cast<float>(mad_centre(*args.spec)));
     const auto run = epilogue.has_coefficient ? multiply_rows<Codes, Bits, true> : multiply_rows<Codes, Bits, false>;
     for (int64_t row = args.row_begin; row < args.row_end; row += kPanelVectors * kLanes) {
         run(args, epilogue, row, panel);

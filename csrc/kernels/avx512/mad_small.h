@@ -105,13 +105,14 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
     }
     const auto* q = static_cast<const int8_t*>(args.act) + token * args.act_stride;
     const int64_t first_group = int64_t{token} * args.num_act_groups;
+    const int32_t centre = mad_centre(*args.spec);
     int64_t at = 0;
     for (int32_t g = 0; g < args.num_act_groups; ++g) {
         Sums<Codes, M> sums[kChunks][R][M];
         TMAC_UNROLL
         for (int m = 0; m < M; ++m) {
             const __m512i start =
-                start_of_sum<Codes, Bits>(args.act_isum[first_group + int64_t{m} * args.num_act_groups + g]);
+                start_of_sum<Codes>(centre, args.act_isum[first_group + int64_t{m} * args.num_act_groups + g]);
             TMAC_UNROLL
             for (int i = 0; i < kChunks * R; ++i) {
                 sums[i / R][i % R][m].start(i < R ? start : _mm512_setzero_si512());
@@ -207,7 +208,7 @@ void multiply_tokens(const QgemmArgs& args, const Epilogue<Floats>& epilogue) {
 
 template <class Codes, int Bits>
 void qgemm_small(const QgemmArgs& args) {
-    const Epilogue<Floats> epilogue(args, static_cast<float>(1 << (Bits - 1)));
+    const Epilogue<Floats> epilogue(args, static_cast<float>(mad_centre(*args.spec)));
     epilogue.has_coefficient ? multiply_tokens<Codes, Bits, true>(args, epilogue)
                              : multiply_tokens<Codes, Bits, false>(args, epilogue);
 }

@@ -18,8 +18,8 @@
 //
 // and two such pairs become 4-bit fields in the same way with the masks cc and 33.
 //
-// A vector's bytes s stand for codes: code - centre = kSign * (s >> kShift) - kOffset, where kOffset = 0 if s counts
-// from the centre already. With the sum of the activations the offset costs one instruction per act group.
+// A vector's bytes s stand for codes: code - 2^(bits-1) = kSign * (s >> kShift) - kOffset, where kOffset = 0 if s
+// counts from there already. With the sum of the activations the offset costs one instruction per act group.
 
 namespace tmac::neon {
 namespace {
@@ -265,10 +265,11 @@ TMAC_ALWAYS_INLINE int8x16_t repeat_four(const int8_t* q) {
     return vreinterpretq_s8_s32(vdupq_n_s32(word));
 }
 
-/// Where the sum of an act group starts, so that kSign * (sum >> kShift) counts codes from the centre.
+/// Where the sum of an act group starts, so that kSign * (sum >> kShift) counts codes from mad_centre().
 template <class Codes>
-TMAC_ALWAYS_INLINE int32_t start_of_sum(int32_t act_isum) {
-    return -Codes::kSign * Codes::kOffset * (1 << Codes::kShift) * act_isum;
+TMAC_ALWAYS_INLINE int32_t start_of_sum(const QgemmArgs& args, int64_t group) {
+    const int32_t offset = Codes::kOffset + mad_centre(*args.spec) - (1 << (args.spec->bits - 1));
+    return -Codes::kSign * offset * (1 << Codes::kShift) * args.act_isum[group];
 }
 
 template <class Codes>

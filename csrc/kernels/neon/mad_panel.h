@@ -119,7 +119,7 @@ TMAC_ALWAYS_INLINE void multiply_panel(const QgemmArgs& args, const Epilogue<Flo
         const int m = i / kStripVectors;
         const int vector = i % kStripVectors;
         const int64_t at = first_group + int64_t{m} * args.num_act_groups;
-        isum[m][vector] = part.first ? vdupq_n_s32(start_of_sum<Codes>(args.act_isum[at]))
+        isum[m][vector] = part.first ? vdupq_n_s32(start_of_sum<Codes>(args, at))
                                      : vld1q_s32(panel.isum[token + m] + vector * kLanes);
     }
     Dot::template multiply<Codes, M>(panel.codes, part.steps, part.q + token * args.act_stride, args.act_stride, isum);
@@ -183,7 +183,7 @@ void multiply_strip(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
 template <class Dot, class Codes, int Bits>
 void qgemm_panel(const QgemmArgs& args) {
     Panel<Codes> panel;
-    const Epilogue<Floats> epilogue(args, static_cast<float>(1 << (Bits - 1)));
+    const Epilogue<Floats> epilogue(args, static_cast<float>(mad_centre(*args.spec)));
     for (int64_t row = args.row_begin; row < args.row_end; row += kStripRows) {
         multiply_strip<Dot, Codes>(args, epilogue, row, panel);
     }

@@ -119,7 +119,7 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
         TMAC_UNROLL
         for (int i = 0; i < M * kStripVectors; ++i) {
             const int64_t at = first_group + int64_t{i / kStripVectors} * args.num_act_groups + g;
-            sums[i / kStripVectors][i % kStripVectors].start(start_of_sum<Codes>(args.act_isum[at]));
+            sums[i / kStripVectors][i % kStripVectors].start(start_of_sum<Codes>(args, at));
         }
         const int32_t chunks = args.act_groups[g].padded_count / Codes::kColumns;
         constexpr auto kVectors = std::make_integer_sequence<int, Codes::kVectors>();
@@ -168,7 +168,7 @@ void qgemm_small(const QgemmArgs& args) {
     using Run = void (*)(const QgemmArgs&, const Epilogue<Floats>&, int32_t);
     static constexpr Run kRuns[kMaxSmall] = {small_rows<Codes, 1>, small_rows<Codes, 2>, small_rows<Codes, 3>,
                                              small_rows<Codes, 4>};
-    const Epilogue<Floats> epilogue(args, static_cast<float>(1 << (Bits - 1)));
+    const Epilogue<Floats> epilogue(args, static_cast<float>(mad_centre(*args.spec)));
     // Blocks of equal size, so that five tokens cost no more than a block of three and one of two.
     for (int32_t token = 0, left = (args.m + kMaxSmall - 1) / kMaxSmall; token < args.m; --left) {
         const int32_t count = (args.m - token + left - 1) / left;

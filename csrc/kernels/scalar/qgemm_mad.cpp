@@ -1,7 +1,7 @@
 #include "kernels/scalar/kernels.h"
 #include "kernels/scalar/row.h"
 
-// The reference of the class `mad`: codes, counted from centre = 2^(bits-1), times int8 activations, exact in int32.
+// The reference of the class `mad`: codes, counted from mad_centre(), times int8 activations, exact in int32.
 
 namespace tmac::scalar {
 namespace {
@@ -19,7 +19,7 @@ int32_t group_isum(const Row& row, const ActGroup& group, const int8_t* q, int32
 }
 
 void qgemm(const QgemmArgs& args) {
-    const int32_t centre = 1 << (args.spec->bits - 1);
+    const int32_t centre = mad_centre(*args.spec);
     multiply_rows(args, static_cast<float>(centre), [&](const Row& row, const ActGroup& group, int32_t token) {
         const auto* q = static_cast<const int8_t*>(args.act) + token * args.act_stride;
         return group_isum(row, group, q + group.padded_begin, centre);

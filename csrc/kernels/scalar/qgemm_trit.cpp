@@ -8,7 +8,7 @@ namespace tmac::scalar {
 namespace {
 
 constexpr LayoutShape kShape = layout_shape(Layout::trits, 2);
-constexpr int32_t kCentre = 2;
+constexpr int32_t kCentre = 1;  // mad_centre()
 
 struct CodesOfBytes {
     uint16_t entries[256];
