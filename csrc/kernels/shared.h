@@ -73,6 +73,9 @@ struct TwoLevelTerms {
     }
 };
 
+/// What a loop knows of the scales: a branch for each register costs one token's loops of short groups several percent.
+enum class Levels : uint8_t { any, one, two };
+
 /// The float epilogue. Holds what does not change from group to group.
 template <class V>
 struct Epilogue {
@@ -88,8 +91,9 @@ struct Epilogue {
           has_coefficient(qgemm.spec->zero_point != ZeroPoint::fixed || qgemm.spec->fixed_zero != from) {}
 
     /// `place`: of the first row.
+    template <Levels Known = Levels::any>
     TMAC_ALWAYS_INLINE GroupTerms<V> load(const GroupPlace& place) const {
-        if (args.scale_type == GroupType::i8) {
+        if (Known == Levels::two || (Known == Levels::any && args.scale_type == GroupType::i8)) {
             return load_two_level(place);
         }
         const int64_t index = place.value;
@@ -208,6 +212,18 @@ TMAC_ALWAYS_INLINE void for_each_even_block(int32_t m, const Body& body) {
         };
         run(std::make_integer_sequence<int, Largest>());
         token += count;
+    }
+}
+
+/// Calls body.template operator()<Levels>(): with one token the levels of the scales are known.
+template <int M, class Body>
+TMAC_ALWAYS_INLINE void with_levels(const QgemmArgs& args, const Body& body) {
+    if constexpr (M > 1) {
+        body.template operator()<Levels::any>();
+    } else if (args.scale_type == GroupType::i8) {
+        body.template operator()<Levels::two>();
+    } else {
+        body.template operator()<Levels::one>();
     }
 }
 

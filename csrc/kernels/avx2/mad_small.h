@@ -127,7 +127,7 @@ TMAC_ALWAYS_INLINE void multiply_chunks(const uint8_t* const (&rows)[R], int64_t
 }
 
 /// Rows [row, row + 8 R) times M tokens.
-template <class Dot, class Codes, bool HasCoefficient, int R, int M>
+template <class Dot, class Codes, bool HasCoefficient, int R, int M, Levels Known>
 void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t row, int32_t token) {
     // Chunks that a sum holds.
     constexpr int kRun = Codes::kInTwos ? INT32_MAX : Dot::run(Codes::kLargest) / Codes::kVectors;
@@ -148,7 +148,7 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
         const ActGroup& group = args.act_groups[g];
         const int32_t chunks = group.padded_count / Codes::kColumns;
         const int32_t first = group.padded_begin / Codes::kColumns;
-        prefetch_values(args, values_in_tiles<Codes>(args, row, group), Codes::kTileRows);
+        prefetch_values<Known>(args, values_in_tiles<Codes>(args, row, group), Codes::kTileRows);
         Sums<Codes, R, M> isum_i32x8;
         isum_i32x8.clear();
         for (int32_t done = 0; done < chunks; done += kRun) {
@@ -169,7 +169,8 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
         }
         TMAC_UNROLL
         for (int r = 0; r < R; ++r) {
-            const GroupTerms<Floats> terms = epilogue.load(values_in_tiles<Codes>(args, row + r * kLanes, group));
+            const GroupTerms<Floats> terms =
+                epilogue.load<Known>(values_in_tiles<Codes>(args, row + r * kLanes, group));
             TMAC_UNROLL
             for (int m = 0; m < M; ++m) {
                 const int64_t index = first_group + int64_t{m} * args.num_act_groups + g;
@@ -193,13 +194,15 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
 template <class Dot, class Codes, bool HasCoefficient, int M>
 void small_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int32_t token) {
     constexpr int kVectors = kSmallVectors<Codes, M>;
-    int64_t row = args.row_begin;
-    for (; row + (kVectors - 1) * kLanes < args.row_end; row += kVectors * kLanes) {
-        multiply_small<Dot, Codes, HasCoefficient, kVectors, M>(args, epilogue, row, token);
-    }
-    for (; row < args.row_end; row += kLanes) {
-        multiply_small<Dot, Codes, HasCoefficient, 1, M>(args, epilogue, row, token);
-    }
+    with_levels<M>(args, [&]<Levels Known>() {
+        int64_t row = args.row_begin;
+        for (; row + (kVectors - 1) * kLanes < args.row_end; row += kVectors * kLanes) {
+            multiply_small<Dot, Codes, HasCoefficient, kVectors, M, Known>(args, epilogue, row, token);
+        }
+        for (; row < args.row_end; row += kLanes) {
+            multiply_small<Dot, Codes, HasCoefficient, 1, M, Known>(args, epilogue, row, token);
+        }
+    });
 }
 
 template <class Dot, class Codes>

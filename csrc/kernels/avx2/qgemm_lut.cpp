@@ -219,13 +219,13 @@ struct Piece {
     int32_t group;
 };
 
-/// Group values of any kind.
-template <bool Coefficient>
+/// Group values of any kind of these levels.
+template <bool Coefficient, Levels Known>
 struct AnyTerms {
     static constexpr bool kHasCoefficient = Coefficient;
     const Epilogue<Floats>& epilogue;
 
-    TMAC_ALWAYS_INLINE GroupTerms<Floats> load(const GroupPlace& place) const { return epilogue.load(place); }
+    TMAC_ALWAYS_INLINE GroupTerms<Floats> load(const GroupPlace& place) const { return epilogue.load<Known>(place); }
 };
 
 /// f16 scales and a zero point that the spec fixes: the same without a branch for each register.
@@ -379,18 +379,27 @@ void multiply_bands(const QgemmArgs& args, const Terms& terms) {
 }
 
 template <int Bits>
+void multiply_two_level(const QgemmArgs& args, const Epilogue<Floats>& epilogue) {
+    if (args.spec->zero_point == ZeroPoint::offset) {
+        multiply_bands<Bits>(args, TwoLevelTerms<Floats, true>(args, epilogue.centre));
+    } else if (epilogue.has_coefficient) {
+        multiply_bands<Bits>(args, TwoLevelTerms<Floats, false>(args, epilogue.centre));
+    } else {
+        multiply_bands<Bits>(args, AnyTerms<false, Levels::two>{epilogue});
+    }
+}
+
+template <int Bits>
 void qgemm(const QgemmArgs& args) {
     const Epilogue<Floats> epilogue(args, static_cast<float>((1 << Bits) - 1) * 0.5F);
-    if (args.scale_type == GroupType::i8 && epilogue.has_coefficient) {
-        args.spec->zero_point == ZeroPoint::offset
-            ? multiply_bands<Bits>(args, TwoLevelTerms<Floats, true>(args, epilogue.centre))
-            : multiply_bands<Bits>(args, TwoLevelTerms<Floats, false>(args, epilogue.centre));
+    if (args.scale_type == GroupType::i8) {
+        multiply_two_level<Bits>(args, epilogue);
     } else if (args.scale_type == GroupType::f16 && args.spec->zero_point == ZeroPoint::fixed) {
         epilogue.has_coefficient ? multiply_bands<Bits>(args, FixedTerms<true>(epilogue))
                                  : multiply_bands<Bits>(args, FixedTerms<false>(epilogue));
     } else {
-        epilogue.has_coefficient ? multiply_bands<Bits>(args, AnyTerms<true>{epilogue})
-                                 : multiply_bands<Bits>(args, AnyTerms<false>{epilogue});
+        epilogue.has_coefficient ? multiply_bands<Bits>(args, AnyTerms<true, Levels::one>{epilogue})
+                                 : multiply_bands<Bits>(args, AnyTerms<false, Levels::one>{epilogue});
     }
 }
 

@@ -38,6 +38,7 @@ struct Floats {
 
 /// Asks for group values of the rows of a tile that later act groups will want: a line of them comes between many lines
 /// of codes, too seldom for the CPU to see a stream.
+template <Levels Known>
 TMAC_ALWAYS_INLINE void prefetch_values(const QgemmArgs& args, const GroupPlace& place, int64_t n_tile) {
     constexpr int64_t kAhead = 256;  // values: 4, 8 or 16 groups of a tile
     const int64_t index = place.value + kAhead;
@@ -45,7 +46,7 @@ TMAC_ALWAYS_INLINE void prefetch_values(const QgemmArgs& args, const GroupPlace&
     if (args.zeros != nullptr) {
         TMAC_PREFETCH(static_cast<const uint8_t*>(args.zeros) + index * element_bytes(args.zero_type));
     }
-    if (args.scale_type == GroupType::i8) {
+    if (Known == Levels::two || (Known == Levels::any && args.scale_type == GroupType::i8)) {
         const int64_t next = place.super_value + n_tile;  // of the next super-group
         TMAC_PREFETCH(args.super_scales + next);
         if (args.zeros != nullptr) {

@@ -89,7 +89,7 @@ TMAC_ALWAYS_INLINE void multiply_chunk(const Codes (&codes)[R], const int8_t* q,
 }
 
 /// Rows [row, row + 16 R) times M tokens.
-template <class Codes, int Bits, bool HasCoefficient, int R, int M>
+template <class Codes, int Bits, bool HasCoefficient, int R, int M, Levels Known>
 void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t row, int32_t token) {
     constexpr int kChunks = Shape<Codes, M>::kChunks;
     const Regions regions(args);
@@ -160,7 +160,7 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
         TMAC_UNROLL
         for (int r = 0; r < R; ++r) {
             const GroupTerms<Floats> terms =
-                epilogue.load(values_of_rows<Codes>(args, row + r * kLanes, args.act_groups[g]));
+                epilogue.load<Known>(values_of_rows<Codes>(args, row + r * kLanes, args.act_groups[g]));
             TMAC_UNROLL
             for (int m = 0; m < M; ++m) {
                 TMAC_UNROLL
@@ -189,9 +189,11 @@ void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
                    int32_t token) {
     constexpr int kAtOnce = Shape<Codes, M>::kVectors;
     static_assert(Codes::kTileRows % (kAtOnce * kLanes) == 0);
-    for (; row < row_end; row += kAtOnce * kLanes) {
-        multiply_small<Codes, Bits, HasCoefficient, kAtOnce, M>(args, epilogue, row, token);
-    }
+    with_levels<M>(args, [&]<Levels Known>() {
+        for (; row < row_end; row += kAtOnce * kLanes) {
+            multiply_small<Codes, Bits, HasCoefficient, kAtOnce, M, Known>(args, epilogue, row, token);
+        }
+    });
 }
 
 /// All blocks of tokens before the next rows: these come from memory once.

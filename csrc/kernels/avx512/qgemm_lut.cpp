@@ -84,11 +84,12 @@ struct Chunk {
     }
 };
 
-/// Group values of any kind.
+/// Group values of any kind of these levels.
+template <Levels Known>
 struct AnyTerms {
     const Epilogue<Floats>& epilogue;
 
-    TMAC_ALWAYS_INLINE GroupTerms<Floats> load(const GroupPlace& place) const { return epilogue.load(place); }
+    TMAC_ALWAYS_INLINE GroupTerms<Floats> load(const GroupPlace& place) const { return epilogue.load<Known>(place); }
     TMAC_ALWAYS_INLINE __m512 add(const GroupTerms<Floats>& terms, __m512i isum, float act_scale, float act_sum,
                                   __m512 y) const {
         return epilogue.add(terms, isum, act_scale, act_sum, y);
@@ -208,13 +209,16 @@ void multiply_piece(const QgemmArgs& args, const Epilogue<Floats>& epilogue, con
         }
         return;
     }
-    if (args.scale_type == GroupType::i8 && epilogue.has_coefficient) {  // one chunk: groups of at most 32 columns
-        args.spec->zero_point == ZeroPoint::offset
-            ? multiply_token<Bits, 1>(args, KnownTerms<true>(args, epilogue.centre), piece)
-            : multiply_token<Bits, 1>(args, KnownTerms<false>(args, epilogue.centre), piece);
-        return;
+    if (args.scale_type == GroupType::i8) {  // one chunk: groups of at most 32 columns
+        if (args.spec->zero_point == ZeroPoint::offset) {
+            return multiply_token<Bits, 1>(args, KnownTerms<true>(args, epilogue.centre), piece);
+        }
+        if (epilogue.has_coefficient) {
+            return multiply_token<Bits, 1>(args, KnownTerms<false>(args, epilogue.centre), piece);
+        }
+        return multiply_token<Bits, 1>(args, AnyTerms<Levels::two>{epilogue}, piece);
     }
-    const AnyTerms terms{epilogue};
+    const AnyTerms<Levels::one> terms{epilogue};
     switch (piece.chunks) {
         case 1:
             return multiply_token<Bits, 1>(args, terms, piece);

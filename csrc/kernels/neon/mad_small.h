@@ -104,7 +104,7 @@ TMAC_ALWAYS_INLINE void multiply_chunks(const uint8_t* codes, const QgemmArgs& a
 }
 
 /// Rows [row, row + 16) times M tokens.
-template <class Codes, int M>
+template <class Codes, int M, Levels Known>
 void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t row, int32_t token) {
     const uint8_t* codes = codes_in_tiles<Codes>(args, row);
     const auto* q = static_cast<const int8_t*>(args.act) + token * args.act_stride;
@@ -139,7 +139,7 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
         const GroupPlace values = values_in_tiles<Codes>(args, row, args.act_groups[g]);
         TMAC_UNROLL
         for (int vector = 0; vector < kStripVectors; ++vector) {
-            const GroupTerms<Floats> terms = epilogue.load(values + vector * kLanes);
+            const GroupTerms<Floats> terms = epilogue.load<Known>(values + vector * kLanes);
             TMAC_UNROLL
             for (int m = 0; m < M; ++m) {
                 const int64_t at = first_group + int64_t{m} * args.num_act_groups + g;
@@ -158,9 +158,11 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
 /// All rows times `m` <= kMaxSmall tokens.
 template <class Codes, int M>
 void small_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int32_t token) {
-    for (int64_t row = args.row_begin; row < args.row_end; row += kStripRows) {
-        multiply_small<Codes, M>(args, epilogue, row, token);
-    }
+    with_levels<M>(args, [&]<Levels Known>() {
+        for (int64_t row = args.row_begin; row < args.row_end; row += kStripRows) {
+            multiply_small<Codes, M, Known>(args, epilogue, row, token);
+        }
+    });
 }
 
 template <class Codes, int Bits>

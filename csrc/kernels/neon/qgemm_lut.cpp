@@ -93,7 +93,7 @@ TMAC_ALWAYS_INLINE int32x4_t total(const int16x8_t (&planes)[Bits]) {
 }
 
 /// Blocks * 8 rows of a tile, from its block `first_block` on, times M tokens.
-template <int Bits, int M, int Blocks>
+template <int Bits, int M, int Blocks, Levels Known>
 void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t tile, int first_block,
                    int32_t token) {
     constexpr int kChains = Bits * Blocks * M < 8 ? 2 : 1;  // sums side by side, so that no addition waits for another
@@ -167,8 +167,8 @@ void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
         TMAC_UNROLL
         for (int block = 0; block < Blocks; ++block) {
             const GroupPlace place = values + (first_block + block) * kBlockRows;
-            const GroupTerms<Floats> low_terms = epilogue.load(place);
-            const GroupTerms<Floats> high_terms = epilogue.load(place + kLanes);
+            const GroupTerms<Floats> low_terms = epilogue.load<Known>(place);
+            const GroupTerms<Floats> high_terms = epilogue.load<Known>(place + kLanes);
             TMAC_UNROLL
             for (int m = 0; m < M; ++m) {
                 const int64_t at = first_group + int64_t{m} * args.num_act_groups + g;
@@ -206,9 +206,11 @@ constexpr int blocks_of() {
 template <int Bits, int M>
 void multiply_tile(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t tile, int32_t token) {
     constexpr int kBlocks = blocks_of<Bits, M>();
-    for (int block = 0; block < kTileRows / kBlockRows; block += kBlocks) {
-        multiply_rows<Bits, M, kBlocks>(args, epilogue, tile, block, token);
-    }
+    with_levels<M>(args, [&]<Levels Known>() {
+        for (int block = 0; block < kTileRows / kBlockRows; block += kBlocks) {
+            multiply_rows<Bits, M, kBlocks, Known>(args, epilogue, tile, block, token);
+        }
+    });
 }
 
 template <int Bits>
