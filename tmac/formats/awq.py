@@ -60,8 +60,7 @@ def awq_layer(source: Source, name: str, numbers: Numbers) -> QuantizedLayer:
         )
         raise format_error(qweight.file, f"{message} and {qweight.shape[0]} inputs", f"{name}.qweight")
     in_features = qweight.shape[0]
-    groups = 1 if numbers.group_size == -1 else -(-in_features // numbers.group_size)
-    store.expect(f"{name}.qzeros", ("I32",), (groups, words))
+    store.expect(f"{name}.qzeros", ("I32",), (numbers.num_groups(in_features), words))
 
     def read_codes() -> U8:
         return unpack_across(store.read(f"{name}.qweight"), bits, out_features)

@@ -86,8 +86,7 @@ def gptq_layer(source: Source, name: str, numbers: Numbers, packing: Packing) ->
         message = f"expected multiples of {BLOCK} in planes, found {out_features} outputs and {in_features} inputs"
         raise format_error(store.entry(f"{name}.qweight").file, message, name)
     store.expect(f"{name}.qweight", ("I32",), (num_words(in_features, bits), out_features))
-    groups = 1 if numbers.group_size == -1 else -(-in_features // numbers.group_size)
-    store.expect(f"{name}.qzeros", ("I32",), (groups, num_words(out_features, bits)))
+    store.expect(f"{name}.qzeros", ("I32",), (numbers.num_groups(in_features), num_words(out_features, bits)))
     unpack = unpack_planes_down if planar else unpack_down
 
     def read_codes() -> U8:

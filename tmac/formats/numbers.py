@@ -27,6 +27,10 @@ class Numbers:
     group_size: int
     sym: bool
 
+    def num_groups(self, in_features: int) -> int:
+        """Groups in a row of so many inputs."""
+        return 1 if self.group_size == -1 else -(-in_features // self.group_size)
+
 
 NumbersOf = Callable[[str], Numbers]
 

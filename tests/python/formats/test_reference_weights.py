@@ -9,6 +9,7 @@ import packed_models
 import pytest
 
 from tmac.formats import open_checkpoint
+from tmac.formats.safetensors_file import open_folder
 
 FORMATS = {"gptq": 6, "autoround": 2, "awq": 1}  # and how many folders there are at least
 
@@ -46,7 +47,7 @@ def test_every_layer_packs_into_the_same_words_again(fixtures_dir, family):
     """For the modules without a reference: the file's own words come out of the codes that were read from them."""
     for folder in folders(fixtures_dir, family):
         checkpoint = open_checkpoint(folder)
-        source = open_store(folder)
+        source = open_folder(folder)
         assert len(checkpoint.layers) == 7
         for name, layer in checkpoint.layers.items():
             codes = layer.read()
@@ -64,9 +65,3 @@ def test_every_layer_packs_into_the_same_words_again(fixtures_dir, family):
                 packed = packed_models.gptq_tensors(name, values.astype(int), zeros.astype(int), scales, bits)
             for key, array in packed.items():
                 np.testing.assert_array_equal(source.read(key), array, f"{folder.name} {key}")
-
-
-def open_store(folder):
-    from tmac.formats.safetensors_file import open_folder
-
-    return open_folder(folder)
