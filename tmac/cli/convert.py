@@ -19,6 +19,7 @@ from tmac.cli.errors import CommandError
 if TYPE_CHECKING:
     from tmac import QuantSpec
     from tmac.formats import Checkpoint
+    from tmac.formats.checkpoint import Requantize
     from tmac.formats.tmac_writer import Written
 
 MB = 1e6
@@ -37,6 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     float_input.add_argument("--sym", action="store_true", default=None, help="centre every group on zero")
     float_input.add_argument("--head-bits", type=bits, help="bits of the output head (default: it stays as it is)")
     float_input.add_argument("--embedding-bits", type=bits, help="bits of the embedding (default: it stays as it is)")
+    parser.add_argument(
+        "--requantize",
+        metavar="TYPES",
+        help="types of GGUF without an exact form that may be rounded: IQ4_XS,MXFP4 for instance, or all",
+    )
     parser.add_argument(
         "--max-shard-size", type=_size, default=5_000_000_000, metavar="SIZE", help="of a file (default: 5GB)"
     )
@@ -64,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     from tmac.formats.tmac_writer import write_checkpoint
 
     started = time.perf_counter()
-    source = open_checkpoint(args.source)
+    source = open_checkpoint(args.source, requantize=_types(args.requantize))
     checkpoint = _rounded(source, args)
     written = write_checkpoint(
         checkpoint, args.out, force=args.force, max_shard_bytes=args.max_shard_size, progress=_progress
@@ -72,6 +78,12 @@ def run(args: argparse.Namespace) -> int:
     facts = _facts(source, written, time.perf_counter() - started)
     print(json.dumps(facts, indent=2) if args.json else "\n".join(_lines(facts)))
     return 0
+
+
+def _types(text: str | None) -> Requantize:
+    if text is None or text.strip() == "all":
+        return "all" if text else ()
+    return [name.strip() for name in text.split(",")]
 
 
 def _progress(items: Iterator[Any], total: int) -> Iterator[Any]:
@@ -136,6 +148,7 @@ def _facts(source: Checkpoint, written: Written, seconds: float) -> dict[str, An
         "seconds": seconds,
         "mb_per_second": source.nbytes / MB / seconds,
         "peak_memory_bytes": _peak_memory(),
+        "requantized": dict(source.errors),
         "tokenizer": tokenizer_file(written.companions),
         "files": ["config.json", *written.companions],
     }
@@ -158,6 +171,9 @@ def _lines(facts: dict[str, Any]) -> Iterable[str]:
         yield f"  {group['count']:5} x {group['spec']}"
     before, after = facts["bytes_before"] / MB, facts["bytes_after"] / MB
     yield f"{before:.1f} MB -> {after:.1f} MB in {facts['out']}"
+    if errors := facts["requantized"]:
+        worst = max(errors, key=errors.__getitem__)
+        yield f"{len(errors)} layers were rounded again, with a relative error of {errors[worst]:.2%} at most ({worst})"
     yield f"tokenizer: {facts['tokenizer'] or 'none in the source'}"
     peak = facts["peak_memory_bytes"]
     memory = f", {peak / MB:.0f} MB of memory at most" if peak else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from tmac.spec import QuantSpec
 
 Array = NDArray[Any]
 Kind = Literal["linear", "embedding"]
+Requantize = Sequence[str] | Literal["all"]  # types without an exact form that may be rounded
 
 
 @dataclass(frozen=True)

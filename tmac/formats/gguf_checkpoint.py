@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tmac.formats.checkpoint import Checkpoint, QuantizedLayer, StoredTensor
+from tmac.formats.checkpoint import Checkpoint, QuantizedLayer, Requantize, StoredTensor
 from tmac.formats.errors import format_error
 from tmac.formats.gguf import GgufFile
 from tmac.formats.gguf_blocks import EXACT_TYPES
@@ -22,14 +22,12 @@ from tmac.formats.gguf_texts import companion_texts, special_token_ids
 from tmac.formats.gguf_types import PLAIN, TYPE_NAMES
 from tmac.formats.gguf_weights import Matrix, nearest_spec, read_exact, requantize
 
-Requantize = Sequence[str] | Literal["all"]
-
 
 def open_checkpoint(path: Path, requantize: Requantize = ()) -> Checkpoint:
     """A GGUF file, or the first of the files of a model that was split. Only headers are read.
 
     Quantized matrices become layers in the spec of their type, without rounding; F32, F16 and BF16 stay tensors. A file
-    without a model in it (no `block_count`) gives its tensors under their own names.
+    without a model in it (no `block_count` and no embedding) gives its tensors under their own names.
 
     Args:
         path: the file.
@@ -47,7 +45,7 @@ def open_checkpoint(path: Path, requantize: Requantize = ()) -> Checkpoint:
     file, tensors = open_tensors(GgufFile(path))
     reader = _Reader(file, tensors, chosen)
     architecture = file.architecture
-    if f"{architecture}.block_count" not in file.metadata:
+    if not any(key.endswith(".block_count") for key in file.metadata) and "token_embd.weight" not in tensors:
         reader.take_all()
         return reader.checkpoint(None, {})
     if architecture == "llama" and file.metadata.get("llama.expert_count", 0) != 0:

@@ -63,7 +63,8 @@ def open_tensors(file: GgufFile) -> tuple[GgufFile, Tensors]:
 
 def _shards(file: GgufFile, count: int) -> list[GgufFile]:
     match = SHARD.fullmatch(file.path.name)
-    if match is None or int(match["count"]) != count or not 0 < count <= MAX_SHARDS:
+    fits = match is not None and int(match["count"]) == count and 0 < int(match["number"]) <= count <= MAX_SHARDS
+    if match is None or not fits:
         message = f"expected a name like model-00001-of-{count:05}.gguf, because the model has {count} files"
         raise format_error(file.path, message, "split.count")
     shards = []

@@ -67,6 +67,9 @@ def read_bias(file: GgufFile, info: TensorInfo, matrix: Matrix) -> NDArray[np.fl
         raise format_error(file.path, f"expected shape [{matrix.out_features}], found {list(info.shape)}", info.name)
     stored = stored_tensor(info.name, file, info, info.shape, rows=matrix.rows)
     try:
-        return to_float32(stored.read(), stored.dtype)
+        values = to_float32(stored.read(), stored.dtype)
     except ValueError as error:
         raise format_error(file.path, str(error), info.name) from error
+    if not np.isfinite(values).all():
+        raise format_error(file.path, "expected finite values, found NaN or Inf", info.name)
+    return values

@@ -24,7 +24,7 @@ def special_token_ids(file: GgufFile, vocab_size: int) -> dict[str, int | None]:
 def companion_texts(file: GgufFile, config: Mapping[str, Any]) -> dict[str, Callable[[], str]]:
     """Name -> function that makes the text of a file. The tokenizer's raise FormatError where it is not supported."""
     texts: dict[str, Callable[[], str]] = {"generation_config.json": lambda: _generation_config(config)}
-    if "tokenizer.ggml.model" in file.metadata:
+    if file.metadata.get("tokenizer.ggml.model", "none") not in ("none", "no_vocab"):
         texts["tokenizer.json"] = lambda: json.dumps(read_tokenizer(file).json, ensure_ascii=False)
         texts["tokenizer_config.json"] = lambda: _tokenizer_config(file)
     if "tokenizer.chat_template" in file.metadata:

@@ -67,7 +67,8 @@ def read_exact(matrix: Matrix, bias: NDArray[np.float32] | None = None) -> Codes
     arrays: list[Array | None] = []
     start = 0
     for piece in file.blocks(info, first, count):
-        parts = exact.split(piece)
+        with np.errstate(all="ignore"):  # what is no number is refused below, with its place
+            parts = exact.split(piece)
         if not arrays:
             arrays = [None if part is None else np.empty((count, part.shape[1]), part.dtype) for part in parts]
         for array, part in zip(arrays, parts, strict=True):
@@ -75,7 +76,8 @@ def read_exact(matrix: Matrix, bias: NDArray[np.float32] | None = None) -> Codes
                 array[start : start + len(part)] = part
         start += len(piece)
     rows = [None if array is None else _by_row(matrix, array) for array in arrays]
-    return _codes(matrix, exact.spec, Parts(*rows), bias)  # type: ignore[arg-type]
+    with np.errstate(all="ignore"):
+        return _codes(matrix, exact.spec, Parts(*rows), bias)  # type: ignore[arg-type]
 
 
 def _by_row(matrix: Matrix, array: Array) -> Array:

@@ -64,7 +64,7 @@ def write_checkpoint(
         out: the folder to make.
         force: replace `out` where it is a checkpoint of ours.
         max_shard_bytes: from this size on the weights are split into several files.
-        companions: files to write beside the weights, by name, besides those that `checkpoint.files` names.
+        companions: files to write beside the weights, by name, besides those of `checkpoint.files` and `texts`.
         progress: wraps the iterator over the finished weights, of which there are as many as the second argument says.
 
     Raises:
@@ -153,7 +153,8 @@ def _config(checkpoint: Checkpoint, written: Written) -> bytes:
 
 
 def _beside(checkpoint: Checkpoint, companions: Mapping[str, bytes]) -> dict[str, Path | bytes]:
-    return {**{file.name: file for file in checkpoint.files}, **companions}
+    made = {name: text().encode() for name, text in checkpoint.texts.items()}
+    return {**{file.name: file for file in checkpoint.files}, **made, **companions}
 
 
 def _copy(source: Path, target: Path) -> None:

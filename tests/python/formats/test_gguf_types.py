@@ -160,7 +160,7 @@ def test_i2_s(tmp_path, columns):
 
 
 @pytest.mark.parametrize("name", [name for name in READABLE if name != "I2_S"])
-@pytest.mark.parametrize("half", [b"\x00\x7c", b"\x01\xfe"], ids=["inf", "nan"])
+@pytest.mark.parametrize("half", [b"\x00\x7c", b"\x01\xfe", b"\x01\x7c"], ids=["inf", "nan", "snan"])
 def test_scales_that_are_no_numbers(tmp_path, name, half):
     shape = (2, 256)
     for column in HALVES[name]:
