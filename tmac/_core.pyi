@@ -77,9 +77,7 @@ def describe(buffer: NDArray[np.uint8]) -> dict[str, Any]:
 def dequantize(buffer: NDArray[np.uint8], num_threads: int = 0) -> NDArray[np.float32]:
     """[out_features, in_features] in the checkpoint's column order (perm undone)."""
 
-def dequantize_rows(
-    buffer: NDArray[np.uint8], ids: NDArray[np.int64], num_threads: int = 0
-) -> NDArray[np.float32]:
+def dequantize_rows(buffer: NDArray[np.uint8], ids: NDArray[np.int64], num_threads: int = 0) -> NDArray[np.float32]:
     """ids [m] -> [m, in_features], exactly `dequantize(buffer)[ids]`, from these rows' bytes alone. ValueError for an
     id outside 0..out_features - 1."""
 

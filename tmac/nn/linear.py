@@ -77,7 +77,7 @@ class QuantLinear(PackedModule):
             return traced_linear(x, weight, bias, self.out_features)
         if peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
             return transformed_linear(x, weight, bias, self.out_features)
-        if _observed(x, bias) and x.layout is torch.strided:
+        if observed(x, bias) and x.layout is torch.strided:
             return traced_linear(x, weight, bias, self.out_features)
         return run_linear(x, weight, bias, self.out_features)
 
@@ -103,7 +103,7 @@ def round_weight(weight: Tensor, spec: QuantSpec, where: str) -> Codes:
     return round_to_nearest(weight.detach().to("cpu", torch.float32).contiguous().numpy(), spec)
 
 
-def _observed(x: Tensor, bias: Tensor | None) -> bool:
+def observed(x: Tensor, bias: Tensor | None) -> bool:
     """Whether autograd, a tracer or a dispatch mode wants to see the operation on x."""
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return True

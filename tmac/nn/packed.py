@@ -89,15 +89,15 @@ class PackedModule(nn.Module):
         return torch.from_numpy(_core.dequantize(self._bytes(), get_num_threads()))
 
     def share_(self, owner: PackedModule) -> None:
-        """Takes the weight of `owner`: both modules hold one copy of the bytes, also after `repack_`, copies and pickles.
+        """Takes the weight of `owner`: both hold one copy of the bytes, also after `repack_`, copies and pickles.
 
         Raises:
             ValueError: the modules have other shapes.
         """
         if (owner.out_features, owner.in_features) != (self.out_features, self.in_features):
             raise ValueError(
-                f"[{self._name}] a weight of [{owner.out_features}, {owner.in_features}] cannot be shared with a module "
-                f"of [{self.out_features}, {self.in_features}]"
+                f"[{self._name}] a weight of [{owner.out_features}, {owner.in_features}] cannot be shared with a "
+                f"module of [{self.out_features}, {self.in_features}]"
             )
         self.spec = owner.spec
         owner._sharers = owner._sharers or [owner]
@@ -201,9 +201,10 @@ class PackedModule(nn.Module):
     def __setstate__(self, state: dict[str, Any], kernel: str = "") -> None:
         tensors = state.pop("_canonical_tensors")
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        empty = torch.empty(0, dtype=torch.uint8)
-        # Modules that share a weight come in any order, and the list of them may still be empty.
-        self._buffers["weight"] = self._sharers[0].weight if self._sharers and tensors is None else empty
+        weight = torch.empty(0, dtype=torch.uint8)
+        if tensors is None and self._sharers:  # they come in any order: the owner may have nothing yet
+            weight = self._sharers[0].__dict__.get("_buffers", {}).get("weight", weight)
+        self._buffers["weight"] = weight
         if tensors is not None:
             arrays = {name: _to_array(name, tensor) for name, tensor in tensors.items()}
             self._adopt(pack_tensors(arrays, self.spec, self.in_features, kernel=kernel))
