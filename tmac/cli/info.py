@@ -1,4 +1,4 @@
-"""`tmac info`: what this machine is, and which kernel serves what on it."""
+"""`tmac info`: what this machine is, and which kernel serves what on it; or what a checkpoint is."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tmac.cli.errors import CommandError
@@ -17,16 +18,32 @@ PACKAGES = ("numpy", "safetensors", "torch", "transformers", "tokenizers", "gguf
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `tmac info`."""
+    parser.add_argument(
+        "path", nargs="?", type=Path, metavar="PATH", help="a checkpoint: a folder or a file of weights"
+    )
+    parser.add_argument("--layers", action="store_true", help="list every layer of the checkpoint")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the description of this machine."""
+    """Prints the description of this machine, or of a checkpoint."""
+    if args.path is not None:
+        return _run_checkpoint(args)
+    if args.layers:
+        raise CommandError("--layers needs the path of a checkpoint")
     facts = describe()
     if args.json:
         print(json.dumps(facts, indent=2))
     else:
         print("\n".join(_lines(facts)))
+    return 0
+
+
+def _run_checkpoint(args: argparse.Namespace) -> int:
+    from tmac.cli.describe import describe_checkpoint, lines
+
+    facts = describe_checkpoint(args.path)
+    print(json.dumps(facts, indent=2) if args.json else "\n".join(lines(facts, args.layers)))
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from tmac.codes import Codes, tensor_shapes
@@ -10,12 +11,12 @@ from tmac.formats.checkpoint import Checkpoint, Kind, QuantizedLayer, to_float32
 from tmac.formats.errors import format_error
 from tmac.formats.safetensors_file import TensorStore
 from tmac.formats.source import Source
+from tmac.formats.tmac_config import FORMAT_VERSION, with_changes
 from tmac.spec import QuantSpec
 
-FORMAT_VERSION = 1
 SUFFIXES = (".planes", ".trits")
 LAYER_KEYS = ("in_features", "kind")
-CONFIG_KEYS = ("quant_method", "format_version", "modules_to_not_convert", "layers")
+CONFIG_KEYS = ("quant_method", "format_version", "modules_to_not_convert", "tied", "layers")
 
 
 def open_checkpoint(source: Source) -> Checkpoint:
@@ -32,7 +33,18 @@ def open_checkpoint(source: Source) -> Checkpoint:
     found = {name: _layer(source, name, default, layers.get(name, {})) for name in names}
     owned = {f"{name}.{part}" for name in names for part in _parts(source.store, name)}
     tensors = {name: source.store.tensor(name) for name in source.store.entries if name not in owned}
-    return source.checkpoint("tmac", found, tensors)
+    return replace(source.checkpoint("tmac", found, tensors), tied=_tied(source, found, tensors))
+
+
+def _tied(source: Source, layers: Mapping[str, object], tensors: Mapping[str, object]) -> dict[str, str]:
+    tied = source.quantization.get("tied", {})
+    if not isinstance(tied, dict) or not all(isinstance(target, str) for target in tied.values()):
+        raise format_error(source.config_path, "expected a map from modules to modules", "quantization_config.tied")
+    for name, target in tied.items():
+        if name in layers or (target not in layers and f"{target}.weight" not in tensors):
+            message = f"expected a module without a weight that shares the one of another, found {target!r}"
+            raise format_error(source.config_path, message, name)
+    return tied
 
 
 def _specs(source: Source, quantization: Mapping[str, Any]) -> tuple[QuantSpec, Mapping[str, Mapping[str, Any]]]:
@@ -44,22 +56,19 @@ def _specs(source: Source, quantization: Mapping[str, Any]) -> tuple[QuantSpec, 
     if not isinstance(layers, dict) or not all(isinstance(value, dict) for value in layers.values()):
         raise format_error(source.config_path, "expected a map from layers to specs", "quantization_config.layers")
     fields = {key: value for key, value in quantization.items() if key not in CONFIG_KEYS}
-    return _spec(source, "quantization_config", fields), layers
+    return _spec(source, "quantization_config", QuantSpec(), {**fields, "fixed_zero": fields.get("fixed_zero")}), layers
 
 
-def _spec(source: Source, name: str, fields: Mapping[str, Any]) -> QuantSpec:
+def _spec(source: Source, name: str, default: QuantSpec, changes: Mapping[str, Any]) -> QuantSpec:
     try:
-        return QuantSpec.from_dict(fields)
+        return with_changes(default, changes)
     except (TypeError, ValueError) as error:
         raise format_error(source.config_path, f"expected a spec ({error})", name) from error
 
 
 def _layer(source: Source, name: str, default: QuantSpec, fields: Mapping[str, Any]) -> QuantizedLayer:
     changes = {key: value for key, value in fields.items() if key not in LAYER_KEYS}
-    base = default.to_dict()
-    if changes.keys() & {"bits", "codebook"}:
-        base.pop("fixed_zero")
-    spec = _spec(source, name, {**base, **changes})
+    spec = _spec(source, name, default, changes)
     ternary = spec.codebook == "ternary"
     codes = source.store.expect(
         f"{name}.trits" if ternary else f"{name}.planes",
