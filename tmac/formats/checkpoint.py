@@ -50,6 +50,8 @@ class QuantizedLayer:
         read: gives the codes. Raises FormatError.
         kind: "embedding" where the rows are looked up.
         source_type: the file's own name of the type, where one format has many ("Q4_K").
+        input_norm_eps: the layer's input first passes an RMSNorm with this epsilon (BitNet's `use_rms_norm`), whose
+            weight `[in_features]` is the tensor `<name>.rms_norm.weight`. None: there is none.
     """
 
     name: str
@@ -61,6 +63,7 @@ class QuantizedLayer:
     read: Callable[[], Codes] = field(repr=False, compare=False)
     kind: Kind = "linear"
     source_type: str = ""
+    input_norm_eps: float | None = None
 
 
 @dataclass(frozen=True)
