@@ -89,10 +89,9 @@ class Config:
         if self.source.setting("transform_config", dict, {}).get("config_groups"):
             raise self._error("transform_config", "expected weights that are not transformed, found transforms")
         if self.source.setting("kv_cache_scheme", dict, {}):
-            found = f"found one of {_described(self.source.quantization['kv_cache_scheme'])}"
-            raise self._error(
-                "kv_cache_scheme", f"expected no quantized cache, {found}: remove the key to go without it"
-            )
+            found = _described(self.source.quantization["kv_cache_scheme"])
+            message = f"expected a cache that is not quantized, found {found}: without this key the weights are read"
+            raise self._error("kv_cache_scheme", message)
 
     def _targets(self) -> list[tuple[str, str]]:
         """(target, group), names before patterns, as the format orders them; a later group replaces an earlier one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tmac.formats.patterns import MAX_NAME, compile_pattern
+from tmac.formats.patterns import matches
 
 HEADS = ("lm_head", "embed_out", "score", "classifier")
 LOOK_UPS = ("wte", "wpe", "embed", "shared", "relative_attention_bias")
@@ -24,10 +24,7 @@ def is_embedding(name: str) -> bool:
 def is_listed(name: str, patterns: Sequence[str]) -> bool:
     """Whether `modules_to_not_convert` has a module: by the beginning of its name up to a dot, or by its end.
 
-    Entries are regular expressions, as in transformers (`should_convert_module`). Raises ValueError like
-    `compile_pattern`.
+    Entries are regular expressions, as in transformers (`should_convert_module`). Raises ValueError like `matches`.
     """
-    if len(name) > MAX_NAME:
-        return False
     boundary = r"(?:(?<=\.)|(?=\.|$))"
-    return any(name.endswith(entry) or compile_pattern(f"(?:{entry}){boundary}").match(name) for entry in patterns)
+    return any(name.endswith(entry) or matches(f"(?:{entry}){boundary}", name) for entry in patterns)
