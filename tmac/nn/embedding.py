@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +14,6 @@ from tmac.nn.linear import observed, round_weight
 from tmac.nn.packed import PackedModule
 from tmac.nn.row_ops import run_embedding, traced_embedding
 from tmac.spec import QuantSpec
-
-Layer = TypeVar("Layer", bound="QuantEmbedding")
 
 
 class QuantEmbedding(PackedModule):
@@ -51,7 +48,13 @@ class QuantEmbedding(PackedModule):
         super().__init__(embedding_dim, num_embeddings, spec)
         self.padding_idx = padding_idx
         self.scale = scale
-        self.dtype = dtype
+        # Without elements: casts reach it as any other parameter, and who asks a model for its dtype finds it first.
+        self.anchor = nn.Parameter(torch.empty(0, dtype=dtype), requires_grad=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the result."""
+        return self.anchor.dtype
 
     @property
     def num_embeddings(self) -> int:
@@ -104,10 +107,9 @@ class QuantEmbedding(PackedModule):
             f"dtype={self.dtype}, spec={self.spec}, kernel={self.kernel!r}"
         )
 
-    def _apply(self: Layer, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Layer:
-        dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
-        self.dtype = dtype if dtype.is_floating_point else self.dtype
-        return super()._apply(fn, recurse)
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.pop(f"{prefix}anchor", None)
 
 
 def is_plain_embedding(module: nn.Module) -> bool:

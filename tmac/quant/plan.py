@@ -43,7 +43,7 @@ class Job:
         return {name: getattr(self.site.module, name) for name in names}
 
     def build(self, weights: dict[str, Tensor]) -> nn.Module:
-        """The low-bit module for these weights; a bias is taken from the module that stands there now."""
+        """The low-bit module for these weights, without a bias where that of the module has no data yet."""
         if self.kind == "experts":
             return QuantExperts.from_fused(**weights, spec=self.spec, act_fn=self.site.module.act_fn)
         if self.kind == "embedding":
@@ -52,6 +52,9 @@ class Job:
 
     def put(self, layer: nn.Module) -> None:
         """Puts the built module, and those that share its weight, in their places."""
+        bias = getattr(self.site.module, "bias", None)
+        if isinstance(layer, QuantLinear) and layer.bias is None and bias is not None:
+            layer._set_bias(bias)
         self.site.replace(layer)
         for site in self.sharing:
             site.replace(share(site.module, layer))
@@ -66,7 +69,7 @@ def share(module: Any, owner: Any) -> nn.Module:
         twin = QuantEmbedding.like(module, owner.spec)
     else:
         twin = QuantLinear(columns, rows, module.bias is not None, owner.spec)
-        if module.bias is not None:
+        if module.bias is not None and not module.bias.is_meta:
             twin._set_bias(module.bias)
     twin.share_(owner)
     return twin
@@ -107,7 +110,7 @@ def _embedding_jobs(
     inputs = {id(table) for table in _input_embeddings(model)}
     jobs: dict[int, Job] = {}
     for site in find_modules(model, lambda module: id(module) in inputs):
-        if not wanted(site):
+        if isinstance(site.module, QuantEmbedding) or not wanted(site):
             continue
         if not is_plain_embedding(site.module):
             raise ValueError(

@@ -54,8 +54,15 @@ def quantize_(
     config = QuantConfig() if config is None else config
     if isinstance(model, nn.Linear):
         raise ValueError("[quantize_] the model is itself an nn.Linear: use tmac.nn.QuantLinear.from_linear")
+    run(model, make_plan(model, config, filter_fn), progress)
+    for listener in finished:
+        listener(model, config)
+    return model
+
+
+def run(model: nn.Module, jobs: list[Job], progress: bool | None = None) -> None:
+    """Does the jobs of a plan, after all of their weights were checked; raises like `quantize_`."""
     heads = output_heads(model)
-    jobs = make_plan(model, config, filter_fn)
     for spec in {job.spec for job in jobs}:
         _core.select_kernel(spec)
     for job in jobs:
@@ -63,9 +70,6 @@ def quantize_(
             check_weight(weight, job.site.name)
     for _ in with_progress(range(len(jobs)), "quantizing", progress):
         _replace(model, jobs.pop(0), heads)
-    for listener in finished:
-        listener(model, config)
-    return model
 
 
 def _replace(model: nn.Module, job: Job, heads: dict[int, list[nn.Module]]) -> None:

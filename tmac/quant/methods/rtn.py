@@ -12,4 +12,5 @@ def rtn(linear: nn.Linear, spec: QuantSpec, weight: Tensor | None = None) -> Qua
     """Rounds the weight of `linear`, or one that stands in for it, to the grid of `spec` that fits each group with the
     least squared error.
     """
-    return QuantLinear.from_weight(linear.weight if weight is None else weight, spec, linear.bias)
+    bias = None if linear.bias is None or linear.bias.is_meta else linear.bias
+    return QuantLinear.from_weight(linear.weight if weight is None else weight, spec, bias)

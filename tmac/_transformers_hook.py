@@ -1,0 +1,71 @@
+"""Registers tmac with transformers: at once where its quantizers are loaded, else right after they are.
+
+Only the standard library is imported here, so that `import tmac` stays light.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+MODULE = "transformers.quantizers.auto"
+
+
+def install() -> None:
+    """Runs `tmac.hf`'s registration now or when transformers is imported; a second call changes nothing."""
+    if MODULE in sys.modules:
+        _register()
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+
+
+def _register() -> None:
+    """A transformers that is too old for tmac must stay importable: what is missing is said, and no more."""
+    half_loaded = sys.modules.get("tmac.hf.quantizer")
+    if half_loaded is not None and not hasattr(half_loaded, "register"):
+        return  # it is what imports transformers at this moment, and registers itself when it is complete
+    try:
+        from tmac.hf.quantizer import register
+
+        register()
+    except ImportError as error:
+        warnings.warn(f"tmac cannot register with transformers: {error}", RuntimeWarning, stacklevel=2)
+
+
+class _Finder(MetaPathFinder):
+    """Finds the module with the other finders, and adds a step to its loader."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != MODULE:
+            return None
+        for finder in sys.meta_path:
+            find = None if isinstance(finder, _Finder) else getattr(finder, "find_spec", None)
+            spec: ModuleSpec | None = find(fullname, path, target) if find else None
+            if spec is not None:
+                if spec.loader is not None:
+                    spec.loader = _Loader(spec.loader)
+                return spec
+        return None
+
+
+class _Loader(Loader):
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> Any:  # get_source and the like
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        module: ModuleType | None = self._loader.create_module(spec)
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._loader.exec_module(module)
+        _register()
