@@ -1,32 +1,26 @@
-"""GGUF files: metadata, and tensors one at a time as float32.
+"""GGUF files: metadata, and tensors one at a time, as blocks or as float32.
 
-The gguf package dequantizes; the header is read here, because that package trusts the counts in a file and refuses a
-whole file for one tensor of a type that it does not know.
+The header is read here, because the gguf package trusts the counts in a file and refuses a whole file for one tensor of
+a type that it does not know.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-try:
-    import gguf.quants
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-except ModuleNotFoundError as error:
-    if error.name != "gguf":
-        raise
-    raise ImportError("tmac.formats.gguf needs the gguf package: pip install 'tmac-cpu[engine]'") from error
-
 from tmac.formats.errors import format_error
-from tmac.formats.gguf_header import TensorInfo, quant_type, read_header
+from tmac.formats.gguf_arrays import NumberArray, StringArray
+from tmac.formats.gguf_floats import dequantizer
+from tmac.formats.gguf_header import TensorInfo, read_header
+from tmac.formats.gguf_types import GgmlType
 
-CHUNK_ELEMENTS = 1 << 20
+CHUNK_ELEMENTS = 1 << 18
 Value = TypeVar("Value")
 
 
@@ -68,6 +62,28 @@ class GgufFile:
             raise format_error(self.path, f"expected {kind.__name__}, found {type(value).__name__}", key)
         return value
 
+    def strings(self, key: str) -> Sequence[str]:
+        """An array of strings.
+
+        Raises:
+            FormatError: the key is missing, or holds something else.
+        """
+        value = self.metadata.get(key)
+        if not isinstance(value, (StringArray, list)) or not all(isinstance(item, str) for item in value):
+            raise format_error(self.path, "expected a list of strings", key)
+        return value
+
+    def numbers(self, key: str) -> NDArray[Any]:
+        """An array of numbers or bools.
+
+        Raises:
+            FormatError: the key is missing, or holds something else.
+        """
+        value = self.metadata.get(key)
+        if isinstance(value, NumberArray):
+            return value.values
+        raise format_error(self.path, "expected a list of numbers", key)
+
     def info(self, name: str) -> TensorInfo:
         """Shape and type of a tensor.
 
@@ -78,6 +94,42 @@ class GgufFile:
             raise format_error(self.path, f"expected this tensor, but it is not one of the {len(self.tensors)}", name)
         return self.tensors[name]
 
+    def blocks(self, info: TensorInfo, first: int = 0, count: int | None = None) -> Iterator[NDArray[np.uint8]]:
+        """The bytes of `count` blocks from `first` on (all by default), u8 `[blocks, block_bytes]`, in pieces that fit
+        into the cache.
+
+        Raises:
+            FormatError: the type is not known, or the file became shorter.
+        """
+        kind = self.known_type(info)
+        if count is None:
+            count = info.num_elements // kind.block - first
+        step = max(1, CHUNK_ELEMENTS // kind.block)
+        with self.path.open("rb") as file:
+            file.seek(info.offset + first * kind.block_bytes)
+            for start in range(0, count, step):
+                rows = min(step, count - start)
+                data = file.read(rows * kind.block_bytes)
+                if len(data) != rows * kind.block_bytes:
+                    raise format_error(self.path, "the file became shorter while it was read", info.name)
+                yield np.frombuffer(data, np.uint8).reshape(rows, kind.block_bytes)
+
+    def tail(self, info: TensorInfo) -> bytes:
+        """The bytes behind the blocks of a tensor. Raises as `blocks`."""
+        kind = self.known_type(info)
+        with self.path.open("rb") as file:
+            file.seek(info.offset + kind.nbytes(info.shape) - kind.tail)
+            data = file.read(kind.tail)
+        if len(data) != kind.tail:
+            raise format_error(self.path, "the file became shorter while it was read", info.name)
+        return data
+
+    def known_type(self, info: TensorInfo) -> GgmlType:
+        """The type of a tensor; raises FormatError where it is not known."""
+        if info.type is None:
+            raise format_error(self.path, f"expected a type of ggml, found {info.type_name}", info.name)
+        return info.type
+
     def read(self, name: str) -> NDArray[np.float32]:
         """A tensor in float32, in the order of the file's rows.
 
@@ -85,41 +137,25 @@ class GgufFile:
             FormatError: there is no such tensor, or its type cannot be dequantized.
         """
         info = self.info(name)
-        kind = quant_type(info.type_id)
-        if kind is None or info.nbytes is None:
-            raise format_error(self.path, f"expected a type that the gguf package reads, found {info.type_name}", name)
         out: NDArray[np.float32] = np.empty(info.shape, np.float32)
-        rows = out.reshape(-1, info.shape[-1])
-        for first, block in self._blocks(info, kind):
-            rows[first : first + len(block)] = self._dequantize(info, kind, block)
+        flat, start = out.reshape(-1), 0
+        for values in self.floats(info):
+            flat[start : start + len(values)] = values
+            start += len(values)
         return out
 
-    def _blocks(self, info: TensorInfo, kind: GGMLQuantizationType) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """(first row, bytes [rows, bytes per row]) in pieces that fit into the cache."""
-        num_rows = math.prod(info.shape[:-1])
-        block_size, block_bytes = GGML_QUANT_SIZES[kind]
-        row_bytes = info.shape[-1] // block_size * block_bytes
-        step = max(1, CHUNK_ELEMENTS // info.shape[-1])
-        with self.path.open("rb") as file:
-            file.seek(info.offset)
-            for first in range(0, num_rows, step):
-                count = min(step, num_rows - first)
-                data = file.read(count * row_bytes)
-                if len(data) != count * row_bytes:
-                    raise format_error(self.path, "the file became shorter while it was read", info.name)
-                yield first, np.frombuffer(data, np.uint8).reshape(count, row_bytes)
+    def floats(self, info: TensorInfo, first: int = 0, count: int | None = None) -> Iterator[NDArray[np.float32]]:
+        """As `blocks`, dequantized: f32 `[elements]` in pieces.
 
-    def _dequantize(
-        self, info: TensorInfo, kind: GGMLQuantizationType, block: NDArray[np.uint8]
-    ) -> NDArray[np.float32]:
-        plain = {"F32": "<f4", "F16": "<f2", "F64": "<f8"}.get(kind.name)
-        try:
+        Raises:
+            FormatError: the type is not known, or nothing that we know dequantizes it.
+            ImportError: the gguf package is missing, and the type needs it.
+        """
+        kind = self.known_type(info)
+        dequantize = dequantizer(self.path, info, self.tail(info) if kind.tail else b"")
+        for piece in self.blocks(info, first, count):
             with np.errstate(all="ignore"):  # a damaged scale may be Inf or NaN: the values are passed on as they are
-                if plain is not None:
-                    return block.view(plain).astype(np.float32, copy=False)
-                return gguf.quants.dequantize(block, kind)
-        except (NotImplementedError, ValueError, KeyError) as error:
-            raise format_error(self.path, f"{kind.name} cannot be dequantized ({error})", info.name) from error
+                yield dequantize(piece).reshape(-1)
 
 
 def unpermute_rows(weight: NDArray[np.float32], num_heads: int) -> NDArray[np.float32]:

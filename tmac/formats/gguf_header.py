@@ -5,20 +5,25 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+import struct
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from tmac.codes import FormatError
 from tmac.formats.errors import format_error
+from tmac.formats.gguf_arrays import NumberArray, StringArray
+from tmac.formats.gguf_types import TYPES, GgmlType
 
 MAX_DIMENSIONS = 4
 MAX_NAME_BYTES = 65535
+MAX_TEXT_BYTES = 1 << 24  # of one value: Python may need four bytes for each
 MAX_NESTED_ARRAYS = 4
+MAX_NESTED_ITEMS = 1 << 16  # arrays inside of an array
+MAX_ENTRIES = 1 << 16  # tensors, or metadata keys: a Python object each. The largest models have some thousands
 STRING, ARRAY = 8, 9
 SCALARS = {
     0: "<u1",
@@ -33,6 +38,8 @@ SCALARS = {
     11: "<i8",
     12: "<f8",
 }
+PIECE_BYTES = 1 << 20
+LENGTH = struct.Struct("<Q")
 SMALLEST_TENSOR_INFO = 8 + 4 + 4 + 8
 SMALLEST_KEY_VALUE = 8 + 4 + 1
 
@@ -46,7 +53,7 @@ class TensorInfo:
         shape: rows first, as numpy and torch write it (the file has the innermost dimension first).
         type_id: ggml's number of the type.
         offset: bytes from the start of the file.
-        nbytes: size of the data; None for a type whose block size is unknown.
+        nbytes: size of the data; None for a type that is not in our table.
     """
 
     name: str
@@ -56,10 +63,19 @@ class TensorInfo:
     nbytes: int | None
 
     @property
+    def num_elements(self) -> int:
+        """Numbers in the tensor."""
+        return math.prod(self.shape)
+
+    @property
+    def type(self) -> GgmlType | None:
+        """The type, or None for one that is not in our table."""
+        return TYPES.get(self.type_id)
+
+    @property
     def type_name(self) -> str:
-        """ggml's name of the type, or `type 36` for one that the gguf package does not know."""
-        kind = quant_type(self.type_id)
-        return kind.name if kind is not None else f"type {self.type_id}"
+        """ggml's name of the type, or `type 38` for one that is not in our table."""
+        return self.type.name if self.type is not None else f"type {self.type_id}"
 
 
 @dataclass(frozen=True)
@@ -69,14 +85,6 @@ class Header:
     version: int
     metadata: dict[str, Any]
     tensors: dict[str, TensorInfo]
-
-
-def quant_type(type_id: int) -> GGMLQuantizationType | None:
-    """The gguf package's type, or None where it does not know the number."""
-    try:
-        return GGMLQuantizationType(type_id)
-    except ValueError:
-        return None
 
 
 def read_header(path: str | Path) -> Header:
@@ -101,8 +109,8 @@ def _read(cursor: _Cursor) -> Header:
     version = cursor.u32()
     if version not in (2, 3):
         raise format_error(cursor.path, f"expected GGUF version 2 or 3 in little-endian order, found {version}")
-    num_tensors = cursor.count(SMALLEST_TENSOR_INFO, "tensors")
-    metadata = _metadata(cursor, cursor.count(SMALLEST_KEY_VALUE, "metadata keys"))
+    num_tensors = cursor.count(SMALLEST_TENSOR_INFO, "tensors", MAX_ENTRIES)
+    metadata = _metadata(cursor, cursor.count(SMALLEST_KEY_VALUE, "metadata keys", MAX_ENTRIES))
     raw = [_tensor_info(cursor) for _ in range(num_tensors)]
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
@@ -144,15 +152,15 @@ def _tensor_info(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
 
 def _placed(cursor: _Cursor, name: str, shape: tuple[int, ...], type_id: int, offset: int) -> TensorInfo:
     """Checks that the data lies in the file. Of an unknown type only the start is known."""
-    kind = quant_type(type_id)
+    kind = TYPES.get(type_id)
     nbytes = None
     if kind is not None:
-        block, block_bytes = GGML_QUANT_SIZES[kind]
-        if shape[-1] % block:
+        row = math.prod(shape) if kind.flat else shape[-1]
+        if row % kind.block:
             raise format_error(
-                cursor.path, f"expected rows of a multiple of {block} for {kind.name}, found {shape}", name
+                cursor.path, f"expected rows of a multiple of {kind.block} for {kind.name}, found {shape}", name
             )
-        nbytes = math.prod(shape) // block * block_bytes
+        nbytes = kind.nbytes(shape)
     if offset + (nbytes or 0) > cursor.size:
         message = f"expected data in bytes {offset} to {offset + (nbytes or 0)}, but the file has {cursor.size}"
         raise format_error(cursor.path, message, name)
@@ -171,9 +179,12 @@ class _Cursor:
     def error(self, message: str) -> FormatError:
         return format_error(self.path, f"{message}, at byte {self.position}", self.what)
 
+    def ends_early(self, nbytes: int) -> FormatError:
+        return self.error(f"expected {nbytes} more bytes, but the file ends after {self.size - self.position}")
+
     def take(self, nbytes: int) -> bytes:
         if nbytes > self.size - self.position:
-            raise self.error(f"expected {nbytes} more bytes, but the file ends after {self.size - self.position}")
+            raise self.ends_early(nbytes)
         data = self.file.read(nbytes)
         if len(data) != nbytes:
             raise self.error("the file became shorter while it was read")
@@ -186,18 +197,25 @@ class _Cursor:
     def u64(self) -> int:
         return int.from_bytes(self.take(8), "little")
 
-    def count(self, smallest: int, what: str) -> int:
+    def count(self, smallest: int, what: str, limit: int | None = None) -> int:
         """A number of things that need at least `smallest` bytes each."""
         count = self.u64()
         if count > (self.size - self.position) // smallest:
             raise self.error(f"{count} {what} do not fit into a file of {self.size} bytes")
+        if limit is not None and count > limit:
+            raise self.error(f"expected at most {limit} {what}, found {count}")
         return count
 
-    def text(self, limit: int | None = None) -> str:
+    def text(self, limit: int = MAX_TEXT_BYTES) -> str:
+        return self.take(self.text_length(limit)).decode("utf-8")
+
+    def text_length(self, limit: int) -> int:
         length = self.u64()
-        if limit is not None and length > limit:
-            raise self.error(f"expected a name of at most {limit} bytes, found {length}")
-        return self.take(length).decode("utf-8")
+        if length > limit:
+            raise self.error(f"expected a text of at most {limit} bytes, found {length}")
+        if length > self.size - self.position:
+            raise self.ends_early(length)
+        return length
 
     def value(self, kind: int, depth: int = 0) -> Any:
         if kind == STRING:
@@ -207,17 +225,43 @@ class _Cursor:
         dtype = self._dtype(kind)
         return np.frombuffer(self.take(dtype.itemsize), dtype)[0].item()
 
-    def _array(self, depth: int) -> list[Any]:
+    def _array(self, depth: int) -> StringArray | NumberArray | list[Any]:
         if depth > MAX_NESTED_ARRAYS:
             raise self.error(f"expected at most {MAX_NESTED_ARRAYS} nested arrays")
         kind = self.u32()
-        if kind in (STRING, ARRAY):
-            read: Callable[[], Any] = self.text if kind == STRING else lambda: self._array(depth + 1)
-            return [read() for _ in range(self.count(8 if kind == STRING else 12, "array elements"))]
+        if kind == ARRAY:
+            return [self._array(depth + 1) for _ in range(self.count(12, "array elements", MAX_NESTED_ITEMS))]
+        if kind == STRING:
+            return self._strings(self.count(8, "array elements"))
         dtype = self._dtype(kind)
         count = self.count(dtype.itemsize, "array elements")
-        values: list[Any] = np.frombuffer(self.take(count * dtype.itemsize), dtype).tolist()
-        return values
+        return NumberArray(np.frombuffer(self.take(count * dtype.itemsize), dtype))
+
+    def _strings(self, count: int) -> StringArray:
+        start, rest = self.position, self.size - self.position
+        data, ends, end = bytearray(), array("q"), 0
+        for _ in range(count):
+            self._fill(data, end + 8)
+            length: int = LENGTH.unpack_from(data, end)[0]
+            if length > MAX_TEXT_BYTES or end + 8 + length > rest:
+                self.position = start + end
+                self.file.seek(self.position)
+                self.text_length(MAX_TEXT_BYTES)
+            end += 8 + length
+            ends.append(end)
+        self._fill(data, end)
+        self.position = start + end
+        self.file.seek(self.position)
+        del data[end:]
+        return StringArray(data, np.frombuffer(ends, np.int64))
+
+    def _fill(self, data: bytearray, length: int) -> None:
+        """Appends what follows in the file until there are `length` bytes."""
+        while len(data) < length:
+            piece = self.file.read(PIECE_BYTES)
+            data += piece
+            if not piece:
+                raise self.ends_early(length)
 
     def _dtype(self, kind: int) -> np.dtype[Any]:
         if kind not in SCALARS:

@@ -153,7 +153,7 @@ def _matrix(file: GgufFile, name: str) -> tuple[int, int]:
     """The shape of a matrix whose data is known to lie in the file, so that the shape is no larger than the file."""
     info = file.info(name)
     if info.nbytes is None:
-        raise format_error(file.path, f"expected a type that the gguf package reads, found {info.type_name}", name)
+        raise format_error(file.path, f"expected a type of ggml, found {info.type_name}", name)
     shape = info.shape
     if len(shape) != 2:
         raise format_error(file.path, f"expected a matrix, found shape {shape}", name)

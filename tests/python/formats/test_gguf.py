@@ -34,7 +34,10 @@ def test_agrees_with_the_gguf_package(tiny_gguf):
     ours, theirs = GgufFile(tiny_gguf), gguf.GGUFReader(tiny_gguf)
     for key, field in theirs.fields.items():
         if not key.startswith("GGUF."):
-            assert ours.metadata[key] == field.contents()
+            expected = field.contents()
+            assert (
+                list(ours.metadata[key]) == expected if isinstance(expected, list) else ours.metadata[key] == expected
+            )
     assert list(ours.tensors) == [tensor.name for tensor in theirs.tensors]
     for tensor in theirs.tensors:
         assert ours.info(tensor.name).shape == tuple(tensor.shape[::-1].tolist())
@@ -72,7 +75,7 @@ def test_metadata_of_every_kind(tmp_path):
     keys = b"".join(text(f"k{kind}") + struct.pack(U32, kind) + raw for kind, raw, _ in values)
     path = make_file(tmp_path / "kinds.gguf", keys + text("nested") + array, len(values) + 1)
     metadata = GgufFile(path).metadata
-    assert metadata["nested"] == [[7], ["x"]]
+    assert [list(inner) for inner in metadata["nested"]] == [[7], ["x"]]
     for kind, _, value in values:
         assert metadata[f"k{kind}"] == value
         assert type(metadata[f"k{kind}"]) is type(value)
@@ -108,7 +111,15 @@ BAD_FILES = {
     "metadata keys do not fit": {"num_keys": HUGE},
     "array elements do not fit": {"keys": text("a") + struct.pack("<IIQ", 9, 0, HUGE), "num_keys": 1},
     "9223372036854775807 array elements": {"keys": text("a") + struct.pack("<IIQ", 9, 8, HUGE), "num_keys": 1},
-    "more bytes, but the file ends": {"keys": text("a") + struct.pack("<IQ", 8, HUGE), "num_keys": 1},
+    "more bytes, but the file ends": {"keys": text("a") + struct.pack("<IQ", 8, 1000), "num_keys": 1},
+    "1000 more bytes, but": {"keys": text("a") + struct.pack("<IIQQ", 9, 8, 1, 1000), "num_keys": 1},
+    "at most 16777216 bytes, found 9": {"keys": text("a") + struct.pack("<IQ", 8, HUGE), "num_keys": 1},
+    "at most 16777216 bytes": {"keys": text("a") + struct.pack("<IIQQ", 9, 8, 1, HUGE), "num_keys": 1},
+    "at most 65536 array elements": {
+        "keys": text("a") + struct.pack("<IIQ", 9, 9, 65537) + bytes(1 << 20),
+        "num_keys": 1,
+    },
+    "at most 65536 tensors": {"num_tensors": 65537, "data": bytes(1 << 21)},
     "at most 65535 bytes": {"keys": struct.pack(U64, HUGE) + bytes(64), "num_keys": 1},
     "value type of 0 to 12, found 77": {"keys": text("a") + struct.pack("<IQ", 77, 0), "num_keys": 1},
     "nested arrays": {"keys": text("a") + struct.pack(U32, 9) + struct.pack("<IQ", 9, 1) * 6, "num_keys": 1},
@@ -138,11 +149,11 @@ def test_bad_file(tmp_path, message):
 
 
 def test_one_unknown_type_does_not_spoil_the_file(tmp_path):
-    tensors = tensor_info("known", [4], 0) + tensor_info("unknown", [32], 36, 32) + tensor_info("i8", [32], 24, 32)
+    tensors = tensor_info("known", [4], 0) + tensor_info("unknown", [32], 38, 32) + tensor_info("i8", [32], 24, 32)
     data = np.arange(16, dtype=np.float32).tobytes()
     file = GgufFile(make_file(tmp_path / "i2.gguf", tensors=tensors, num_tensors=3, data=data))
     assert file.read("known").tolist() == [0, 1, 2, 3]
-    with pytest.raises(FormatError, match=r"unknown: .*found type 36"):
+    with pytest.raises(FormatError, match=r"unknown: .*found type 38"):
         file.read("unknown")
     with pytest.raises(FormatError, match=r"i8: I8 cannot be dequantized"):
         file.read("i8")

@@ -166,10 +166,10 @@ def test_more_layers_than_the_file_has(tmp_path, layers, name, message):
 )
 def test_shapes_of_an_unknown_type_are_not_believed(tiny_gguf, tmp_path, name, columns, rows, kind):
     path, layout = tmp_path / "huge.gguf", "<IQQI"
-    old, new = struct.pack(layout, 2, columns, rows, kind), struct.pack(layout, 2, columns, 2**36, 36)
+    old, new = struct.pack(layout, 2, columns, rows, kind), struct.pack(layout, 2, columns, 2**36, 38)
     path.write_bytes(replace_once(tiny_gguf.read_bytes(), name.encode() + old, name.encode() + new))
     assert GgufFile(path).info(name).shape == (2**36, columns)
-    with pytest.raises(FormatError, match=rf"{name}: expected a type that the gguf package reads, found type 36"):
+    with pytest.raises(FormatError, match=rf"{name}: expected a type of ggml, found type 38"):
         load_gguf(path)
 
 
