@@ -97,14 +97,14 @@ class Codes:
             UnsupportedSpecError: no kernel, or not this one, serves the spec.
             ValueError: there is no kernel of this name.
         """
-        planes = _core.codes_to_planes(np.ascontiguousarray(self.codes), self.spec.bits)
+        planes = _core.codes_to_planes(np.ascontiguousarray(self.codes), self.spec.bits, get_num_threads())
         return _pack(self.spec, planes, self.in_features, self.scales, self.zeros, self.perm, kernel)
 
     @classmethod
     def from_buffer(cls, buffer: NDArray[np.uint8], bias: NDArray[np.float32] | None = None) -> Codes:
         """The inverse of `pack`: u8 bytes of a `PackedWeight` -> Codes. Bytes of another CPU raise ValueError."""
         parts = _core.unpack(buffer, get_num_threads())
-        codes = _core.planes_to_codes(parts["planes"], parts["in_features"])
+        codes = _core.planes_to_codes(parts["planes"], parts["in_features"], get_num_threads())
         return cls(QuantSpec(**parts["spec"]), codes, parts["scales"], parts["zeros"], parts["perm"], bias)
 
     def to_tensors(self, prefix: str = "") -> dict[str, Array]:
@@ -113,9 +113,9 @@ class Codes:
         See `tensor_shapes`. The inverse is `from_tensors`.
         """
         if self.spec.codebook == "ternary":
-            codes = _core.codes_to_trits(np.ascontiguousarray(self.codes))
+            codes = _core.codes_to_trits(np.ascontiguousarray(self.codes), get_num_threads())
         else:
-            codes = _core.codes_to_planes(np.ascontiguousarray(self.codes), self.spec.bits)
+            codes = _core.codes_to_planes(np.ascontiguousarray(self.codes), self.spec.bits, get_num_threads())
         return _named_tensors(self.spec, codes, self.scales, self.zeros, self.perm, self.bias, prefix)
 
     @classmethod
@@ -126,7 +126,7 @@ class Codes:
             ValueError: a tensor is missing, or has another shape or dtype than the spec says.
         """
         planes, scales, zeros, perm, bias = _read_tensors(tensors, spec, in_features, prefix)
-        return cls(spec, _core.planes_to_codes(planes, in_features), scales, zeros, perm, bias)
+        return cls(spec, _core.planes_to_codes(planes, in_features, get_num_threads()), scales, zeros, perm, bias)
 
 
 def round_to_nearest(weight: NDArray[np.float32], spec: QuantSpec) -> Codes:
@@ -171,7 +171,9 @@ def buffer_to_tensors(buffer: NDArray[np.uint8], prefix: str = "") -> dict[str, 
     spec = QuantSpec(**parts["spec"])
     codes = parts["planes"]
     if spec.codebook == "ternary":
-        codes = _core.codes_to_trits(_core.planes_to_codes(codes, parts["in_features"]))
+        codes = _core.codes_to_trits(
+            _core.planes_to_codes(codes, parts["in_features"], get_num_threads()), get_num_threads()
+        )
     return _named_tensors(spec, codes, parts["scales"], parts["zeros"], parts["perm"], None, prefix)
 
 
@@ -298,8 +300,8 @@ def _read_tensors(
         _check_array("trits", trits, uint8, (None, -(-in_features // 5)))
         if trits.size and trits.max() > _MAX_TRITS:
             raise ValueError(f"[Codes] a byte of trits is {trits.max()}, but five trits end at {_MAX_TRITS}")
-        codes = _core.trits_to_codes(np.ascontiguousarray(trits), in_features)
-        planes = _core.codes_to_planes(codes, spec.bits)
+        codes = _core.trits_to_codes(np.ascontiguousarray(trits), in_features, get_num_threads())
+        planes = _core.codes_to_planes(codes, spec.bits, get_num_threads())
     else:
         planes = tensors[prefix + "planes"]
         _check_array("planes", planes, uint8, (spec.bits, None, -(-in_features // 8)))

@@ -1,6 +1,7 @@
 #include <memory>
 
 #include "bindings/bindings.h"
+#include "core/thread_pool.h"
 #include "kernels/registry.h"
 #include "layout/bitplane.h"
 #include "layout/trit.h"
@@ -118,7 +119,19 @@ py::array_t<float> dequantize_array(const py::array& buffer, int num_threads) {
     return out;
 }
 
-py::array_t<uint8_t> codes_to_planes_array(const py::array& codes, int bits) {
+/// `row(i)` for every row, by several threads, without the GIL.
+template <class Row>
+void for_each_row(int64_t n, int num_threads, const Row& row) {
+    constexpr int64_t kRowsPerThread = 16;
+    const ReleasedGil release;
+    parallel_for(n, kRowsPerThread, num_threads, [&](Range range) {
+        for (int64_t i = range.begin; i < range.end; ++i) {
+            row(i);
+        }
+    });
+}
+
+py::array_t<uint8_t> codes_to_planes_array(const py::array& codes, int bits, int num_threads) {
     const auto* data = require_array<uint8_t>(codes, "codes", 2);
     TMAC_CHECK(bits >= 1 && bits <= 8, "[codes_to_planes] bits must be 1 to 8, got ", bits);
     const int64_t n = codes.shape(0);
@@ -126,13 +139,12 @@ py::array_t<uint8_t> codes_to_planes_array(const py::array& codes, int bits) {
     const int64_t row_bytes = (k + 7) / 8;
     py::array_t<uint8_t> planes({static_cast<int64_t>(bits), n, row_bytes});
     uint8_t* out = planes.mutable_data();
-    for (int64_t row = 0; row < n; ++row) {
-        codes_to_planes(data + row * k, k, bits, out + row * row_bytes, n * row_bytes);
-    }
+    for_each_row(n, num_threads,
+                 [&](int64_t row) { codes_to_planes(data + row * k, k, bits, out + row * row_bytes, n * row_bytes); });
     return planes;
 }
 
-py::array_t<uint8_t> planes_to_codes_array(const py::array& planes, int64_t in_features) {
+py::array_t<uint8_t> planes_to_codes_array(const py::array& planes, int64_t in_features, int num_threads) {
     const auto* data = require_array<uint8_t>(planes, "planes", 3);
     const auto bits = static_cast<int32_t>(planes.shape(0));
     const int64_t n = planes.shape(1);
@@ -141,26 +153,24 @@ py::array_t<uint8_t> planes_to_codes_array(const py::array& planes, int64_t in_f
                bits, ", ", n, ", ", row_bytes, "] does not fit in_features=", in_features);
     py::array_t<uint8_t> codes({n, in_features});
     uint8_t* out = codes.mutable_data();
-    for (int64_t row = 0; row < n; ++row) {
+    for_each_row(n, num_threads, [&](int64_t row) {
         planes_to_codes(data + row * row_bytes, n * row_bytes, in_features, bits, out + row * in_features);
-    }
+    });
     return codes;
 }
 
-py::array_t<uint8_t> codes_to_trits_array(const py::array& codes) {
+py::array_t<uint8_t> codes_to_trits_array(const py::array& codes, int num_threads) {
     const auto* data = require_array<uint8_t>(codes, "codes", 2);
     const int64_t n = codes.shape(0);
     const int64_t k = codes.shape(1);
     const int64_t row_bytes = (k + 4) / 5;
     py::array_t<uint8_t> trits({n, row_bytes});
     uint8_t* out = trits.mutable_data();
-    for (int64_t row = 0; row < n; ++row) {
-        codes_to_trits(data + row * k, k, out + row * row_bytes);
-    }
+    for_each_row(n, num_threads, [&](int64_t row) { codes_to_trits(data + row * k, k, out + row * row_bytes); });
     return trits;
 }
 
-py::array_t<uint8_t> trits_to_codes_array(const py::array& trits, int64_t in_features) {
+py::array_t<uint8_t> trits_to_codes_array(const py::array& trits, int64_t in_features, int num_threads) {
     const auto* data = require_array<uint8_t>(trits, "trits", 2);
     const int64_t n = trits.shape(0);
     const int64_t row_bytes = trits.shape(1);
@@ -168,10 +178,10 @@ py::array_t<uint8_t> trits_to_codes_array(const py::array& trits, int64_t in_fea
                "] does not fit in_features=", in_features);
     py::array_t<uint8_t> codes({n, in_features});
     uint8_t* out = codes.mutable_data();
-    for (int64_t row = 0; row < n; ++row) {
+    for_each_row(n, num_threads, [&](int64_t row) {
         TMAC_CHECK(trits_to_codes(data + row * row_bytes, in_features, out + row * in_features), "[trits] row ", row,
                    " holds a byte above 242");
-    }
+    });
     return codes;
 }
 
@@ -217,10 +227,13 @@ void bind_weights(py::module_& module) {
     module.def("unpack", &unpack_arrays, py::arg("buffer"), py::arg("num_threads") = 0);
     module.def("describe", [](const py::array& buffer) { return describe(view_of(buffer)); }, py::arg("buffer"));
     module.def("dequantize", &dequantize_array, py::arg("buffer"), py::arg("num_threads") = 0);
-    module.def("codes_to_planes", &codes_to_planes_array, py::arg("codes"), py::arg("bits"));
-    module.def("planes_to_codes", &planes_to_codes_array, py::arg("planes"), py::arg("in_features"));
-    module.def("codes_to_trits", &codes_to_trits_array, py::arg("codes"));
-    module.def("trits_to_codes", &trits_to_codes_array, py::arg("trits"), py::arg("in_features"));
+    module.def("codes_to_planes", &codes_to_planes_array, py::arg("codes"), py::arg("bits"),
+               py::arg("num_threads") = 0);
+    module.def("planes_to_codes", &planes_to_codes_array, py::arg("planes"), py::arg("in_features"),
+               py::arg("num_threads") = 0);
+    module.def("codes_to_trits", &codes_to_trits_array, py::arg("codes"), py::arg("num_threads") = 0);
+    module.def("trits_to_codes", &trits_to_codes_array, py::arg("trits"), py::arg("in_features"),
+               py::arg("num_threads") = 0);
     module.def("round_to_nearest", &quantize_array, py::arg("weight"), py::arg("spec"), py::arg("num_threads") = 0);
 }
 

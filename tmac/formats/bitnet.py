@@ -28,6 +28,7 @@ from tmac.spec import QuantSpec
 
 PER_BYTE = 4
 SMALLEST_MEAN = 1e-5
+BLOCK_ROWS = 32
 
 
 def open_checkpoint(source: Source) -> Checkpoint:
@@ -209,13 +210,15 @@ class _Layer:
         """
         name = f"{self.name}.weight"
         weight = read_finite(self.store, name)
-        mean = np.float32(max(np.abs(weight).mean(dtype=np.float64), SMALLEST_MEAN))
+        blocks = [slice(begin, begin + BLOCK_ROWS) for begin in range(0, len(weight), BLOCK_ROWS)]
+        total = math.fsum(np.abs(weight[block]).sum(dtype=np.float64) for block in blocks)
+        mean = np.float32(max(total / weight.size, SMALLEST_MEAN))
         inverse = np.float32(1) / mean
-        weight *= inverse
-        np.rint(weight, out=weight)
-        np.clip(weight, -1, 1, out=weight)
-        weight += 1
-        return weight.astype(np.uint8), _rounded(float(np.float32(1) / inverse), self.store.entry(name).dtype)
+        codes = np.empty(weight.shape, np.uint8)
+        for block in blocks:  # each stays in the cache between the steps
+            values = np.rint(weight[block] * inverse)
+            np.add(values.clip(-1, 1, out=values), 1, out=codes[block], casting="unsafe")
+        return codes, _rounded(float(np.float32(1) / inverse), self.store.entry(name).dtype)
 
 
 def _rows(source: Source, name: str, packed: int) -> int:

@@ -22,13 +22,14 @@ from tmac.formats.checkpoint import Array, Checkpoint, Kind, QuantizedLayer, nar
 from tmac.formats.compressed_tensors_config import Config, Scheme
 from tmac.formats.errors import format_error
 from tmac.formats.module_names import is_embedding
-from tmac.formats.packing import unpack_padded_words, unpack_stream
+from tmac.formats.packing import unpack_stream
 from tmac.formats.safetensors_file import TensorStore
 from tmac.formats.scales import FLOATS, read_bias, read_finite
 from tmac.formats.source import Source
 from tmac.spec import QuantSpec
 
 MARKS = ("weight_packed", "weight_scale")
+BLOCK_ROWS = 32
 PARTS = ("weight_scale", "weight_zero_point", "weight_g_idx", "bias")
 
 
@@ -162,7 +163,7 @@ class _Layer:
         scales = self._expand(narrowest(read_finite(self.store, f"{self.name}.weight_scale")))
         codes, zeros, perm = self._codes(), self._zeros(), self._perm()
         if perm is not None:
-            codes = codes[:, perm]
+            codes = codes.take(perm.astype(np.intp), axis=1, mode="clip")  # many times as fast as codes[:, perm]
         spec = self.spec.replace(scale_format=scale_format_of(scales))
         try:
             return Codes(spec, codes, scales, zeros, perm, read_bias(self.store, self.name))
@@ -236,4 +237,15 @@ def _zero_layouts(store: TensorStore, name: str, scheme: Scheme, rows: int) -> s
 
 
 def _unpack(words: Array, bits: int, count: int, straddle: bool) -> NDArray[np.uint8]:
-    return unpack_stream(words, bits, count) if straddle else unpack_padded_words(words, bits, count)
+    """Packed codes, u8 `[rows, count]`, from i32 `[rows, words]`."""
+    if straddle or 32 % bits == 0:
+        return unpack_stream(words, bits, count)
+    rows, columns = words.shape
+    codes = np.empty((rows, columns, 32 // bits), np.uint8)
+    shifts = [(index, np.uint32(index * bits)) for index in range(32 // bits)]
+    for begin in range(0, rows, BLOCK_ROWS):  # each block stays in the cache while it is read once for every shift
+        block = slice(begin, begin + BLOCK_ROWS)
+        unsigned = words[block].view(np.uint32)
+        for index, shift in shifts:
+            np.bitwise_and(unsigned >> shift, 2**bits - 1, out=codes[block, :, index], casting="unsafe")
+    return codes.reshape(rows, -1)[:, :count]

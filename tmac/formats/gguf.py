@@ -19,6 +19,7 @@ from tmac.formats.gguf_arrays import NumberArray, StringArray
 from tmac.formats.gguf_floats import dequantizer
 from tmac.formats.gguf_header import TensorInfo, read_header
 from tmac.formats.gguf_types import GgmlType
+from tmac.formats.regular_file import open_regular
 
 CHUNK_ELEMENTS = 1 << 18
 Value = TypeVar("Value")
@@ -105,7 +106,7 @@ class GgufFile:
         if count is None:
             count = info.num_elements // kind.block - first
         step = max(1, CHUNK_ELEMENTS // kind.block)
-        with self.path.open("rb") as file:
+        with open_regular(self.path) as file:
             file.seek(info.offset + first * kind.block_bytes)
             for start in range(0, count, step):
                 rows = min(step, count - start)
@@ -117,7 +118,7 @@ class GgufFile:
     def tail(self, info: TensorInfo) -> bytes:
         """The bytes behind the blocks of a tensor. Raises as `blocks`."""
         kind = self.known_type(info)
-        with self.path.open("rb") as file:
+        with open_regular(self.path) as file:
             file.seek(info.offset + kind.nbytes(info.shape) - kind.tail)
             data = file.read(kind.tail)
         if len(data) != kind.tail:

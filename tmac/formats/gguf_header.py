@@ -17,6 +17,7 @@ from tmac.codes import FormatError
 from tmac.formats.errors import format_error
 from tmac.formats.gguf_arrays import NumberArray, StringArray
 from tmac.formats.gguf_types import TYPES, GgmlType
+from tmac.formats.regular_file import open_regular
 
 MAX_DIMENSIONS = 4
 MAX_NAME_BYTES = 65535
@@ -95,7 +96,7 @@ def read_header(path: str | Path) -> Header:
         OSError: the file cannot be opened.
     """
     path = Path(path)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         cursor = _Cursor(file, path)
         try:
             return _read(cursor)

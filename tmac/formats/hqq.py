@@ -120,7 +120,7 @@ class _Layer:
                 raise format_error(store.path, message, f"{name}.{part}")
         columns, group_size = k, n * k
         if _number(store, f"{name}.channel_wise", 1):
-            columns = group_size = int(_number(store, f"{name}.group_size"))
+            columns = group_size = _integer(store, f"{name}.group_size")
             if group_size < 1 or n * k % group_size:
                 message = f"expected a divisor of the {n} x {k} elements, found {group_size}"
                 raise format_error(store.path, message, f"{name}.group_size")
@@ -246,3 +246,10 @@ def _number(store: TensorStore, name: str, default: float | None = None) -> floa
     if entry.shape not in ((), (1,)) or entry.dtype == "BF16":
         raise format_error(entry.file, f"expected one number, found {entry.dtype} {list(entry.shape)}", name)
     return float(store.read(name).reshape(-1)[0])
+
+
+def _integer(store: TensorStore, name: str) -> int:
+    value = _number(store, name)
+    if not value.is_integer():
+        raise format_error(store.entry(name).file, f"expected a whole number, found {value}", name)
+    return int(value)

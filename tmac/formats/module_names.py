@@ -26,5 +26,10 @@ def is_listed(name: str, patterns: Sequence[str]) -> bool:
 
     Entries are regular expressions, as in transformers (`should_convert_module`). Raises ValueError like `matches`.
     """
-    boundary = r"(?:(?<=\.)|(?=\.|$))"
-    return any(name.endswith(entry) or matches(f"(?:{entry}){boundary}", name) for entry in patterns)
+    parts = [at + 1 for at, char in enumerate(name) if char == "."]
+    return any(
+        name.endswith(entry)
+        or matches(rf"(?:{entry})(?:\.|$)", name)
+        or any(matches(f"(?:{entry})$", name[:part]) for part in parts)
+        for entry in patterns
+    )

@@ -43,30 +43,3 @@ def unpack_stream(words: Array, bits: int, count: int) -> NDArray[np.uint8]:
             code |= parts[..., byte + 1] << np.uint8(8 - shift)
         np.bitwise_and(code, mask, out=codes[..., index])
     return codes.reshape(rows, blocks * CODES)[:, :count]
-
-
-def unpack_padded_words(words: Array, bits: int, count: int) -> NDArray[np.uint8]:
-    """Codes of `bits` bits, `32 // bits` of them in a word from its least significant bit on, the rest of it unused.
-
-    Args:
-        words: 32-bit integers `[rows, words]`.
-        bits: 1 to 8.
-        count: codes in a row.
-
-    Returns:
-        u8 `[rows, count]`.
-
-    Raises:
-        ValueError: the rows are too short.
-    """
-    per_word = 32 // bits
-    rows, columns = words.shape
-    if columns * per_word < count:
-        raise ValueError(f"expected {count} codes of {bits} bits in a row, found {columns} words")
-    if 32 % bits == 0:
-        return unpack_stream(words, bits, count)
-    unsigned = words.view(np.uint32)
-    codes = np.empty((rows, columns, per_word), np.uint8)
-    for index in range(per_word):
-        np.bitwise_and(unsigned >> np.uint32(index * bits), 2**bits - 1, out=codes[..., index], casting="unsafe")
-    return codes.reshape(rows, columns * per_word)[:, :count]

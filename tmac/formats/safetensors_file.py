@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from tmac.formats.checkpoint import Array, StoredTensor, to_float32
 from tmac.formats.errors import format_error
 from tmac.formats.json_file import parse_json, read_json
+from tmac.formats.regular_file import open_regular
 
 MAX_HEADER_BYTES = 100_000_000  # what the safetensors package allows
 INDEX_NAME = "model.safetensors.index.json"
@@ -83,7 +83,7 @@ class TensorStore:
         entry = self.entry(name)
         dtype = np.dtype(DTYPES.get(entry.dtype, "<u1"))
         array: Array = np.empty(entry.shape, dtype)
-        with entry.file.open("rb") as file:
+        with open_regular(entry.file) as file:
             file.seek(entry.begin)
             if array.nbytes and file.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
                 raise format_error(entry.file, "the file became shorter while it was read", name)
@@ -172,11 +172,8 @@ def _open_index(folder: Path, index: Path) -> TensorStore:
 
 
 def _read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    with path.open("rb") as file:
-        about = os.fstat(file.fileno())
-        if not stat.S_ISREG(about.st_mode):
-            raise format_error(path, "expected a regular file")
-        size = about.st_size
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
             raise format_error(path, f"expected a header within {size} bytes: this is not a whole safetensors file")
