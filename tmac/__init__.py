@@ -17,7 +17,7 @@ except ImportError as error:
         "if you installed without -e."
     ) from error
 
-from tmac import _transformers_hook
+from tmac import _post_import
 from tmac._core import UnsupportedSpecError, cpu_features, kernels
 from tmac.codes import Codes, FormatError, round_to_nearest
 from tmac.spec import QuantSpec
@@ -89,4 +89,4 @@ def __dir__() -> list[str]:
     return sorted(globals().keys() | _LAZY.keys())
 
 
-_transformers_hook.install()
+_post_import.install()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tmac.codes import FormatError
 from tmac.formats.checkpoint import Checkpoint, QuantizedLayer, StoredTensor
@@ -25,14 +27,20 @@ READERS = {
 __all__ = ["Checkpoint", "FormatError", "QuantizedLayer", "StoredTensor", "open_checkpoint"]
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
+def open_checkpoint(path: str | Path, requantize: Sequence[str] | str = ()) -> Checkpoint:
     """Opens a model and finds its format: a folder, a safetensors file, or a GGUF file.
 
     Only headers and JSON files are read. Tensors are read one at a time when they are asked for, so that a converter's
     memory is its result and one tensor.
 
+    Args:
+        path: a folder or file.
+        requantize: names of a GGUF file's types without an exact form that are rounded to the nearest one, or "all";
+            other formats have none.
+
     Raises:
         FormatError: the files are damaged, pickled, or of a format that is not supported.
+        ValueError: `requantize` names something else.
         OSError: a file cannot be opened.
     """
     path = Path(path)
@@ -40,8 +48,12 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         raise FileNotFoundError(f"[open_checkpoint] there is no file or folder {path}")
     gguf = _gguf_file(path)
     source = gguf or open_source(path)
-    reader = "gguf_checkpoint" if isinstance(source, Path) else _reader(source)
-    checkpoint: Checkpoint = importlib.import_module(f"tmac.formats.{reader}").open_checkpoint(source)
+    options: dict[str, Any] = {}
+    if isinstance(source, Path):
+        reader, options["requantize"] = "gguf_checkpoint", requantize
+    else:
+        reader = _reader(source)
+    checkpoint: Checkpoint = importlib.import_module(f"tmac.formats.{reader}").open_checkpoint(source, **options)
     return checkpoint
 
 

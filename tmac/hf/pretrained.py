@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from tmac.hf.quantizer import METHOD, Handover, handing
 from tmac.quant.config import QuantConfig
 from tmac.spec import Activation
 
+_LOADING = ("attn_implementation", "experts_implementation", "generation_config")
+
 
 def from_pretrained(
     path_or_id: str | Path,
@@ -30,6 +32,7 @@ def from_pretrained(
     activation: Activation | None = None,
     head_bits: int | None = None,
     embedding_bits: int | None = None,
+    requantize: Sequence[str] | str = (),
     dtype: torch.dtype | str | None = None,
     auto_class: Any = None,
     revision: str | None = None,
@@ -47,11 +50,13 @@ def from_pretrained(
         activation: "group", "token" or "float" in place of what the checkpoint says; "float" is the exact mode.
         head_bits: quantizes an output head that the checkpoint has as floats.
         embedding_bits: the same for the input embedding.
+        requantize: types of a GGUF file without an exact form that may be rounded to the nearest one, or "all".
         dtype: of the float parts; None is the checkpoint's, but float32 where that is float16, which CPUs are slow at.
         auto_class: `AutoModelForSequenceClassification` and the like; None is the class that the checkpoint names.
         revision: of a repository on the hub.
         progress: True or False; None shows a bar on a terminal when it takes over two seconds.
-        options: handed to transformers' `from_pretrained` ("attn_implementation", ...).
+        options: keys of the model's configuration ("num_labels"), and what transformers' `from_pretrained` takes
+            ("attn_implementation").
 
     Returns:
         the model in evaluation mode; `save_pretrained` writes docs/format.md.
@@ -65,11 +70,13 @@ def from_pretrained(
         >>> model = tmac.from_pretrained("Qwen2.5-0.5B-Instruct-GPTQ-Int4")
     """
     path = local_path(path_or_id, revision)
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, requantize)
     config = _model_config(checkpoint)
     rest = _rest(checkpoint, quantization_config, activation, head_bits, embedding_bits)
-    strict, model_class = auto_class is None, auto_class or _class_of(checkpoint, config)
-    options.setdefault("dtype", _dtype(config, dtype))
+    strict, model_class = auto_class is None, _concrete(auto_class or _class_of(checkpoint, config), checkpoint, config)
+    for key in [key for key in options if hasattr(config, key) and key not in _LOADING]:
+        setattr(config, key, options.pop(key))  # num_labels and the like, as transformers does
+    options["dtype"] = _dtype(config, dtype)
     if checkpoint.layers:
         config.quantization_config = {"quant_method": METHOD}
     elif rest is not None:
@@ -134,6 +141,21 @@ def _class_of(checkpoint: Checkpoint, config: Any) -> Any:
         return found
     causal = type(config) in AutoModelForCausalLM._model_mapping
     return AutoModelForCausalLM if causal else AutoModel
+
+
+def _concrete(model_class: Any, checkpoint: Checkpoint, config: Any) -> Any:
+    """The class of models that an auto class makes of the configuration."""
+    mapping = getattr(model_class, "_model_mapping", None)
+    if mapping is None:
+        return model_class
+    if type(config) not in mapping:
+        message = f"{model_class.__name__} has no class for {type(config).__name__}"
+        raise format_error(checkpoint.path, message, "model_type")
+    found = mapping[type(config)]
+    if isinstance(found, tuple):
+        named = [each for each in found if each.__name__ in (config.architectures or [])]
+        found = (named or found)[0]
+    return found
 
 
 def _rest(

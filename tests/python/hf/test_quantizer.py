@@ -228,6 +228,8 @@ def run(code):
         "import tmac.hf.quantizer",
         "import tmac; tmac.TMACConfig",
         "import tmac; from transformers import AutoModelForCausalLM",
+        "import peft; import tmac",
+        "import tmac; import peft",
     ],
 )
 def test_registered_in_either_order_and_once(imports):

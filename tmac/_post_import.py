@@ -1,10 +1,11 @@
-"""Registers tmac with transformers: at once where its quantizers are loaded, else right after they are.
+"""Registers tmac with transformers and PEFT: at once where they are loaded, else right after they are.
 
 Only the standard library is imported here, so that `import tmac` stays light.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 import warnings
 from collections.abc import Sequence
@@ -13,37 +14,41 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-MODULE = "transformers.quantizers.auto"
+# module of theirs -> module of ours, whose `register()` is called once theirs is loaded
+REGISTRATIONS = {
+    "transformers.quantizers.auto": "tmac.hf.quantizer",
+    "peft.tuners.lora.config": "tmac.hf.adapters",
+}
 
 
 def install() -> None:
-    """Runs `tmac.hf`'s registration now or when transformers is imported; a second call changes nothing."""
-    if MODULE in sys.modules:
-        _register()
+    """Runs the registrations now or when their module is imported; a second call changes nothing."""
+    for module in REGISTRATIONS.keys() & sys.modules.keys():
+        _register(module)
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
 
-def _register() -> None:
-    """A transformers that is too old for tmac must stay importable: what is missing is said, and no more."""
-    half_loaded = sys.modules.get("tmac.hf.quantizer")
+def _register(module: str) -> None:
+    """A package that is too old or too new for tmac must stay importable: what is missing is said, and no more."""
+    ours = REGISTRATIONS[module]
+    half_loaded = sys.modules.get(ours)
     if half_loaded is not None and not hasattr(half_loaded, "register"):
-        return  # it is what imports transformers at this moment, and registers itself when it is complete
+        return  # it is what imports theirs at this moment, and registers itself when it is complete
     try:
-        from tmac.hf.quantizer import register
-
-        register()
+        importlib.import_module(ours).register()
     except ImportError as error:
-        warnings.warn(f"tmac cannot register with transformers: {error}", RuntimeWarning, stacklevel=2)
+        package = module.partition(".")[0]
+        warnings.warn(f"tmac cannot register with {package}: {error}", RuntimeWarning, stacklevel=2)
 
 
 class _Finder(MetaPathFinder):
-    """Finds the module with the other finders, and adds a step to its loader."""
+    """Finds the modules with the other finders, and adds a step to their loaders."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != MODULE:
+        if fullname not in REGISTRATIONS:
             return None
         for finder in sys.meta_path:
             find = None if isinstance(finder, _Finder) else getattr(finder, "find_spec", None)
@@ -68,4 +73,4 @@ class _Loader(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
-        _register()
+        _register(module.__name__)
