@@ -18,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmac.codes import Codes
-from tmac.formats.checkpoint import Array, Checkpoint, QuantizedLayer, StoredTensor, narrowest, scale_format_of
+from tmac.formats.checkpoint import Checkpoint, QuantizedLayer, StoredTensor, narrowest, scale_format_of
 from tmac.formats.errors import format_error
 from tmac.formats.module_names import is_embedding, is_head, is_listed
 from tmac.formats.safetensors_file import TensorStore
 from tmac.formats.scales import FLOATS, read_bias, read_finite
+from tmac.formats.slices import unpack_slices
 from tmac.formats.source import Source
 from tmac.spec import QuantSpec
 
@@ -165,6 +166,10 @@ class _Layer:
         return ternary.replace(scale_format=scale_format)
 
     def _read(self) -> Codes:
+        with np.errstate(over="ignore"):  # what becomes infinite is refused, or is a bias
+            return self._codes()
+
+    def _codes(self) -> Codes:
         bias = read_bias(self.store, self.name)
         if self.settings.online:
             codes, scale = self._ternarize()
@@ -185,7 +190,7 @@ class _Layer:
         scale = read_finite(self.store, name).reshape(-1)
         if not self.settings.divide:
             return float(scale[0])
-        with np.errstate(divide="ignore", over="ignore"):
+        with np.errstate(divide="ignore"):
             inverse = float((np.float32(1) / scale)[0])
         if not math.isfinite(inverse):
             message = f"expected a number to divide by, found {scale[0]}"
@@ -248,11 +253,8 @@ def _sizes(config: Mapping[str, object]) -> set[int]:
 
 def _unpack(store: TensorStore, name: str, rows: int) -> NDArray[np.uint8]:
     """Four codes of a byte -> u8 `[rows, in_features]`. Raises FormatError where one is no ternary code."""
-    packed: Array = store.read(name)
-    slices = np.empty((PER_BYTE, *packed.shape), np.uint8)
-    for index, part in enumerate(slices):
-        np.bitwise_and(packed >> np.uint8(2 * index), np.uint8(3), out=part)
-    codes = slices.reshape(-1, packed.shape[1])
+    packed = store.read(name)
+    codes = unpack_slices(packed, 2, (0, 2, 4, 6)).reshape(-1, packed.shape[1])
     if codes.max() > 2:
         raise format_error(store.entry(name).file, "expected codes of 0 to 2, found a 3", name)
     if codes[rows:].any():

@@ -20,6 +20,7 @@ from tmac.formats.checkpoint import Array, Checkpoint, QuantizedLayer, narrowest
 from tmac.formats.errors import format_error
 from tmac.formats.safetensors_file import DTYPES, TensorStore
 from tmac.formats.scales import FLOATS, read_bias, read_finite
+from tmac.formats.slices import unpack_slices
 from tmac.formats.source import Source
 from tmac.spec import QuantSpec
 
@@ -207,11 +208,8 @@ class _Layer:
         items = self.store.read(f"{self.name}.W_q").view(np.uint8 if packing.dtype == "U8" else np.uint32)
         if packing.slices == 1:
             return items.reshape(self.out_features, self.in_features)
-        codes = np.empty((packing.slices, *items.shape), np.uint8)
-        mask = items.dtype.type(2**packing.bits - 1)
-        for index, part in enumerate(codes):
-            shift = items.dtype.type(packing.bits * (packing.slices - 1 - index))
-            np.bitwise_and(items >> shift, mask, out=part, casting="unsafe")
+        shifts = [packing.bits * index for index in reversed(range(packing.slices))]
+        codes = unpack_slices(items, packing.bits, shifts)
         elements = self.out_features * self.in_features
         return codes.reshape(-1)[:elements].reshape(self.out_features, self.in_features)
 

@@ -229,7 +229,20 @@ def test_a_permutation_out_of_range(samples, value, tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "..", ".", "", "a\\b", "\0", "x" * 5000, 3, None, "gone"],
+    [
+        "../model.safetensors",
+        "/etc/passwd",
+        "a/b.safetensors",
+        "..",
+        ".",
+        "",
+        "a\\b",
+        "\0",
+        "x" * 5000,
+        3,
+        None,
+        "gone",
+    ],
 )
 def test_names_of_shards(samples, name, tmp_path):
     files = samples["tmac"][1]
