@@ -17,13 +17,16 @@ except ImportError as error:
         "if you installed without -e."
     ) from error
 
+from tmac import _post_import
 from tmac._core import UnsupportedSpecError, cpu_features, kernels
 from tmac.codes import Codes, FormatError, round_to_nearest
 from tmac.spec import QuantSpec
 from tmac.threads import get_num_threads, set_num_threads
 
 if TYPE_CHECKING:
-    from tmac import nn, quant
+    from tmac import hf, nn, quant
+    from tmac.hf.config import TMACConfig
+    from tmac.hf.pretrained import from_pretrained, load_tokenizer
     from tmac.quant.config import QuantConfig
     from tmac.quant.quantize import quantize_
     from tmac.tuner import tune
@@ -32,8 +35,12 @@ __version__: str = _core.__version__
 
 # name -> the module that defines it; None: the name is itself a module
 _LAZY: dict[str, str | None] = {
+    "hf": None,
     "nn": None,
     "quant": None,
+    "TMACConfig": "tmac.hf.config",
+    "from_pretrained": "tmac.hf.pretrained",
+    "load_tokenizer": "tmac.hf.pretrained",
     "QuantConfig": "tmac.quant.config",
     "quantize_": "tmac.quant.quantize",
     "tune": "tmac.tuner",
@@ -44,11 +51,15 @@ __all__ = [
     "FormatError",
     "QuantConfig",
     "QuantSpec",
+    "TMACConfig",
     "UnsupportedSpecError",
     "__version__",
     "cpu_features",
+    "from_pretrained",
     "get_num_threads",
+    "hf",
     "kernels",
+    "load_tokenizer",
     "nn",
     "quant",
     "quantize_",
@@ -65,9 +76,10 @@ def __getattr__(name: str) -> Any:
     try:
         module = importlib.import_module(source or f"tmac.{name}")
     except ImportError as error:
-        if error.name != "torch":
+        extra = {"torch": "torch", "transformers": "hf", "tokenizers": "hf"}.get(error.name or "")
+        if extra is None:
             raise
-        raise ImportError(f"tmac.{name} needs torch: pip install 'tmac-cpu[torch]'") from error
+        raise ImportError(f"tmac.{name} needs {error.name}: pip install 'tmac-cpu[{extra}]'") from error
     value = getattr(module, name) if source else module
     globals()[name] = value
     return value
@@ -75,3 +87,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(globals().keys() | _LAZY.keys())
+
+
+_post_import.install()

@@ -7,7 +7,19 @@ except ModuleNotFoundError as error:
         raise
     raise ImportError("tmac.nn needs torch: pip install 'tmac-cpu[torch]'", name="torch") from error
 
+from tmac.nn.embedding import QuantEmbedding
+from tmac.nn.experts import QuantExpert, QuantExperts
 from tmac.nn.linear import QuantLinear
-from tmac.nn.swap import LinearSite, find_linears
+from tmac.nn.packed import PackedModule
+from tmac.nn.swap import Site, find_experts, find_linears
 
-__all__ = ["LinearSite", "QuantLinear", "find_linears"]
+__all__ = [
+    "PackedModule",
+    "QuantEmbedding",
+    "QuantExpert",
+    "QuantExperts",
+    "QuantLinear",
+    "Site",
+    "find_experts",
+    "find_linears",
+]

@@ -11,7 +11,7 @@ from torch import Tensor
 from tmac import _core
 from tmac.threads import get_num_threads
 
-_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+FLOAT_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
 def run_linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
@@ -29,7 +29,7 @@ def run_linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int
     Raises:
         ValueError: a dtype, shape or device is another one, or `weight` is not a packed weight of this CPU.
     """
-    type_id = _TYPES.get(x.dtype)
+    type_id = FLOAT_TYPES.get(x.dtype)
     shape = x.shape
     if type_id is None or not shape or not x.is_cpu or not weight.is_cpu or x.layout is not torch.strided:
         raise _refusal(x, weight)
@@ -84,7 +84,7 @@ def _bias_refusal(bias: Tensor, out_features: int) -> ValueError:
 
 
 def _refusal(x: Tensor, weight: Tensor) -> ValueError:
-    if x.dtype not in _TYPES:
+    if x.dtype not in FLOAT_TYPES:
         return ValueError(f"[linear] x has dtype {x.dtype}, but float32, float16 or bfloat16 is needed")
     if x.dim() == 0:
         return ValueError("[linear] x has no dimension, but at least one is needed")
@@ -94,7 +94,7 @@ def _refusal(x: Tensor, weight: Tensor) -> ValueError:
 
 
 def _linear_shape(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
-    if x.dtype not in _TYPES or x.dim() == 0 or x.layout is not torch.strided or x.device != weight.device:
+    if x.dtype not in FLOAT_TYPES or x.dim() == 0 or x.layout is not torch.strided or x.device != weight.device:
         raise _refusal(x, weight)
     return x.new_empty((*x.shape[:-1], out_features))
 

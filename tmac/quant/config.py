@@ -20,7 +20,8 @@ class QuantConfig:
         sym: True centres every group on zero; False gives each group an offset as well.
         zero_point: "integer" or "real" zeros instead of what `sym` says ("fixed" or "offset").
         codebook: "uniform" or "ternary" (weights -1, 0, 1 times the scale; always symmetric).
-        head_bits: bits of the output head; None leaves the head as it is.
+        head_bits: bits of the output head; None leaves the head as it is: float, or tied to the embedding.
+        embedding_bits: bits of the input embedding; None leaves it float.
         modules_to_not_convert: names to leave alone: a module's full name, any run of its parts ("mlp", "0.mlp"), or a
             pattern ("*.layers.[01].*").
         activation: "group", "token" or "float", see `tmac.QuantSpec`.
@@ -39,6 +40,7 @@ class QuantConfig:
     modules_to_not_convert: tuple[str, ...] | None = None
     activation: Activation = "group"
     fast_aggregation: bool = False
+    embedding_bits: int | None = None
 
     def __post_init__(self) -> None:
         names: Iterable[str] | None = self.modules_to_not_convert
@@ -49,6 +51,7 @@ class QuantConfig:
             raise ValueError(f"[QuantConfig] sym=True has a fixed zero, but zero_point={self.zero_point!r}")
         self.spec()
         self.head_spec()
+        self.embedding_spec()
 
     def spec(self) -> QuantSpec:
         """The meaning of the codes of every layer but the head."""
@@ -64,16 +67,19 @@ class QuantConfig:
 
     def head_spec(self) -> QuantSpec | None:
         """The same for the output head, whose codebook is uniform; None where it stays as it is."""
-        if self.head_bits is None:
+        return self._own_spec(self.head_bits)
+
+    def embedding_spec(self) -> QuantSpec | None:
+        """The same for the input embedding."""
+        return self._own_spec(self.embedding_bits)
+
+    def _own_spec(self, width: int | None) -> QuantSpec | None:
+        if width is None:
             return None
-        fast = self.fast_aggregation and self.head_bits <= 4
+        fast = self.fast_aggregation and width <= 4
+        zero_point = self._zero_point()
         return QuantSpec(
-            self.head_bits,
-            self.group_size,
-            "uniform",
-            self._zero_point(),
-            activation=self.activation,
-            fast_aggregation=fast,
+            width, self.group_size, "uniform", zero_point, activation=self.activation, fast_aggregation=fast
         )
 
     def converts(self, name: str) -> bool:

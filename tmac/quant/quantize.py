@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import nn
 
 from tmac import _core
-from tmac.nn.swap import LinearSite, find_linears
 from tmac.progress import with_progress
 from tmac.quant.config import QuantConfig
-from tmac.quant.methods.rtn import rtn
-from tmac.spec import QuantSpec
+from tmac.quant.plan import Filter, Job, check_weight, make_plan, output_heads
 
 Model = TypeVar("Model", bound=nn.Module)
-_SMALLEST = 2.0**-20  # sixteen of the smallest f16
-_LARGEST = 2.0**15  # so that a scale, at most twice this, and an offset are finite in f16
+
+# Called with every model that `quantize_` has changed; `tmac.hf` adds the one that lets such a model be saved.
+finished: list[Callable[[nn.Module, QuantConfig], None]] = []
 
 
 def quantize_(
     model: Model,
     config: QuantConfig | None = None,
-    filter_fn: Callable[[nn.Module, str], bool] | None = None,
+    filter_fn: Filter | None = None,
     progress: bool | None = None,
 ) -> Model:
     """Replaces every `nn.Linear` below `model` by a `tmac.nn.QuantLinear`, in place.
@@ -32,8 +30,12 @@ def quantize_(
     are then quantized one after the other and each float weight is let go at once: the most memory in use is the
     model and one more layer.
 
+    Mixtures of experts with fused weights as in Mixtral and Qwen-MoE become `tmac.nn.QuantExperts`.
+
     The output head (`model.get_output_embeddings()`) stays as it is unless `config.head_bits` is given. A head that
-    shares its weight with the input embedding is then untied, and the embedding stays float.
+    shares its weight with the input embedding is then untied, and the embedding stays float. `config.embedding_bits`
+    quantizes the input embedding; a head that is tied to it then shares its bytes, unless `head_bits` is another
+    number.
 
     Args:
         model: any module; `model` itself must not be the layer.
@@ -52,47 +54,36 @@ def quantize_(
     config = QuantConfig() if config is None else config
     if isinstance(model, nn.Linear):
         raise ValueError("[quantize_] the model is itself an nn.Linear: use tmac.nn.QuantLinear.from_linear")
-    heads = _output_heads(model)
-    sites = [site for site in find_linears(model) if _wanted(site, config, filter_fn)]
-    jobs = [(site, config.head_spec() if id(site.module) in heads else config.spec()) for site in sites]
-    chosen = [(site, spec) for site, spec in jobs if spec is not None]
-    for spec in {spec for _, spec in chosen}:
-        _core.select_kernel(spec)
-    _check_weights(chosen)
-    del sites, jobs
-    for _ in with_progress(range(len(chosen)), "quantizing", progress):
-        _replace(model, *chosen.pop(0), heads)
+    run(model, make_plan(model, config, filter_fn), progress)
+    for listener in finished:
+        listener(model, config)
     return model
 
 
-def _wanted(site: LinearSite, config: QuantConfig, filter_fn: Callable[[nn.Module, str], bool] | None) -> bool:
-    return all(config.converts(name) for name in site.names) and (
-        filter_fn is None or filter_fn(site.module, site.name)
-    )
+def run(model: nn.Module, jobs: list[Job], progress: bool | None = None) -> None:
+    """Does the jobs of a plan, after all of their weights were checked; raises like `quantize_`."""
+    heads = output_heads(model)
+    for spec in {job.spec for job in jobs}:
+        _core.select_kernel(spec)
+    for job in jobs:
+        for weight in job.weights().values():
+            check_weight(weight, job.site.name)
+    for _ in with_progress(range(len(jobs)), "quantizing", progress):
+        _replace(model, jobs.pop(0), heads)
 
 
-def _replace(model: nn.Module, site: LinearSite, spec: QuantSpec, heads: dict[int, list[nn.Module]]) -> None:
+def _replace(model: nn.Module, job: Job, heads: dict[int, list[nn.Module]]) -> None:
+    owners = heads.get(id(job.site.module), [])
     try:
-        layer = rtn(site.module, spec)
+        layer = job.build(job.weights())
     except ValueError as error:
-        raise ValueError(f"[quantize_] {site.name}: {error}") from error
-    site.replace(layer)
-    for owner in heads.get(id(site.module), []):
-        _untie(owner, layer)
+        raise ValueError(f"[quantize_] {job.site.name}: {error}") from error
+    job.put(layer)
+    for owner in owners:
+        untie(owner, layer)
 
 
-def _output_heads(model: nn.Module) -> dict[int, list[nn.Module]]:
-    """id of each output head -> the modules that name it as theirs."""
-    heads: dict[int, list[nn.Module]] = {}
-    for module in model.modules():
-        get = getattr(module, "get_output_embeddings", None)
-        head = get() if callable(get) else None
-        if isinstance(head, nn.Module):
-            heads.setdefault(id(head), []).append(module)
-    return heads
-
-
-def _untie(owner: nn.Module, head: nn.Module) -> None:
+def untie(owner: nn.Module, head: nn.Module) -> None:
     """Tells a Hugging Face model that its head has a weight of its own, so that nothing ties it again."""
     config: Any = getattr(owner, "config", None)
     if getattr(config, "tie_word_embeddings", False):
@@ -102,23 +93,3 @@ def _untie(owner: nn.Module, head: nn.Module) -> None:
         names = {f"{name}.weight" for name, module in owner.named_modules() if module is head}
         for name in names & tied.keys():
             del tied[name]
-
-
-def _check_weights(jobs: list[tuple[LinearSite, QuantSpec]]) -> None:
-    for site, _ in jobs:
-        weight = site.module.weight.detach()
-        if weight.is_meta or weight.numel() == 0:
-            raise ValueError(f"[quantize_] {site.name}: the weight {list(weight.shape)} on {weight.device} has no data")
-        smallest, largest = (float(value) for value in weight.aminmax())
-        if not math.isfinite(largest - smallest):
-            raise ValueError(f"[quantize_] {site.name}: the weight holds NaN or Inf")
-        if 0 < max(-smallest, largest) < _SMALLEST:
-            raise ValueError(
-                f"[quantize_] {site.name}: the largest weight, {max(-smallest, largest):g}, is below what f16 scales "
-                "resolve"
-            )
-        if max(-smallest, largest) > _LARGEST:
-            raise ValueError(
-                f"[quantize_] {site.name}: the weight goes from {smallest:g} to {largest:g}, but f16 scales end at "
-                f"{_LARGEST:g}"
-            )

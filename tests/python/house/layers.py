@@ -93,7 +93,7 @@ class PyLayer:
 VALUES = ("_core", "spec", "codes", "threads", "tuner", "tuning_cache", "progress")
 
 PY_LAYERS = (
-    PyLayer("__init__.py", ours=VALUES, lazy=True, never=("torch", "transformers")),
+    PyLayer("__init__.py", ours=(*VALUES, "_post_import"), lazy=True, never=("torch", "transformers")),
     PyLayer("__main__.py", ours=("cli",)),
     PyLayer("_*.py", ours=VALUES, lazy=True, never=("torch", "transformers")),
     PyLayer("spec.py", ours=VALUES, others=("numpy",)),
@@ -107,7 +107,7 @@ PY_LAYERS = (
     PyLayer(
         "hf/*",
         ours=(*VALUES, "formats", "nn", "quant", "runtime", "hf"),
-        others=("numpy", "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "tqdm"),
+        others=("numpy", "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "peft", "tqdm"),
     ),
     PyLayer(
         "runtime/*",
