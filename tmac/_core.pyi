@@ -163,6 +163,18 @@ def codes_to_planes(codes: NDArray[np.uint8], bits: int, num_threads: int = 0) -
 def planes_to_codes(planes: NDArray[np.uint8], in_features: int, num_threads: int = 0) -> NDArray[np.uint8]: ...
 def codes_to_trits(codes: NDArray[np.uint8], num_threads: int = 0) -> NDArray[np.uint8]: ...
 def trits_to_codes(trits: NDArray[np.uint8], in_features: int, num_threads: int = 0) -> NDArray[np.uint8]: ...
+def unpack_stream(stream: NDArray[np.uint8], bits: int, count: int, num_threads: int = 0) -> NDArray[np.uint8]:
+    """Bytes [rows, nbytes], each row a stream of codes from the least significant bit on -> codes [rows, count]."""
+
+def unpack_down(words: NDArray[np.int32], bits: int, count: int, num_threads: int = 0) -> NDArray[np.uint8]:
+    """Words [height, columns] whose columns are such streams, going down the rows -> codes [columns, count]."""
+
+def unpack_across(
+    words: NDArray[np.int32], bits: int, count: int, lanes: Sequence[int], num_threads: int = 0
+) -> NDArray[np.uint8]:
+    """Words [rows, width] whose rows are such streams, the i-th of eight codes being that of column lanes[i] of eight
+    -> codes [count, rows]. count is a multiple of 8."""
+
 def round_to_nearest(
     weight: NDArray[np.float32], spec: object, num_threads: int = 0
 ) -> tuple[NDArray[np.uint8], NDArray[Any], NDArray[Any] | None]:

@@ -33,6 +33,7 @@ private:
 void bind_core(py::module_& module);
 void bind_weights(py::module_& module);
 void bind_ops(py::module_& module);
+void bind_streams(py::module_& module);
 
 /// Reads the attributes of tmac.QuantSpec and validates them.
 QuantSpec spec_from_python(const py::handle& object);

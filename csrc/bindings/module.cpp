@@ -4,5 +4,6 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
     tmac::bind_core(module);
     tmac::bind_weights(module);
     tmac::bind_ops(module);
+    tmac::bind_streams(module);
     module.attr("__version__") = TMAC_VERSION;
 }

@@ -67,6 +67,8 @@ def _reader(source: Source) -> str:
         return "hqq" if any(name.endswith(".W_q") for name in source.store.entries) else "float_file"
     if method is None and "bits" in source.quantization:
         method = "gptq"  # files of AutoGPTQ, which had no such key
+    elif method is None and "w_bit" in source.quantization:
+        method = "awq"  # AutoAWQ's quant_config.json
     if not isinstance(method, str) or method.lower() not in READERS:
         known = ", ".join(sorted(READERS))
         raise format_error(source.config_path, f"expected one of {known}, found {method!r}", "quant_method")
