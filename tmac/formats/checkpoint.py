@@ -78,6 +78,10 @@ class Checkpoint:
         tensors: everything else by name.
         files: what lies beside the weights and belongs to the model: tokenizer, chat template, generation config.
         tied: names of modules that share another's weight, `{"lm_head": "model.embed_tokens"}`.
+        texts: what `files` would be, where the format keeps it inside of its own file: name -> function that makes the
+            text of the file, `tokenizer.json` for instance. Raises FormatError.
+        errors: the relative L2 error, |new - old| / |old|, of each layer that was rounded because its type has no exact
+            form; filled as the layers are read.
     """
 
     format: str
@@ -87,6 +91,8 @@ class Checkpoint:
     tensors: Mapping[str, StoredTensor]
     files: tuple[Path, ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict)
+    texts: Mapping[str, Callable[[], str]] = field(default_factory=dict)
+    errors: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:

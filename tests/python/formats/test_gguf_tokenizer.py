@@ -44,9 +44,9 @@ def test_optional_keys(tiny_gguf):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ggml__model": "llama"}, "byte-level BPE tokenizer gpt2, found 'llama'"),
+        ({"ggml__model": "bert"}, "expected the tokenizer gpt2 .* found 'bert'"),
         ({"ggml__model": None}, "expected this metadata key"),
-        ({"ggml__pre": "tekken"}, "expected one of gpt-2, smollm, found 'tekken'"),
+        ({"ggml__pre": "tekken"}, "expected one of .*, smollm, found 'tekken'"),
         ({"ggml__tokens": None}, "list of strings"),
         ({"ggml__tokens": [1, 2]}, "list of strings"),
         ({"ggml__tokens": ["a"] * 270}, "found one twice"),
@@ -63,3 +63,51 @@ def test_bad_metadata(tiny_gguf, changes, message):
     with pytest.raises(FormatError, match=message) as raised:
         read_tokenizer(Edited(tiny_gguf, **changes))
     assert str(tiny_gguf) in str(raised.value)
+
+
+def spm(tiny_gguf, tokens, scores=None, types=None, **changes):
+    scores = np.arange(0, -len(tokens), -1) if scores is None else scores
+    return Edited(
+        tiny_gguf,
+        ggml__model="llama",
+        ggml__tokens=tokens,
+        ggml__merges=None,
+        ggml__scores=NumberArray(np.asarray(scores, np.float32)),
+        ggml__token_type=NumberArray(np.asarray(types or [1] * len(tokens), np.int32)),
+        ggml__bos_token_id=0,
+        ggml__eos_token_id=0,
+        ggml__unknown_token_id=None,
+        ggml__padding_token_id=None,
+        **{"ggml__add_bos_token": None, **changes},
+    )
+
+
+def test_merges_follow_the_scores(tiny_gguf):
+    tokens = ["a", "b", "ab", "ba", "aba", "\u2581a"]
+    content = read_tokenizer(spm(tiny_gguf, tokens, [0, 0, -3, -1, -2, -5])).json
+    assert content["model"]["merges"] == [["b", "a"], ["ab", "a"], ["a", "ba"], ["a", "b"]]
+    assert content["pre_tokenizer"]["prepend_scheme"] == "first"
+    assert content["post_processor"]["single"][0]["SpecialToken"]["id"] == "a"
+    without = read_tokenizer(spm(tiny_gguf, tokens, ggml__add_space_prefix=False, ggml__add_bos_token=False)).json
+    assert without["pre_tokenizer"]["prepend_scheme"] == "never"
+    assert without["post_processor"]["special_tokens"] == {}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "scores", "message"),
+    [
+        (["a" * 513], None, "at most 512 characters, found one of 513"),
+        (["a", "b"], [0.0], "a number for each of the 2 tokens"),
+        (["a", "b"], [0.0, np.nan], "a number for each of the 2 tokens"),
+        (["a" * count for count in range(1, 300)], None, "too many ways"),
+    ],
+)
+def test_bad_vocabulary(tiny_gguf, tokens, scores, message):
+    with pytest.raises(FormatError, match=f"tokenizer.ggml.*{message}"):
+        read_tokenizer(spm(tiny_gguf, tokens, scores))
+
+
+def test_more_tokens_than_any_model_has(tiny_gguf, monkeypatch):
+    monkeypatch.setattr("tmac.formats.gguf_tokenizer.MAX_TOKENS", 269)
+    with pytest.raises(FormatError, match=r"tokenizer\.ggml\.tokens: expected at most 269 tokens, found 270"):
+        read_tokenizer(GgufFile(tiny_gguf))
