@@ -10,7 +10,31 @@ from tmac import FormatError, UnsupportedSpecError
 from tmac.formats import open_checkpoint
 
 REFUSALS = (FormatError, UnsupportedSpecError, OSError)
-INTEGERS = (0, 1, 2, 3, 5, 7, 8, 16, 31, 33, 63, 64, 65, 128, 255, 256, -1, -2, 2**31 - 1, 2**31, 2**32, 2**63 - 1, 2**63)
+INTEGERS = (
+    0,
+    1,
+    2,
+    3,
+    5,
+    7,
+    8,
+    16,
+    31,
+    33,
+    63,
+    64,
+    65,
+    128,
+    255,
+    256,
+    -1,
+    -2,
+    2**31 - 1,
+    2**31,
+    2**32,
+    2**63 - 1,
+    2**63,
+)
 VALUES = (
     *INTEGERS, 2**64, -(2**63), 10**400, None, True, False, "", "x", "../x", "/x", "model.safetensors", "gptq", "tmac",
     "weird\0name", 0.5, -0.0, 1e308, math.inf, math.nan, [], {}, [1], [[]], {"": {}}, [[[[[[[[]]]]]]]], "y" * 5000,
@@ -180,14 +204,31 @@ def edit_length(raw, choice):
 
 def laid_out(header, blobs):
     """Offsets and data that fit the types and shapes, as far as these mean anything."""
-    sizes = {"U8": 1, "I8": 1, "BOOL": 1, "F16": 2, "BF16": 2, "F32": 4, "I32": 4, "F64": 8, "I64": 8, "U64": 8, "F8_E4M3": 1}
+    sizes = {
+        "U8": 1,
+        "I8": 1,
+        "BOOL": 1,
+        "F16": 2,
+        "BF16": 2,
+        "F32": 4,
+        "I32": 4,
+        "F64": 8,
+        "I64": 8,
+        "U64": 8,
+        "F8_E4M3": 1,
+    }
     data = b""
     for name, entry in header.items():
         blob = blobs.get(name)
         if blob is None or not isinstance(entry, dict):
             continue
         shape, dtype = entry.get("shape"), entry.get("dtype")
-        if isinstance(dtype, str) and dtype in sizes and isinstance(shape, list) and all(type(each) is int for each in shape):
+        if (
+            isinstance(dtype, str)
+            and dtype in sizes
+            and isinstance(shape, list)
+            and all(type(each) is int for each in shape)
+        ):
             nbytes = math.prod(shape) * sizes[dtype]
             if 0 <= nbytes <= LARGEST:
                 blob = (blob * (nbytes // max(len(blob), 1) + 1))[:nbytes] if blob else bytes(nbytes)

@@ -131,7 +131,11 @@ def compressed_tensors():
 def hqq():
     rng = np.random.default_rng(5)
     found = []
-    for bits, packing, rows, dtype in ((4, "4bit_u8", 16, np.uint8), (3, "3bit_32", 4, np.int32), (1, "1bit_u8", 4, np.uint8)):
+    for bits, packing, rows, dtype in (
+        (4, "4bit_u8", 16, np.uint8),
+        (3, "3bit_32", 4, np.int32),
+        (1, "1bit_u8", 4, np.uint8),
+    ):
         parts = tensors_of(
             W_q=rng.integers(0, 256, (rows, 64)).astype(dtype),
             scale=halves(rng, 32, 1),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from tmac.codes import FormatError
 from tmac.formats.checkpoint import Checkpoint, QuantizedLayer, StoredTensor
@@ -22,26 +24,38 @@ READERS = {
     "tmac": "tmac_file",
 }
 
+Requantize = Sequence[str] | Literal["all"]
+
 __all__ = ["Checkpoint", "FormatError", "QuantizedLayer", "StoredTensor", "open_checkpoint"]
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
+def open_checkpoint(path: str | Path, *, requantize: Requantize = ()) -> Checkpoint:
     """Opens a model and finds its format: a folder, a safetensors file, or a GGUF file.
 
     Only headers and JSON files are read. Tensors are read one at a time when they are asked for, so that a converter's
     memory is its result and one tensor.
 
+    Args:
+        path: what the user named.
+        requantize: GGUF types without an exact form ("IQ4_XS") that are rounded to the nearest spec, or "all".
+
     Raises:
         FormatError: the files are damaged, pickled, or of a format that is not supported.
+        ValueError: `requantize` names what is no such type, or the model is no GGUF file.
         OSError: a file cannot be opened.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"[open_checkpoint] there is no file or folder {path}")
     gguf = _gguf_file(path)
-    source = gguf or open_source(path)
-    reader = "gguf_checkpoint" if isinstance(source, Path) else _reader(source)
-    checkpoint: Checkpoint = importlib.import_module(f"tmac.formats.{reader}").open_checkpoint(source)
+    if gguf is not None:
+        from tmac.formats import gguf_checkpoint  # needs the gguf package
+
+        return gguf_checkpoint.open_checkpoint(gguf, requantize)
+    if requantize:
+        raise ValueError(f"[open_checkpoint] requantize is for GGUF files, and {path} is none")
+    source = open_source(path)
+    checkpoint: Checkpoint = importlib.import_module(f"tmac.formats.{_reader(source)}").open_checkpoint(source)
     return checkpoint
 
 
@@ -64,7 +78,7 @@ def _reader(source: Source) -> str:
     """The module that reads these files."""
     method = source.quantization.get("quant_method")
     if not source.quantization:
-        return "hqq" if any(name.endswith(".W_q") for name in source.store.entries) else "float_file"
+        return "hqq" if any(name.endswith((".W_q", ".packing")) for name in source.store.entries) else "float_file"
     if method is None and "bits" in source.quantization:
         method = "gptq"  # files of AutoGPTQ, which had no such key
     elif method is None and "w_bit" in source.quantization:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,12 +38,14 @@ class Written:
         nbytes: of all tensors.
         layers: the quantized weights as they were written.
         companions: names of the files beside the weights.
+        left_out: name -> why a file that the checkpoint has in another form could not be written.
     """
 
     path: Path
     nbytes: int = 0
     layers: dict[str, LayerEntry] = field(default_factory=dict)
     companions: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 def write_checkpoint(
@@ -52,7 +54,6 @@ def write_checkpoint(
     *,
     force: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-    companions: Mapping[str, bytes] | None = None,
     progress: Callable[[Iterator[Item], int], Iterator[Item]] = lambda items, _: items,
 ) -> Written:
     """Writes `checkpoint` into the folder `out`, which appears when it is complete.
@@ -64,7 +65,6 @@ def write_checkpoint(
         out: the folder to make.
         force: replace `out` where it is a checkpoint of ours.
         max_shard_bytes: from this size on the weights are split into several files.
-        companions: files to write beside the weights, by name, besides those that `checkpoint.files` names.
         progress: wraps the iterator over the finished weights, of which there are as many as the second argument says.
 
     Raises:
@@ -93,12 +93,7 @@ def write_checkpoint(
             writer.finish()
             written.nbytes = writer.nbytes
         write_file(folder / "config.json", _config(checkpoint, written))
-        for name, source in _beside(checkpoint, companions or {}).items():
-            if isinstance(source, bytes):
-                write_file(folder / name, source)
-            else:
-                _copy(source, folder / name)
-            written.companions.append(name)
+        _write_companions(checkpoint, folder, written)
     return written
 
 
@@ -152,8 +147,18 @@ def _config(checkpoint: Checkpoint, written: Written) -> bytes:
     return json.dumps(content, indent=2).encode()
 
 
-def _beside(checkpoint: Checkpoint, companions: Mapping[str, bytes]) -> dict[str, Path | bytes]:
-    return {**{file.name: file for file in checkpoint.files}, **companions}
+def _write_companions(checkpoint: Checkpoint, folder: Path, written: Written) -> None:
+    for file in checkpoint.files:
+        _copy(file, folder / file.name)
+        written.companions.append(file.name)
+    for name, text in checkpoint.texts.items():
+        try:
+            content = text()
+        except FormatError as error:  # a tokenizer that only this model's own files have: the weights are fine
+            written.left_out[name] = str(error)
+            continue
+        write_file(folder / name, content.encode())
+        written.companions.append(name)
 
 
 def _copy(source: Path, target: Path) -> None:
