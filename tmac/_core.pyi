@@ -61,14 +61,17 @@ def pack(
     perm: NDArray[np.int32] | None = None,
     kernel: str = "",
     num_threads: int = 0,
+    super_scales: NDArray[np.float16] | None = None,
+    super_offsets: NDArray[np.float16] | None = None,
 ) -> PackedWeight:
     """Canonical planes [bits, n, ceil(k/8)] (most significant first), scales [n, groups] f16/f32, zeros (or offsets)
     [n, groups] u8/f16/f32 -> packed for `kernel` ("decode" or "decode,prompt"), by default the first of
-    `candidate_kernels(spec)`."""
+    `candidate_kernels(spec)`. Two-level scales and offsets are i8, their super values f16 [n, ceil(k/256)]."""
 
 def unpack(buffer: NDArray[np.uint8], num_threads: int = 0) -> dict[str, Any]:
     """The inverse: {"spec": dict, "in_features", "out_features", "kernel", "prompt_kernel", "layout", "planes",
-    "scales", "zeros": array | None, "perm": array | None}."""
+    "scales", "zeros": array | None, "perm": array | None, "super_scales": array | None,
+    "super_offsets": array | None}."""
 
 def describe(buffer: NDArray[np.uint8]) -> dict[str, Any]:
     """{"spec": dict, "in_features", "out_features", "kernel", "prompt_kernel", "layout", "nbytes"}; ValueError for

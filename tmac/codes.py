@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tmac import _core
-from tmac._core import UnsupportedSpecError
 from tmac.spec import QuantSpec
 from tmac.threads import get_num_threads
 from tmac.tuner import tuned_kernels
 
 Array = NDArray[Any]
 _FLOATS = (np.dtype(np.float16), np.dtype(np.float32))
+_HALF = (np.dtype(np.float16),)
+_INT8 = (np.dtype(np.int8),)
+_UINT8 = (np.dtype(np.uint8),)
 _MAX_TRITS = 3**5 - 1
 
 
@@ -31,15 +33,17 @@ class Codes:
     Args:
         spec: the meaning of the codes.
         codes: u8 `[out_features, in_features]`, each below `2**spec.bits` (at most 2 where the codebook is ternary).
-        scales: f16 or f32 `[out_features, groups]`, finite.
+        scales: f16 or f32 `[out_features, groups]`, finite; i8 where `spec.scale_format` is "two_level".
         zeros: None where `spec.zero_point` is "fixed"; `[out_features, groups]` else: u8 up to `2**spec.bits`
-            ("integer"), or finite f16 or f32 ("real" zeros, or the offsets of "offset").
+            ("integer"), or finite f16 or f32 ("real" zeros, or the offsets of "offset"; i8 with two levels).
         perm: int32 `[in_features]`; column j of `codes` is column `perm[j]` of the weight. None: in order.
         bias: f32 `[out_features]`, or None.
+        super_scales: f16 `[out_features, ceil(in_features / 256)]`, finite, where `spec.scale_format` is "two_level":
+            a scale is `super_scale * scale`. None else.
+        super_offsets: the same for the offsets, where there are any: an offset is `-(super_offset * offset)`.
 
     Raises:
         ValueError: an array has another shape, dtype or range.
-        UnsupportedSpecError: `spec.scale_format` is "two_level".
     """
 
     spec: QuantSpec
@@ -48,6 +52,8 @@ class Codes:
     zeros: Array | None = None
     perm: NDArray[np.int32] | None = None
     bias: NDArray[np.float32] | None = None
+    super_scales: NDArray[np.float16] | None = None
+    super_offsets: NDArray[np.float16] | None = None
 
     def __post_init__(self) -> None:
         _check_array("codes", self.codes, (np.dtype(np.uint8),), (None, None))
@@ -57,7 +63,11 @@ class Codes:
         largest = 2 if self.spec.codebook == "ternary" else 2**self.spec.bits - 1
         if self.codes.max() > largest:
             raise ValueError(f"[Codes] a code is {self.codes.max()}, but {_named(self.spec)} ends at {largest}")
-        check_groups(self.spec, n, k, self.scales, self.zeros, self.perm, self.bias)
+        _check_parts(self.spec, n, k, self._parts, self.bias)
+
+    @property
+    def _parts(self) -> _Parts:
+        return _Parts(self.scales, self.zeros, self.perm, self.super_scales, self.super_offsets)
 
     @property
     def out_features(self) -> int:
@@ -76,18 +86,29 @@ class Codes:
         """
         group = np.arange(self.in_features) // (self.spec.group_size if self.spec.group_size > 0 else self.in_features)
         weight = self.codes.astype(np.float32)
-        scales = self.scales.astype(np.float32)[:, group]
-        if self.zeros is None:
-            weight = (weight - np.float32(self.spec.fixed_zero)) * scales
+        scales, zeros = self.group_values()
+        if zeros is None:
+            weight = (weight - np.float32(self.spec.fixed_zero)) * scales[:, group]
         elif self.spec.zero_point == "offset":
-            weight = weight * scales + self.zeros.astype(np.float32)[:, group]
+            weight = weight * scales[:, group] + zeros[:, group]
         else:
-            weight = (weight - self.zeros.astype(np.float32)[:, group]) * scales
+            weight = (weight - zeros[:, group]) * scales[:, group]
         if self.perm is None:
             return weight
         ordered = np.empty_like(weight)
         ordered[:, self.perm] = weight
         return ordered
+
+    def group_values(self) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Scales, and zeros or offsets or None, f32 `[out_features, groups]`: what two levels stand for, multiplied."""
+        scales = self.scales.astype(np.float32)
+        zeros = None if self.zeros is None else self.zeros.astype(np.float32)
+        if self.super_scales is not None:
+            at = self.spec.super_groups(self.in_features)
+            scales = self.super_scales.astype(np.float32)[:, at] * scales
+            if zeros is not None and self.super_offsets is not None:
+                zeros = -(self.super_offsets.astype(np.float32)[:, at] * zeros)
+        return scales, zeros
 
     def pack(self, kernel: str = "") -> _core.PackedWeight:
         """The weight in the memory order of `kernel`, "decode" or "decode,prompt"; by default the tuned choice for its
@@ -98,14 +119,13 @@ class Codes:
             ValueError: there is no kernel of this name.
         """
         planes = _core.codes_to_planes(np.ascontiguousarray(self.codes), self.spec.bits, get_num_threads())
-        return _pack(self.spec, planes, self.in_features, self.scales, self.zeros, self.perm, kernel)
+        return _pack(self.spec, planes, self.in_features, self._parts, kernel)
 
     @classmethod
     def from_buffer(cls, buffer: NDArray[np.uint8], bias: NDArray[np.float32] | None = None) -> Codes:
         """The inverse of `pack`: u8 bytes of a `PackedWeight` -> Codes. Bytes of another CPU raise ValueError."""
-        parts = _core.unpack(buffer, get_num_threads())
-        codes = _core.planes_to_codes(parts["planes"], parts["in_features"], get_num_threads())
-        return cls(QuantSpec(**parts["spec"]), codes, parts["scales"], parts["zeros"], parts["perm"], bias)
+        spec, planes, in_features, parts = _unpack(buffer)
+        return _make_codes(cls, spec, _core.planes_to_codes(planes, in_features, get_num_threads()), parts, bias)
 
     def to_tensors(self, prefix: str = "") -> dict[str, Array]:
         """The tensors that a file holds, by name: `<prefix>planes` (`trits` where ternary), `scales`, ...
@@ -116,17 +136,17 @@ class Codes:
             codes = _core.codes_to_trits(np.ascontiguousarray(self.codes), get_num_threads())
         else:
             codes = _core.codes_to_planes(np.ascontiguousarray(self.codes), self.spec.bits, get_num_threads())
-        return _named_tensors(self.spec, codes, self.scales, self.zeros, self.perm, self.bias, prefix)
+        return _named_tensors(self.spec, codes, self._parts, self.bias, prefix)
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Array], spec: QuantSpec, in_features: int, prefix: str = "") -> Codes:
-        """Reads `<prefix>planes` (`trits` where ternary), `scales`, `zeros` or `offsets`, `perm` and `bias`.
+        """Reads the tensors of `tensor_shapes`, and `<prefix>perm` and `<prefix>bias` where there are any.
 
         Raises:
             ValueError: a tensor is missing, or has another shape or dtype than the spec says.
         """
-        planes, scales, zeros, perm, bias = _read_tensors(tensors, spec, in_features, prefix)
-        return cls(spec, _core.planes_to_codes(planes, in_features, get_num_threads()), scales, zeros, perm, bias)
+        planes, parts, bias = _read_tensors(tensors, spec, in_features, prefix)
+        return _make_codes(cls, spec, _core.planes_to_codes(planes, in_features, get_num_threads()), parts, bias)
 
 
 def round_to_nearest(weight: NDArray[np.float32], spec: QuantSpec) -> Codes:
@@ -138,6 +158,7 @@ def round_to_nearest(weight: NDArray[np.float32], spec: QuantSpec) -> Codes:
 
     Raises:
         ValueError: the weight holds NaN or Inf, is not f32, or is not a matrix.
+        UnsupportedSpecError: `spec.scale_format` is "two_level", which only checkpoints bring.
     """
     _check_array("weight", weight, (np.dtype(np.float32),), (None, None), where="round_to_nearest")
     codes, scales, zeros = _core.round_to_nearest(np.ascontiguousarray(weight), spec, get_num_threads())
@@ -150,7 +171,8 @@ def tensor_shapes(
     """Name and shape of every tensor that a file holds for one weight; `perm` `[in_features]` is optional besides.
 
     `planes` u8, most significant plane first, bit i of byte j is column 8 j + i; `trits` u8, a byte is the sum of
-    `code[5 j + i] * 3**i`; `scales` f16 or f32; `zeros` u8, f16 or f32; `offsets` f16 or f32; `bias` f32.
+    `code[5 j + i] * 3**i`; `scales` f16 or f32; `zeros` u8, f16 or f32; `offsets` f16 or f32; `bias` f32. With two
+    levels `scales` and `offsets` are i8, `super_scales` and `super_offsets` f16.
     """
     groups = (out_features, spec.num_groups(in_features))
     if spec.codebook == "ternary":
@@ -160,6 +182,11 @@ def tensor_shapes(
     shapes["scales"] = groups
     if spec.zero_point != "fixed":
         shapes[_zeros_name(spec)] = groups
+    if spec.scale_format == "two_level":
+        super_groups = (out_features, spec.num_super_groups(in_features))
+        shapes["super_scales"] = super_groups
+        if spec.zero_point == "offset":
+            shapes["super_offsets"] = super_groups
     if bias:
         shapes["bias"] = (out_features,)
     return shapes
@@ -167,54 +194,68 @@ def tensor_shapes(
 
 def buffer_to_tensors(buffer: NDArray[np.uint8], prefix: str = "") -> dict[str, Array]:
     """The tensors that a file holds for a packed weight, without its bias."""
-    parts = _core.unpack(buffer, get_num_threads())
-    spec = QuantSpec(**parts["spec"])
-    codes = parts["planes"]
+    spec, codes, in_features, parts = _unpack(buffer)
     if spec.codebook == "ternary":
-        codes = _core.codes_to_trits(
-            _core.planes_to_codes(codes, parts["in_features"], get_num_threads()), get_num_threads()
-        )
-    return _named_tensors(spec, codes, parts["scales"], parts["zeros"], parts["perm"], None, prefix)
+        codes = _core.codes_to_trits(_core.planes_to_codes(codes, in_features, get_num_threads()), get_num_threads())
+    return _named_tensors(spec, codes, parts, None, prefix)
 
 
 def pack_tensors(
     tensors: Mapping[str, Array], spec: QuantSpec, in_features: int, prefix: str = "", kernel: str = ""
 ) -> _core.PackedWeight:
     """The tensors of a file, packed for this CPU; planes never pass through u8 codes. Raises like `Codes`."""
-    planes, scales, zeros, perm, bias = _read_tensors(tensors, spec, in_features, prefix)
-    check_groups(spec, planes.shape[1], in_features, scales, zeros, perm, bias)
-    return _pack(spec, planes, in_features, scales, zeros, perm, kernel)
+    planes, parts, bias = _read_tensors(tensors, spec, in_features, prefix)
+    _check_parts(spec, planes.shape[1], in_features, parts, bias)
+    return _pack(spec, planes, in_features, parts, kernel)
 
 
 def repack(buffer: NDArray[np.uint8], kernel: str) -> _core.PackedWeight:
     """The bytes of a `PackedWeight` in the memory order of `kernel`; raises like `pack` and `from_buffer`."""
-    parts = _core.unpack(buffer, get_num_threads())
-    groups = (parts["scales"], parts["zeros"], parts["perm"])
-    return _pack(QuantSpec(**parts["spec"]), parts["planes"], parts["in_features"], *groups, kernel)
+    spec, planes, in_features, parts = _unpack(buffer)
+    return _pack(spec, planes, in_features, parts, kernel)
 
 
-def check_groups(
-    spec: QuantSpec, n: int, k: int, scales: Array, zeros: Array | None, perm: Array | None, bias: Array | None
-) -> None:
+class _Parts(NamedTuple):
+    """What stands beside the codes of a weight, as `Codes` names it."""
+
+    scales: Array
+    zeros: Array | None
+    perm: Array | None
+    super_scales: Array | None
+    super_offsets: Array | None
+
+
+def _check_parts(spec: QuantSpec, n: int, k: int, parts: _Parts, bias: Array | None) -> None:
     """Raises ValueError when what accompanies `[n, k]` codes does not fit the spec."""
-    if spec.scale_format == "two_level":
-        raise UnsupportedSpecError("[Codes] no kernel of this version serves scale_format='two_level'")
-    shape = (n, spec.num_groups(k))
-    _check_array("scales", scales, _FLOATS, shape)
-    if (zeros is None) != (spec.zero_point == "fixed"):
-        expected = "takes no zeros" if zeros is not None else "needs zeros"
-        raise ValueError(f"[Codes] zero_point={spec.zero_point!r} {expected}")
-    if zeros is not None:
+    two_level, shape = spec.scale_format == "two_level", (n, spec.num_groups(k))
+    reals = _INT8 if two_level else _FLOATS
+    _check_array("scales", parts.scales, reals, shape)
+    _check_presence("zeros", parts.zeros, spec.zero_point != "fixed", f"zero_point={spec.zero_point!r}")
+    if parts.zeros is not None:
         integer = spec.zero_point == "integer"
-        _check_array(_zeros_name(spec), zeros, (np.dtype(np.uint8),) if integer else _FLOATS, shape)
-        if integer and zeros.max() > 2**spec.bits:
-            raise ValueError(f"[Codes] an integer zero is {zeros.max()}, but {spec.bits} bits end at {2**spec.bits}")
-    if perm is not None:
-        _check_array("perm", perm, (np.dtype(np.int32),), (k,))
-        if not np.array_equal(np.sort(perm), np.arange(k)):
+        _check_array(_zeros_name(spec), parts.zeros, _UINT8 if integer else reals, shape)
+        if integer and parts.zeros.max() > 2**spec.bits:
+            raise ValueError(
+                f"[Codes] an integer zero is {parts.zeros.max()}, but {spec.bits} bits end at {2**spec.bits}"
+            )
+    about = f"scale_format={spec.scale_format!r}, zero_point={spec.zero_point!r}"
+    with_offsets = two_level and spec.zero_point == "offset"
+    for name, wanted in (("super_scales", two_level), ("super_offsets", with_offsets)):
+        values = getattr(parts, name)
+        _check_presence(name, values, wanted, about)
+        if values is not None:
+            _check_array(name, values, _HALF, (n, spec.num_super_groups(k)))
+    if parts.perm is not None:
+        _check_array("perm", parts.perm, (np.dtype(np.int32),), (k,))
+        if not np.array_equal(np.sort(parts.perm), np.arange(k)):
             raise ValueError(f"[Codes] perm must hold each of 0 to {k - 1} once")
     if bias is not None:
         _check_array("bias", bias, (np.dtype(np.float32),), (n,), finite=False)
+
+
+def _check_presence(name: str, array: Array | None, wanted: bool, about: str) -> None:
+    if (array is not None) != wanted:
+        raise ValueError(f"[Codes] {about} {'needs' if wanted else 'takes no'} {name}")
 
 
 def _check_array(
@@ -247,41 +288,37 @@ def _zeros_name(spec: QuantSpec) -> str:
     return "offsets" if spec.zero_point == "offset" else "zeros"
 
 
-def _pack(
-    spec: QuantSpec,
-    planes: Array,
-    in_features: int,
-    scales: Array,
-    zeros: Array | None,
-    perm: Array | None,
-    kernel: str,
-) -> _core.PackedWeight:
+def _make_codes(cls: type[Codes], spec: QuantSpec, codes: Array, parts: _Parts, bias: Array | None) -> Codes:
+    return cls(spec, codes, parts.scales, parts.zeros, parts.perm, bias, parts.super_scales, parts.super_offsets)
+
+
+def _pack(spec: QuantSpec, planes: Array, in_features: int, parts: _Parts, kernel: str) -> _core.PackedWeight:
+    arrays = {name: np.ascontiguousarray(part) for name, part in parts._asdict().items() if part is not None}
     return _core.pack(
         spec,
         np.ascontiguousarray(planes),
         in_features,
-        np.ascontiguousarray(scales),
-        None if zeros is None else np.ascontiguousarray(zeros),
-        None if perm is None else np.ascontiguousarray(perm),
-        kernel or tuned_kernels(spec, planes.shape[1], in_features),
-        get_num_threads(),
+        kernel=kernel or tuned_kernels(spec, planes.shape[1], in_features),
+        num_threads=get_num_threads(),
+        **arrays,
     )
 
 
-def _named_tensors(
-    spec: QuantSpec,
-    codes: Array,
-    scales: Array,
-    zeros: Array | None,
-    perm: Array | None,
-    bias: Array | None,
-    prefix: str,
-) -> dict[str, Array]:
+def _unpack(buffer: NDArray[np.uint8]) -> tuple[QuantSpec, Array, int, _Parts]:
+    """spec, planes, in_features, parts"""
+    fields = _core.unpack(buffer, get_num_threads())
+    parts = _Parts(*(fields[name] for name in _Parts._fields))
+    return QuantSpec(**fields["spec"]), fields["planes"], fields["in_features"], parts
+
+
+def _named_tensors(spec: QuantSpec, codes: Array, parts: _Parts, bias: Array | None, prefix: str) -> dict[str, Array]:
     tensors: dict[str, Array | None] = {
         "trits" if spec.codebook == "ternary" else "planes": codes,
-        "scales": scales,
-        _zeros_name(spec): zeros,
-        "perm": perm,
+        "scales": parts.scales,
+        _zeros_name(spec): parts.zeros,
+        "super_scales": parts.super_scales,
+        "super_offsets": parts.super_offsets,
+        "perm": parts.perm,
         "bias": bias,
     }
     return {prefix + name: value for name, value in tensors.items() if value is not None}
@@ -289,21 +326,28 @@ def _named_tensors(
 
 def _read_tensors(
     tensors: Mapping[str, Array], spec: QuantSpec, in_features: int, prefix: str
-) -> tuple[Array, Array, Array | None, Array | None, Array | None]:
-    """planes, scales, zeros or offsets, perm, bias; only the first is checked."""
-    for name in tensor_shapes(spec, 1, in_features):
+) -> tuple[Array, _Parts, Array | None]:
+    """planes, parts, bias; only the first is checked."""
+    names = tensor_shapes(spec, 1, in_features)
+    for name in names:
         if prefix + name not in tensors:
             raise ValueError(f"[Codes] tensor {prefix + name!r} is missing")
-    uint8 = (np.dtype(np.uint8),)
     if spec.codebook == "ternary":
         trits = tensors[prefix + "trits"]
-        _check_array("trits", trits, uint8, (None, -(-in_features // 5)))
+        _check_array("trits", trits, _UINT8, (None, -(-in_features // 5)))
         if trits.size and trits.max() > _MAX_TRITS:
             raise ValueError(f"[Codes] a byte of trits is {trits.max()}, but five trits end at {_MAX_TRITS}")
         codes = _core.trits_to_codes(np.ascontiguousarray(trits), in_features, get_num_threads())
         planes = _core.codes_to_planes(codes, spec.bits, get_num_threads())
     else:
         planes = tensors[prefix + "planes"]
-        _check_array("planes", planes, uint8, (spec.bits, None, -(-in_features // 8)))
-    zeros = tensors[prefix + _zeros_name(spec)] if spec.zero_point != "fixed" else None
-    return planes, tensors[prefix + "scales"], zeros, tensors.get(prefix + "perm"), tensors.get(prefix + "bias")
+        _check_array("planes", planes, _UINT8, (spec.bits, None, -(-in_features // 8)))
+    found = {name: tensors[prefix + name] for name in names}
+    parts = _Parts(
+        found["scales"],
+        found.get(_zeros_name(spec)),
+        tensors.get(prefix + "perm"),
+        found.get("super_scales"),
+        found.get("super_offsets"),
+    )
+    return planes, parts, tensors.get(prefix + "bias")

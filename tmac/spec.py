@@ -8,6 +8,7 @@ from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tmac import _core
 
@@ -15,6 +16,7 @@ Codebook = Literal["uniform", "ternary"]
 ZeroPoint = Literal["fixed", "integer", "real", "offset"]
 Activation = Literal["group", "token", "float"]
 ScaleFormat = Literal["f16", "f32", "two_level"]
+_SUPER_COLUMNS = 256
 
 
 def centre(bits: int, codebook: Codebook = "uniform") -> float:
@@ -46,7 +48,8 @@ class QuantSpec:
         zero_point: "fixed" (one number for the whole weight), "integer", "real", or "offset".
         fixed_zero: the zero of `zero_point="fixed"`, rounded to f32; None is `centre(bits, codebook)`.
         activation: "group" (int8 or table per 128 columns), "token" (int8 per token), "float" (exact and slow).
-        scale_format: "f16", "f32" or "two_level".
+        scale_format: "f16", "f32" or "two_level": int8 sub-scales (and sub-offsets) under f16 super values of 256
+            columns (docs/format.md), which needs `group_size` 16 or 32 and `zero_point` "fixed" or "offset".
         fast_aggregation: averages table look-ups instead of adding them (docs/numerics.md, class `lut_fast`): less work
             where additions are what takes the time, ten times the rounding error. Needs `activation="group"` and at
             most 4 bits.
@@ -78,6 +81,14 @@ class QuantSpec:
         if self.group_size == -1:
             return 1
         return -(-in_features // self.group_size)
+
+    def num_super_groups(self, in_features: int) -> int:
+        """Super values in a row of `in_features` columns, where `scale_format` is "two_level"."""
+        return -(-in_features // _SUPER_COLUMNS)
+
+    def super_groups(self, in_features: int) -> NDArray[np.int64]:
+        """The super-group of each group, `[groups]`: the one that its first column lies in."""
+        return np.arange(self.num_groups(in_features)) * self.group_size // _SUPER_COLUMNS
 
     def replace(self, **changes: Any) -> QuantSpec:
         """A copy with some fields changed.

@@ -152,6 +152,8 @@ py::dtype dtype_of(GroupType type) {
     switch (type) {
         case GroupType::u8:
             return py::dtype("u1");
+        case GroupType::i8:
+            return py::dtype("i1");
         case GroupType::f16:
             return py::dtype("f2");
         default:

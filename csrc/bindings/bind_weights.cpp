@@ -17,12 +17,12 @@ struct Dimensions {
 };
 
 GroupType group_type_of(const py::array& array, const char* name) {
-    for (const GroupType type : {GroupType::u8, GroupType::f16, GroupType::f32}) {
+    for (const GroupType type : {GroupType::u8, GroupType::f16, GroupType::f32, GroupType::i8}) {
         if (dtype_of(type).equal(array.dtype())) {
             return type;
         }
     }
-    fail("[", name, "] expected float16, float32 or (integer zeros) uint8, got ",
+    fail("[", name, "] expected float16, float32, (integer zeros) uint8 or (two-level) int8, got ",
          py::str(array.dtype()).cast<std::string>());
 }
 
@@ -33,9 +33,17 @@ const void* require_groups(const py::array& array, const char* name, const Dimen
     return array.data();
 }
 
+/// Super values: f16, as their bits.
+const uint16_t* require_super(const py::array& array, const char* name, const Dimensions& want) {
+    TMAC_CHECK(dtype_of(GroupType::f16).equal(array.dtype()), "[", name, "] expected float16, got ",
+               py::str(array.dtype()).cast<std::string>());
+    return static_cast<const uint16_t*>(require_groups(array, name, want));
+}
+
 PackedWeight pack_arrays(const py::object& spec_object, const py::array& planes, int64_t in_features,
                          const py::array& scales, const std::optional<py::array>& zeros,
-                         const std::optional<py::array>& perm, const std::string& kernel_names, int num_threads) {
+                         const std::optional<py::array>& perm, const std::string& kernel_names, int num_threads,
+                         const std::optional<py::array>& super_scales, const std::optional<py::array>& super_offsets) {
     CanonicalWeight weight{};
     weight.spec = spec_from_python(spec_object);
     const auto* plane_bytes = require_array<uint8_t>(planes, "planes", 3);
@@ -53,6 +61,13 @@ PackedWeight pack_arrays(const py::object& spec_object, const py::array& planes,
     if (zeros) {
         weight.zero_type = group_type_of(*zeros, "zeros");
         weight.zeros = require_groups(*zeros, "zeros", groups);
+    }
+    const Dimensions super_groups{planes.shape(1), num_super_groups(in_features)};
+    if (super_scales) {
+        weight.super_scales = require_super(*super_scales, "super_scales", super_groups);
+    }
+    if (super_offsets) {
+        weight.super_offsets = require_super(*super_offsets, "super_offsets", super_groups);
     }
     if (perm) {
         weight.perm = require_array<int32_t>(*perm, "perm", 1);
@@ -86,27 +101,34 @@ py::dict unpack_arrays(const py::array& buffer, int num_threads) {
     const WeightView view = view_of(buffer);
     const auto n = static_cast<size_t>(view.header.n);
     const auto values = n * static_cast<size_t>(view.parts.num_groups);
+    const auto super_values = n * static_cast<size_t>(view.parts.num_super_groups) * sizeof(uint16_t);
     const PlanesView shape{nullptr, view.header.spec.bits, view.header.n, view.header.k};
     std::vector<uint8_t> planes(view.header.spec.bits * n * static_cast<size_t>(shape.row_bytes()));
     std::vector<uint8_t> scales(values * static_cast<size_t>(element_bytes(view.header.scale_type)));
     std::vector<uint8_t> zeros(values * static_cast<size_t>(element_bytes(view.header.zero_type)));
+    std::vector<uint8_t> super_scales(super_values);
+    std::vector<uint8_t> super_offsets(view.header.zero_type == GroupType::none ? 0 : super_values);
     std::vector<uint8_t> perm(view.perm() == nullptr ? 0 : static_cast<size_t>(view.header.k) * sizeof(int32_t));
     {
         const ReleasedGil release;
-        unpack(view, planes.data(), scales.data(), zeros.data(), reinterpret_cast<int32_t*>(perm.data()), num_threads);
+        unpack(view, planes.data(),
+               {scales.data(), zeros.data(), reinterpret_cast<uint16_t*>(super_scales.data()),
+                reinterpret_cast<uint16_t*>(super_offsets.data())},
+               reinterpret_cast<int32_t*>(perm.data()), num_threads);
     }
     const std::vector<py::ssize_t> group_shape = {view.header.n, view.parts.num_groups};
     py::dict fields = describe(view);
     fields["planes"] = adopt(std::move(planes), py::dtype("u1"), {shape.bits, view.header.n, shape.row_bytes()});
     fields["scales"] = adopt(std::move(scales), dtype_of(view.header.scale_type), group_shape);
-    fields["zeros"] = py::none();
-    fields["perm"] = py::none();
-    if (!zeros.empty()) {
-        fields["zeros"] = adopt(std::move(zeros), dtype_of(view.header.zero_type), group_shape);
-    }
-    if (!perm.empty()) {
-        fields["perm"] = adopt(std::move(perm), py::dtype("i4"), {view.header.k});
-    }
+    const auto set_if_any = [&](const char* name, std::vector<uint8_t>& array, const py::dtype& dtype,
+                                const std::vector<py::ssize_t>& array_shape) {
+        fields[name] = array.empty() ? py::object(py::none()) : adopt(std::move(array), dtype, array_shape);
+    };
+    const std::vector<py::ssize_t> super_shape = {view.header.n, view.parts.num_super_groups};
+    set_if_any("zeros", zeros, dtype_of(view.header.zero_type), group_shape);
+    set_if_any("perm", perm, py::dtype("i4"), {view.header.k});
+    set_if_any("super_scales", super_scales, dtype_of(GroupType::f16), super_shape);
+    set_if_any("super_offsets", super_offsets, dtype_of(GroupType::f16), super_shape);
     return fields;
 }
 
@@ -223,7 +245,7 @@ void bind_weights(py::module_& module) {
         });
     module.def("pack", &pack_arrays, py::arg("spec"), py::arg("planes"), py::arg("in_features"), py::arg("scales"),
                py::arg("zeros") = py::none(), py::arg("perm") = py::none(), py::arg("kernel") = "",
-               py::arg("num_threads") = 0);
+               py::arg("num_threads") = 0, py::arg("super_scales") = py::none(), py::arg("super_offsets") = py::none());
     module.def("unpack", &unpack_arrays, py::arg("buffer"), py::arg("num_threads") = 0);
     module.def("describe", [](const py::array& buffer) { return describe(view_of(buffer)); }, py::arg("buffer"));
     module.def("dequantize", &dequantize_array, py::arg("buffer"), py::arg("num_threads") = 0);

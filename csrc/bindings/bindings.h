@@ -52,7 +52,7 @@ const T* require_array(const py::array& array, const char* name, py::ssize_t ran
 /// An array that owns `values`, of any dtype of the same element size in bytes.
 py::array adopt(std::vector<uint8_t>&& values, const py::dtype& dtype, std::vector<py::ssize_t> shape);
 
-/// f2, f4 or u1.
+/// f2, f4, u1 or i1.
 py::dtype dtype_of(GroupType type);
 
 }  // namespace tmac

@@ -16,6 +16,8 @@ static TMAC_ALWAYS_INLINE float load_group_value(const void* values, GroupType t
             return f16_to_f32(static_cast<const uint16_t*>(values)[index]);
         case GroupType::f32:
             return static_cast<const float*>(values)[index];
+        case GroupType::i8:
+            return static_cast<float>(static_cast<const int8_t*>(values)[index]);
         case GroupType::none:
             break;
     }

@@ -48,16 +48,22 @@ PackedParts packed_parts(const PackedHeader& header) {
     parts.num_groups = num_groups(spec, header.k);
     parts.padded_k = padded_columns(spec, header.k, shape.k_chunk);
     const int64_t tiles = (header.n + shape.n_tile - 1) / shape.n_tile;
+    const bool two_level = spec.scale_format == ScaleFormat::two_level;
+    parts.num_super_groups = two_level ? num_super_groups(header.k) : 0;
     const int64_t group_values = tiles * shape.n_tile * parts.num_groups;
+    const int64_t super_bytes = tiles * shape.n_tile * parts.num_super_groups * element_bytes(GroupType::f16);
     int64_t at = 0;
     take(at, sizeof(PackedHeader));
     parts.perm = take(at, header.has_perm != 0 ? header.k * 4 : 0);
     parts.scales = take(at, group_values * element_bytes(header.scale_type));
     parts.zeros = take(at, group_values * element_bytes(header.zero_type));
-    parts.region_stride = shape.chunk_bytes != 0 ? tiles * (parts.padded_k / shape.k_chunk) * shape.chunk_bytes
-                                                 : header.n * ((header.k + 7) / 8);
+    parts.super_scales = take(at, super_bytes);
+    parts.super_offsets = take(at, header.zero_type != GroupType::none ? super_bytes : 0);
+    const int64_t chunks = tiles * (parts.padded_k / shape.k_chunk);
+    const int64_t plane = header.n * ((header.k + 7) / 8);
+    parts.region_stride = shape.chunk_bytes != 0 ? chunks * shape.chunk_bytes : plane;
     parts.codes = at;
-    at += parts.region_stride * shape.num_regions;
+    at += parts.region_stride * (shape.num_regions - 1) + (shape.chunk_bytes != 0 ? chunks * shape.last_bytes : plane);
     parts.bytes = (at + kAlign - 1) / kAlign * kAlign;
     return parts;
 }

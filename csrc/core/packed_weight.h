@@ -9,7 +9,7 @@
 namespace tmac {
 
 /// Counts up when a byte of any layout moves.
-inline constexpr char kPackedMagic[8] = {'T', 'M', 'A', 'C', 'P', 'K', 'W', '2'};
+inline constexpr char kPackedMagic[8] = {'T', 'M', 'A', 'C', 'P', 'K', 'W', '3'};
 
 /// The head of a packed weight: everything that its bytes mean. Written by ops/pack, checked whenever bytes come back
 /// from Python. Offsets are derived from it, never stored.
@@ -32,11 +32,14 @@ struct PackedParts {
     int64_t perm;  ///< int32 [k], or absent
     int64_t scales;
     int64_t zeros;
+    int64_t super_scales;   ///< f16, in the order of the scales; empty unless these have two levels
+    int64_t super_offsets;  ///< and of the offsets
     int64_t codes;
     int64_t region_stride;
     int64_t bytes;
     int64_t padded_k;
     int64_t num_groups;
+    int64_t num_super_groups;  ///< 0 unless the scales have two levels
 };
 
 /// Limits that keep every size and every int32 sum in range.

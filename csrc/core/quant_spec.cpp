@@ -23,6 +23,12 @@ void validate(const QuantSpec& spec) {
     TMAC_CHECK(spec.fast_aggregation == 0 || (spec.activation == Activation::group && spec.bits <= kLutBits),
                "[QuantSpec] fast_aggregation averages table look-ups: it needs activation='group' and at most ",
                kLutBits, " bits, got activation='", name_of(spec.activation), "' and bits=", int{spec.bits});
+    const bool two_level = spec.scale_format == ScaleFormat::two_level;
+    TMAC_CHECK(!two_level || spec.group_size == 16 || spec.group_size == 32,
+               "[QuantSpec] scale_format='two_level' needs group_size 16 or 32, got ", spec.group_size);
+    TMAC_CHECK(!two_level || spec.zero_point == ZeroPoint::fixed || spec.zero_point == ZeroPoint::offset,
+               "[QuantSpec] scale_format='two_level' needs zero_point 'fixed' or 'offset', got '",
+               name_of(spec.zero_point), "'");
     TMAC_CHECK(std::isfinite(spec.fixed_zero), "[QuantSpec] fixed_zero must be finite, got ", spec.fixed_zero);
     TMAC_CHECK(spec.codebook != Codebook::ternary || spec.bits == 2, "[QuantSpec] a ternary codebook has bits=2, got ",
                int{spec.bits});

@@ -15,7 +15,8 @@ enum class ScaleFormat : uint8_t { f16, f32, two_level };
 ///     w[n, k] = (code[n, k] - zero[n, k / group_size]) * scale[n, k / group_size]
 ///     w[n, k] =  code[n, k] * scale[n, k / group_size] + offset[n, k / group_size]     (ZeroPoint::offset)
 ///
-/// A ternary weight has bits = 2 and the codes 0, 1, 2 for -1, 0, 1.
+/// A ternary weight has bits = 2 and the codes 0, 1, 2 for -1, 0, 1. ScaleFormat::two_level (docs/format.md): a scale
+/// is an int8 sub-scale times the f16 super-scale of 256 columns, an offset minus the product of two such.
 struct QuantSpec {
     uint8_t bits = 4;
     Codebook codebook = Codebook::uniform;

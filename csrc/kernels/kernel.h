@@ -25,12 +25,15 @@ struct QgemmArgs {
     int64_t region_stride;  ///< bytes from one region to the next
     const void* scales;     ///< [ceil(n / n_tile)][num_groups][n_tile]; planes: [n][num_groups]; in bands: BandPlace
     const void* zeros;      ///< same order, or null
+    const uint16_t* super_scales;   ///< f16, same order with num_super_groups; null unless scale_type is i8
+    const uint16_t* super_offsets;  ///< the same
     GroupType scale_type;
     GroupType zero_type;
     Layout layout;
     const ActGroup* act_groups;
     int32_t num_act_groups;
     int32_t num_groups;
+    int32_t num_super_groups;
     int64_t k;
     int64_t padded_k;         ///< columns after padding every act group to the layout's k_chunk
     const void* act;          ///< [m][padded_k / 4][16] bytes (lut), int8 [m][padded_k] (mad), float [m][padded_k]
@@ -72,7 +75,7 @@ struct Kernel {
     uint8_t activations;  ///< bit set of 1 << Activation
     Method method;
     Layout layout;      ///< what a weight is packed into when this kernel decodes it
-    uint8_t layouts;    ///< bit set of those that it can read, `layout` among them
+    LayoutSet layouts;  ///< those that it can read, `layout` among them
     uint32_t features;  ///< CpuFeature bits that must be present
     QgemmFn run;
     PrepareFn prepare;

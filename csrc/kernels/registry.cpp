@@ -95,8 +95,8 @@ const char* name_of(Method method) {
 }
 
 const char* name_of(Layout layout) {
-    static constexpr const char* kNames[] = {"planes",     "rows",         "quads", "nibbles",
-                                             "wide_quads", "wide_nibbles", "bands", "trits"};
+    static constexpr const char* kNames[] = {"planes",       "rows",  "quads", "nibbles", "wide_quads",
+                                             "wide_nibbles", "bands", "trits", "crumbs"};
     return kNames[static_cast<int>(layout)];
 }
 
@@ -130,8 +130,7 @@ const DotPeak* find_dot_peak(std::string_view name) {
 bool serves(const Kernel& kernel, const QuantSpec& spec) {
     return kernel.bits == spec.bits && kernel.codebook == spec.codebook &&
            ((kernel.activations >> static_cast<int>(spec.activation)) & 1) != 0 &&
-           (kernel.method == Method::lut_fast) == (spec.fast_aggregation != 0) &&
-           spec.scale_format != ScaleFormat::two_level;
+           (kernel.method == Method::lut_fast) == (spec.fast_aggregation != 0);
 }
 
 bool reads(const Kernel& kernel, Layout layout) { return (kernel.layouts & bit_of(layout)) != 0; }

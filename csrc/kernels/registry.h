@@ -32,11 +32,15 @@ bool serves(const Kernel& kernel, const QuantSpec& spec);
 bool reads(const Kernel& kernel, Layout layout);
 
 /// A layer's two numerics classes (docs/numerics.md): one kernel for generated tokens, one for prompts, both over the
-/// same bytes, in the layout that the first prefers.
+/// same bytes.
 struct KernelPair {
     const Kernel* decode;
     const Kernel* prompt;
 };
+
+/// What a weight of `spec` is packed into: what decoding prefers, unless that would fill up small groups and both
+/// kernels read a layout that does not.
+Layout packed_layout(const KernelPair& kernels, const QuantSpec& spec);
 
 /// A loop that only takes int8 dot products in registers: what the arithmetic of an instruction set can give.
 struct DotPeak {

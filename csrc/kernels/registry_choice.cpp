@@ -23,6 +23,20 @@ constexpr Shipped kShipped[] = {
     {Isa::neon, 0, 4, true},    {Isa::scalar, 0, 4, false},
 };
 
+/// Small groups, which most layouts of fewer than 4 bits fill up to twice their columns.
+constexpr int32_t kSmallGroup = layout_shape(Layout::crumbs, 2).k_chunk;
+bool has_small_groups(const QuantSpec& spec) { return spec.group_size >= 1 && spec.group_size <= kSmallGroup; }
+
+/// Whether the instruction set multiplies small groups in a layout that leaves them as they are.
+bool multiplies_unpadded(Isa isa, const QuantSpec& spec) {
+    const auto& rows = registry();
+    return has_small_groups(spec) && std::any_of(rows.begin(), rows.end(), [&](const RegistryRow& row) {
+               const Layout layout = packed_layout({row.kernel, row.kernel}, spec);
+               return row.isa == isa && isa != Isa::scalar && row.kernel->method == Method::mad &&
+                      serves(*row.kernel, spec) && layout_shape(layout, spec.bits).k_chunk <= kSmallGroup;
+           });
+}
+
 Method default_method(Isa isa, const QuantSpec& spec, uint32_t features) {
     if (spec.activation == Activation::float_exact) {
         return Method::float_exact;
@@ -33,7 +47,8 @@ Method default_method(Isa isa, const QuantSpec& spec, uint32_t features) {
     const Shipped* row = std::find_if(std::begin(kShipped), std::end(kShipped), [&](const Shipped& shipped) {
         return shipped.isa == isa && (features & shipped.features) == shipped.features;
     });
-    const bool lut = spec.codebook == Codebook::ternary ? row->ternary_by_lut : spec.bits <= row->widest_lut;
+    bool lut = spec.codebook == Codebook::ternary ? row->ternary_by_lut : spec.bits <= row->widest_lut;
+    lut = lut && !multiplies_unpadded(isa, spec);
     return lut && spec.activation == Activation::group ? Method::lut : Method::mad;
 }
 
@@ -105,6 +120,12 @@ KernelPair pinned(const QuantSpec& spec, const Selection& selection) {
 }
 
 }  // namespace
+
+Layout packed_layout(const KernelPair& kernels, const QuantSpec& spec) {
+    const bool unpadded =
+        has_small_groups(spec) && reads(*kernels.decode, Layout::crumbs) && reads(*kernels.prompt, Layout::crumbs);
+    return unpadded ? Layout::crumbs : kernels.decode->layout;
+}
 
 KernelPair parse_kernels(const std::string& names) {
     const size_t comma = names.find(',');

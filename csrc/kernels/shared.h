@@ -9,8 +9,9 @@
 // What the vectorized kernels of every ISA share: docs/numerics.md written once. `V` is an ISA's simd.h type `Floats`:
 //
 //     using F, I                    registers of floats and of int32, V::kLanes wide
-//     set1(float), to_float(I), add(F, F), subtract(F, F), multiply(F, F), multiply_add(F a, F b, F c) = a * b + c
-//     load(const float*), widen(const uint16_t*) from f16, widen(const uint8_t*)
+//     set1(float), to_float(I), add(F, F), subtract(F, F), multiply(F, F), multiply_add(F a, F b, F c) = a * b + c,
+//     multiply_subtract(F a, F b, F c) = a * b - c
+//     load(const float*), widen(const uint16_t*) from f16, widen(const uint8_t*), widen(const int8_t*)
 //
 // Everything stands in an anonymous namespace: each kernel object has its own copy, made with its own flags, and no
 // weak symbol that the linker could hand to another.
@@ -28,6 +29,7 @@ TMAC_ALWAYS_INLINE typename V::F load_group_values(const void* values, GroupType
             return V::widen(static_cast<const uint16_t*>(values) + index);
         case GroupType::f32:
             return V::load(static_cast<const float*>(values) + index);
+        case GroupType::i8:  // Epilogue::load_two_level
         case GroupType::none:
             break;
     }
@@ -39,6 +41,36 @@ template <class V>
 struct GroupTerms {
     typename V::F scale;
     typename V::F coefficient;
+};
+
+/// Scales of two levels with offsets, or with a zero point that the spec fixes: products of an int8 and an f16, which
+/// f32 holds exactly. Everything is copied, so that a loop that stores results knows it not to change.
+template <class V, bool Offsets>
+struct TwoLevelTerms {
+    using F = typename V::F;
+    static constexpr bool kHasCoefficient = true;
+
+    const int8_t* scales;
+    const int8_t* offsets;
+    const uint16_t* super_scales;
+    const uint16_t* super_offsets;
+    F from;  ///< the centre, less a fixed zero
+
+    TMAC_ALWAYS_INLINE TwoLevelTerms(const QgemmArgs& args, float centre)
+        : scales(static_cast<const int8_t*>(args.scales)),
+          offsets(static_cast<const int8_t*>(args.zeros)),
+          super_scales(args.super_scales),
+          super_offsets(args.super_offsets),
+          from(Offsets ? V::set1(centre) : V::subtract(V::set1(centre), V::set1(args.spec->fixed_zero))) {}
+
+    TMAC_ALWAYS_INLINE GroupTerms<V> load(const GroupPlace& place) const {
+        const F scale = V::multiply(V::widen(super_scales + place.super_value), V::widen(scales + place.value));
+        if constexpr (Offsets) {
+            const F minimum = V::multiply(V::widen(super_offsets + place.super_value), V::widen(offsets + place.value));
+            return {scale, V::multiply_subtract(scale, from, minimum)};
+        }
+        return {scale, V::multiply(scale, from)};
+    }
 };
 
 /// The float epilogue. Holds what does not change from group to group.
@@ -55,8 +87,12 @@ struct Epilogue {
           centre(from),
           has_coefficient(qgemm.spec->zero_point != ZeroPoint::fixed || qgemm.spec->fixed_zero != from) {}
 
-    /// `index`: of the first row's value in the tiled order.
-    TMAC_ALWAYS_INLINE GroupTerms<V> load(int64_t index) const {
+    /// `place`: of the first row.
+    TMAC_ALWAYS_INLINE GroupTerms<V> load(const GroupPlace& place) const {
+        if (args.scale_type == GroupType::i8) {
+            return load_two_level(place);
+        }
+        const int64_t index = place.value;
         const F scale = load_group_values<V>(args.scales, args.scale_type, index);
         if (!has_coefficient) {
             return {scale, V::set1(0.0F)};
@@ -69,6 +105,11 @@ struct Epilogue {
                            ? V::set1(args.spec->fixed_zero)
                            : load_group_values<V>(args.zeros, args.zero_type, index);
         return {scale, V::multiply(scale, V::subtract(from, zero))};
+    }
+
+    TMAC_ALWAYS_INLINE GroupTerms<V> load_two_level(const GroupPlace& place) const {
+        return args.spec->zero_point == ZeroPoint::offset ? TwoLevelTerms<V, true>(args, centre).load(place)
+                                                          : TwoLevelTerms<V, false>(args, centre).load(place);
     }
 
     /// The same where it is known whether there is a coefficient: no branch between the tokens of a block.
@@ -175,8 +216,40 @@ TMAC_ALWAYS_INLINE void for_each_band(const QgemmArgs& args, const Body& body) {
     }
 }
 
-// Codes in tiles of Codes::kTileRows rows, whose chunks of kColumns columns have kChunkBytes bytes, four of them per
-// row.
+/// Where the group values of the first row of a band's part lie.
+TMAC_ALWAYS_INLINE GroupPlace place_in_band(const QgemmArgs& args, const BandPlace& place, const ActGroup& group) {
+    return {place.value(args.num_groups, group.weight_group), place.value(args.num_super_groups, group.super_group())};
+}
+
+/// Where those of a tile's first row lie.
+TMAC_ALWAYS_INLINE GroupPlace place_in_tiles(const QgemmArgs& args, int64_t tile, int64_t n_tile,
+                                             const ActGroup& group) {
+    return {(tile * args.num_groups + group.weight_group) * n_tile,
+            (tile * args.num_super_groups + group.super_group()) * n_tile};
+}
+
+// Codes in tiles of Codes::kTileRows rows, whose chunks of kColumns columns have kChunkBytes bytes in each of kRegions
+// regions, but kLastBytes in the last. A row has four of every register's bytes.
+
+/// The regions of a weight.
+struct Regions {
+    const uint8_t* first;
+    int64_t stride;  ///< bytes from one to the next
+
+    TMAC_ALWAYS_INLINE explicit Regions(const QgemmArgs& args) : first(args.codes), stride(args.region_stride) {}
+};
+
+/// Where a region has the codes whose place in the first region is `codes`.
+template <class Codes>
+TMAC_ALWAYS_INLINE const uint8_t* in_region(const uint8_t* codes, const Regions& regions, int region) {
+    const uint8_t* place = codes + region * regions.stride;
+    if constexpr (Codes::kLastBytes != Codes::kChunkBytes) {
+        if (region == Codes::kRegions - 1) {
+            place -= (codes - regions.first) / Codes::kChunkBytes * (Codes::kChunkBytes - Codes::kLastBytes);
+        }
+    }
+    return place;
+}
 
 /// First byte of the rows from `row` on, which begins a register.
 template <class Codes>
@@ -185,10 +258,10 @@ TMAC_ALWAYS_INLINE const uint8_t* codes_in_tiles(const QgemmArgs& args, int64_t 
     return args.codes + row / Codes::kTileRows * tile_bytes + row % Codes::kTileRows * 4;
 }
 
-/// Index of their group values in the tiled order.
+/// Where their group values lie in the tiled order.
 template <class Codes>
-TMAC_ALWAYS_INLINE int64_t values_in_tiles(const QgemmArgs& args, int64_t row, int32_t weight_group) {
-    return (row / Codes::kTileRows * args.num_groups + weight_group) * Codes::kTileRows + row % Codes::kTileRows;
+TMAC_ALWAYS_INLINE GroupPlace values_in_tiles(const QgemmArgs& args, int64_t row, const ActGroup& group) {
+    return place_in_tiles(args, row / Codes::kTileRows, Codes::kTileRows, group) + row % Codes::kTileRows;
 }
 
 }  // namespace

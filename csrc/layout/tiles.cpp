@@ -6,9 +6,9 @@
 #include "core/bits.h"
 #include "core/trit_byte.h"
 
-// Every layout here stores, for one row, one region and 32 (lut) 8 (nibbles) or 20 (trits) columns, an independent
-// little word. A layout is therefore two functions: where that word lies, and how 32 plane bits (or 8 or 20 codes) turn
-// into it and back.
+// Every layout here stores, for one row, one region and 32 (lut), 8 (nibbles), 16 (crumbs) or 20 (trits) columns, an
+// independent little word. A layout is therefore two functions: where that word lies, and how 32 plane bits (or 8 or 20
+// codes) turn into it and back.
 
 namespace tmac {
 namespace {
@@ -83,34 +83,80 @@ uint32_t get_row(const uint8_t* chunk, int64_t row) {
     return bits;
 }
 
-// ---- nibbles: byte j of a row's four = half of code j | half of code j+4 << 4 ----
+// ---- nibbles and crumbs: byte j of a row's four = fields of the codes j, j + 4, ... from its lowest bits on ----
 
-constexpr uint64_t kLowNibbles = 0x0f0f0f0f0f0f0f0fULL;
+/// How codes are divided between two regions.
+struct Division {
+    int32_t top_bits;
+    int32_t rest_bits;  ///< 0 where there is no second region
+};
 
-uint32_t fold_halves(uint64_t eight) {
-    return static_cast<uint32_t>(eight) | (static_cast<uint32_t>(eight >> 32) << 4);
-}
-
-uint64_t unfold_halves(uint32_t word) { return (word & 0x0f0f0f0fU) | (uint64_t{(word >> 4) & 0x0f0f0f0fU} << 32); }
-
-void put_codes(uint8_t* top, int64_t region_stride, int32_t bits, uint64_t eight) {
-    const uint32_t high = fold_halves((eight >> 4) & kLowNibbles);
-    std::memcpy(top, &high, 4);
-    if (bits > 4) {
-        const uint32_t low = fold_halves(eight & kLowNibbles);
-        std::memcpy(top + region_stride, &low, 4);
+Division division_of(Layout layout, int32_t bits) {
+    if (layout == Layout::crumbs) {
+        return {2, bits - 2};
     }
+    return {4, bits > 4 ? rest_of_nibbles(bits) : 0};
 }
 
-uint64_t get_codes(const uint8_t* top, int64_t region_stride, int32_t bits) {
-    uint32_t high = 0;
-    uint32_t low = 0;
-    std::memcpy(&high, top, 4);
-    if (bits > 4) {
-        std::memcpy(&low, top + region_stride, 4);
-    }
-    return (unfold_halves(high) << 4) | unfold_halves(low);
+bool in_codes(Layout layout) {
+    return layout == Layout::nibbles || layout == Layout::wide_nibbles || layout == Layout::crumbs;
 }
+
+/// Eight fields of `bits` bits, a byte each, to a word's bits [place, place + 2 bits) of every byte.
+uint32_t fold_fields(uint64_t eight, int32_t bits, int32_t place) {
+    return (static_cast<uint32_t>(eight) << place) | (static_cast<uint32_t>(eight >> 32) << (place + bits));
+}
+
+uint64_t unfold_fields(uint32_t word, int32_t bits, int32_t place) {
+    const uint32_t mask = 0x01010101U * ((1U << bits) - 1U);
+    return ((word >> place) & mask) | (uint64_t{(word >> (place + bits)) & mask} << 32);
+}
+
+/// The words of a row in one chunk.
+struct CodeWords {
+    uint8_t* top;        ///< of the first 8 columns, or of 16 crumbs
+    int64_t top_stride;  ///< to the next word
+    uint8_t* rest;       ///< null where there is none
+    int32_t rest_place;  ///< rows that share a byte of the last region: the row's first bit
+    Division division;
+
+    /// Adds 8 codes, a byte each, the top bit of the code in bit 7; they are the chunk's columns [8 part, 8 part + 8).
+    void put(int32_t part, uint64_t eight) const {
+        const int32_t at = 2 * part * division.top_bits;
+        const uint64_t top_mask = kLowBits * ((1U << division.top_bits) - 1U);
+        add(top + at / 8 * top_stride,
+            fold_fields(eight >> (8 - division.top_bits) & top_mask, division.top_bits, at % 8));
+        if (rest != nullptr) {
+            const uint64_t rest_mask = kLowBits * ((1U << division.rest_bits) - 1U);
+            const int32_t down = 8 - division.top_bits - division.rest_bits;
+            add(rest,
+                fold_fields(eight >> down & rest_mask, division.rest_bits, rest_place + 2 * part * division.rest_bits));
+        }
+    }
+
+    uint64_t get(int32_t part) const {
+        const int32_t at = 2 * part * division.top_bits;
+        uint64_t eight = unfold_fields(load(top + at / 8 * top_stride), division.top_bits, at % 8)
+                         << (8 - division.top_bits);
+        if (rest != nullptr) {
+            eight |= unfold_fields(load(rest), division.rest_bits, rest_place + 2 * part * division.rest_bits)
+                     << (8 - division.top_bits - division.rest_bits);
+        }
+        return eight;
+    }
+
+private:
+    static uint32_t load(const uint8_t* bytes) {
+        uint32_t word = 0;
+        std::memcpy(&word, bytes, 4);
+        return word;
+    }
+
+    static void add(uint8_t* bytes, uint32_t bits) {
+        const uint32_t word = load(bytes) | bits;
+        std::memcpy(bytes, &word, 4);
+    }
+};
 
 // ---- trits: byte j of a row's four = codes j, j+4, ..., j+16 ----
 
@@ -170,8 +216,6 @@ TwoPlanes get_trits(const uint8_t* chunk, int64_t row) {
     return bits;
 }
 
-bool in_nibbles(Layout layout) { return layout == Layout::nibbles || layout == Layout::wide_nibbles; }
-
 /// The chunks of one row: where they lie in the first region.
 struct RowChunks {
     const TiledCodes& codes;
@@ -190,7 +234,20 @@ struct RowChunks {
 
     int64_t row_in_chunk() const { return row % shape.n_tile; }
 
-    /// Calls visit(column, count, chunk) for every 32 (or 8, or 20) columns.
+    /// Where the codes of a chunk lie, of a layout that has codes.
+    CodeWords words(uint8_t* chunk, int32_t bits) const {
+        const Division division = division_of(codes.layout, bits);
+        const int64_t in_top = row_in_chunk() * 4;
+        if (division.rest_bits == 0) {
+            return {chunk + in_top, shape.n_tile * 4, nullptr, 0, division};
+        }
+        const int64_t index = (chunk - codes.data) / shape.chunk_bytes;
+        const int64_t in_rest = in_top % shape.last_bytes;
+        return {chunk + in_top, shape.n_tile * 4, codes.data + codes.region_stride + index * shape.last_bytes + in_rest,
+                in_top == in_rest ? 0 : 4, division};
+    }
+
+    /// Calls visit(column, count, chunk) for every k_chunk columns.
     template <class Visit>
     void for_each(const std::vector<ActGroup>& act_groups, const Visit& visit) const {
         for (const ActGroup& group : act_groups) {
@@ -219,9 +276,13 @@ void planes_to_layout(const PlanesView& planes, const std::vector<ActGroup>& act
     for (int64_t row = row_begin; row < row_end; ++row) {
         const RowChunks chunks{out, shape, row};
         const int64_t in_chunk = chunks.row_in_chunk();
-        if (in_nibbles(out.layout)) {
+        if (in_codes(out.layout)) {
             chunks.for_each(act_groups, [&](int64_t column, int64_t count, uint8_t* chunk) {
-                put_codes(chunk + in_chunk * 4, out.region_stride, planes.bits, load_codes(planes, row, column, count));
+                const CodeWords words = chunks.words(chunk, planes.bits);
+                for (int32_t part = 0; 8 * part < count; ++part) {
+                    const int64_t left = std::min<int64_t>(8, count - 8 * part);
+                    words.put(part, load_codes(planes, row, column + 8 * part, left));
+                }
             });
             continue;
         }
@@ -256,11 +317,16 @@ void layout_to_planes(const TiledCodes& in, const std::vector<ActGroup>& act_gro
         const auto plane_row = [&](int32_t plane) { return planes + (plane * view.n + row - row_begin) * row_bytes; };
         const RowChunks chunks{in, shape, row};
         const int64_t in_chunk = chunks.row_in_chunk();
-        if (in_nibbles(in.layout)) {
-            chunks.for_each(act_groups, [&](int64_t column, int64_t count, const uint8_t* chunk) {
-                const uint64_t eight = get_codes(chunk + in_chunk * 4, in.region_stride, view.bits);
-                for (int32_t plane = 0; plane < view.bits; ++plane) {
-                    or_bits(plane_row(plane), column, count, gather_bits((eight >> (7 - plane)) & kLowBits));
+        if (in_codes(in.layout)) {
+            chunks.for_each(act_groups, [&](int64_t column, int64_t count, uint8_t* chunk) {
+                const CodeWords words = chunks.words(chunk, view.bits);
+                for (int32_t part = 0; 8 * part < count; ++part) {
+                    const uint64_t eight = words.get(part);
+                    const int64_t left = std::min<int64_t>(8, count - 8 * part);
+                    for (int32_t plane = 0; plane < view.bits; ++plane) {
+                        or_bits(plane_row(plane), column + 8 * part, left,
+                                gather_bits((eight >> (7 - plane)) & kLowBits));
+                    }
                 }
             });
             continue;

@@ -17,8 +17,8 @@ struct TiledCodes {
     int64_t n;
 };
 
-/// Writes rows [row_begin, row_end) of canonical planes into `out`, which is zero where nothing is written. Rows are
-/// independent, so ranges may run in parallel.
+/// Writes rows [row_begin, row_end) of canonical planes into `out`, which is zero where nothing is written. Ranges of
+/// whole tiles are independent and may run in parallel.
 void planes_to_layout(const PlanesView& planes, const std::vector<ActGroup>& act_groups, const TiledCodes& out,
                       int64_t row_begin, int64_t row_end);
 

@@ -33,12 +33,17 @@ QgemmArgs make_args(const WeightView& weight, const PreparedInput& input, int32_
     args.region_stride = weight.parts.region_stride;
     args.scales = weight.data + weight.parts.scales;
     args.zeros = weight.header.zero_type == GroupType::none ? nullptr : weight.data + weight.parts.zeros;
+    if (weight.header.spec.scale_format == ScaleFormat::two_level) {
+        args.super_scales = reinterpret_cast<const uint16_t*>(weight.data + weight.parts.super_scales);
+        args.super_offsets = reinterpret_cast<const uint16_t*>(weight.data + weight.parts.super_offsets);
+    }
     args.scale_type = weight.header.scale_type;
     args.zero_type = weight.header.zero_type;
     args.layout = weight.header.layout;
     args.act_groups = input.act_groups.data();
     args.num_act_groups = static_cast<int32_t>(input.act_groups.size());
     args.num_groups = static_cast<int32_t>(weight.parts.num_groups);
+    args.num_super_groups = static_cast<int32_t>(weight.parts.num_super_groups);
     args.k = weight.header.k;
     args.padded_k = weight.parts.padded_k;
     args.act = input.act.data();

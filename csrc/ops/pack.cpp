@@ -25,10 +25,18 @@ void check_parts(const CanonicalWeight& weight, const KernelPair& kernels) {
     }
     TMAC_CHECK(weight.planes.bits == weight.spec.bits, "[pack] ", weight.planes.bits,
                " planes for bits=", int{weight.spec.bits});
-    const GroupType declared = weight.spec.scale_format == ScaleFormat::f32 ? GroupType::f32 : GroupType::f16;
-    TMAC_CHECK(weight.scale_type == declared, "[pack] the scales' dtype is not the spec's scale_format");
-    TMAC_CHECK((weight.zero_type == GroupType::none) == (weight.spec.zero_point == ZeroPoint::fixed),
+    TMAC_CHECK(weight.scale_type == scale_type_of(weight.spec.scale_format),
+               "[pack] the scales' dtype is not the spec's scale_format");
+    const bool fixed = weight.spec.zero_point == ZeroPoint::fixed;
+    TMAC_CHECK((weight.zero_type == GroupType::none) == fixed,
                "[pack] zeros are wanted exactly where zero_point is not 'fixed'");
+    const bool two_level = weight.spec.scale_format == ScaleFormat::two_level;
+    TMAC_CHECK(fixed || (weight.zero_type == GroupType::i8) == two_level,
+               "[pack] offsets are i8 exactly where scale_format is 'two_level'");
+    TMAC_CHECK((weight.super_scales != nullptr) == two_level,
+               "[pack] super_scales are wanted exactly where scale_format is 'two_level'");
+    TMAC_CHECK((weight.super_offsets != nullptr) == (two_level && !fixed),
+               "[pack] super_offsets are wanted exactly where scale_format is 'two_level' and zero_point 'offset'");
 }
 
 /// Layout::trits has no room for a code 3, which planes can hold.
@@ -50,7 +58,7 @@ PackedHeader make_header(const CanonicalWeight& weight, const KernelPair& kernel
     header.spec = weight.spec;
     header.n = weight.planes.n;
     header.k = weight.planes.k;
-    header.layout = kernels.decode->layout;
+    header.layout = packed_layout(kernels, weight.spec);
     header.scale_type = weight.scale_type;
     header.zero_type = weight.zero_type;
     header.has_perm = weight.perm != nullptr ? 1 : 0;
@@ -61,8 +69,8 @@ PackedHeader make_header(const CanonicalWeight& weight, const KernelPair& kernel
 /// Byte offset of a row's value in [tiles][groups][n_tile], or in the order of bands.
 struct GroupOrder {
     const PackedHeader& header;
-    int64_t groups;
-    int64_t bytes;
+    int64_t groups;  ///< or super-groups
+    int64_t bytes;   ///< of a value
 
     int64_t at(int64_t row, int64_t group) const {
         if (in_bands(header.layout)) {
@@ -92,17 +100,20 @@ void move_group_values(Direction direction, uint8_t* rows, uint8_t* tiles, const
 
 uint8_t* writable(const void* data) { return static_cast<uint8_t*>(const_cast<void*>(data)); }
 
-/// Moves scales, and zeros where there are any. Never writes to the side that `direction` reads.
-void move_groups(Direction direction, const WeightView& view, const void* scales, const void* zeros, Range range,
+/// Moves all kinds of group values that there are; `arrays` begin with row `first_row`. Never writes to the side that
+/// `direction` reads.
+void move_groups(Direction direction, const WeightView& view, const GroupArrays& arrays, Range range,
                  int64_t first_row = 0) {
-    const GroupOrder scale_order{view.header, view.parts.num_groups, element_bytes(view.header.scale_type)};
-    move_group_values(direction, writable(scales), writable(view.data + view.parts.scales), scale_order, range,
-                      first_row);
-    if (view.header.zero_type != GroupType::none) {
-        const GroupOrder zero_order{view.header, view.parts.num_groups, element_bytes(view.header.zero_type)};
-        move_group_values(direction, writable(zeros), writable(view.data + view.parts.zeros), zero_order, range,
-                          first_row);
-    }
+    const auto move = [&](void* rows, int64_t part, int64_t groups, GroupType type) {
+        if (rows != nullptr) {
+            move_group_values(direction, static_cast<uint8_t*>(rows), writable(view.data + part),
+                              {view.header, groups, element_bytes(type)}, range, first_row);
+        }
+    };
+    move(arrays.scales, view.parts.scales, view.parts.num_groups, view.header.scale_type);
+    move(arrays.zeros, view.parts.zeros, view.parts.num_groups, view.header.zero_type);
+    move(arrays.super_scales, view.parts.super_scales, view.parts.num_super_groups, GroupType::f16);
+    move(arrays.super_offsets, view.parts.super_offsets, view.parts.num_super_groups, GroupType::f16);
 }
 
 TiledCodes tiled_codes(const WeightView& view) {
@@ -115,14 +126,21 @@ std::vector<ActGroup> act_groups_of(const WeightView& view) {
     return make_act_groups(view.header.spec, view.header.k, shape.k_chunk);
 }
 
-/// Weights of one row from its codes and its group values (row order).
-void dequantize_row(const WeightView& view, const uint8_t* codes, const void* scales, const void* zeros, float* out) {
+/// Weights of one row from its codes.
+void dequantize_row(const WeightView& view, const uint8_t* codes, const RowGroupValues& values, float* out) {
     const QuantSpec& spec = view.header.spec;
     const int64_t size = spec.group_size == -1 ? view.header.k : spec.group_size;
+    const bool two_level = spec.scale_format == ScaleFormat::two_level;
     for (int64_t group = 0; group < view.parts.num_groups; ++group) {
-        const float scale = load_group_value(scales, view.header.scale_type, group);
-        const float zero = spec.zero_point == ZeroPoint::fixed ? spec.fixed_zero
-                                                               : load_group_value(zeros, view.header.zero_type, group);
+        float scale = load_group_value(values.scales.data(), view.header.scale_type, group);
+        float zero = spec.zero_point == ZeroPoint::fixed
+                         ? spec.fixed_zero
+                         : load_group_value(values.zeros.data(), view.header.zero_type, group);
+        if (two_level) {
+            const auto super_at = static_cast<size_t>(group * size / kSuperColumns);
+            scale = f16_to_f32(values.super_scales[super_at]) * scale;
+            zero = spec.zero_point == ZeroPoint::fixed ? zero : -(f16_to_f32(values.super_offsets[super_at]) * zero);
+        }
         const int64_t end = std::min(view.header.k, (group + 1) * size);
         for (int64_t column = group * size; column < end; ++column) {
             const auto code = static_cast<float>(codes[column]);
@@ -154,33 +172,45 @@ PackedWeight pack(const CanonicalWeight& weight, const KernelPair& kernels, int 
     if (weight.perm != nullptr) {
         std::memcpy(packed.data() + parts.perm, weight.perm, static_cast<size_t>(header.k) * sizeof(int32_t));
     }
+    const GroupArrays arrays{writable(weight.scales), writable(weight.zeros),
+                             const_cast<uint16_t*>(weight.super_scales), const_cast<uint16_t*>(weight.super_offsets)};
     const std::vector<ActGroup> act_groups = act_groups_of(view);
     parallel_for(header.n, kRowsPerThread, num_threads, [&](Range range) {
-        move_groups(Direction::to_tiles, view, weight.scales, weight.zeros, range);
+        move_groups(Direction::to_tiles, view, arrays, range);
         planes_to_layout(weight.planes, act_groups, tiled_codes(view), range.begin, range.end);
     });
     return packed;
 }
 
-void unpack(const WeightView& weight, uint8_t* planes, void* scales, void* zeros, int32_t* perm, int num_threads) {
+void unpack(const WeightView& weight, uint8_t* planes, const GroupArrays& groups, int32_t* perm, int num_threads) {
     if (perm != nullptr && weight.perm() != nullptr) {
         std::memcpy(perm, weight.perm(), static_cast<size_t>(weight.header.k) * sizeof(int32_t));
     }
     const std::vector<ActGroup> act_groups = act_groups_of(weight);
     const PlanesView shape{planes, weight.header.spec.bits, weight.header.n, weight.header.k};
     parallel_for(weight.header.n, kRowsPerThread, num_threads, [&](Range range) {
-        move_groups(Direction::to_rows, weight, scales, zeros, range);
+        move_groups(Direction::to_rows, weight, groups, range);
         layout_to_planes(tiled_codes(weight), act_groups, shape, planes + range.begin * shape.row_bytes(), range.begin,
                          range.end);
     });
+}
+
+RowGroupValues::RowGroupValues(const WeightView& view)
+    : scales(static_cast<size_t>(view.parts.num_groups * element_bytes(view.header.scale_type))),
+      zeros(static_cast<size_t>(view.parts.num_groups * element_bytes(view.header.zero_type))),
+      super_scales(static_cast<size_t>(view.parts.num_super_groups)),
+      super_offsets(zeros.empty() ? 0 : super_scales.size()) {}
+
+GroupArrays RowGroupValues::arrays() {
+    const auto data = [](auto& values) { return values.empty() ? nullptr : values.data(); };
+    return {data(scales), data(zeros), data(super_scales), data(super_offsets)};
 }
 
 RowDequantizer::RowDequantizer(const WeightView& view)
     : weight(view),
       act_groups(act_groups_of(view)),
       planes(static_cast<size_t>(view.header.spec.bits * ((view.header.k + 7) / 8))),
-      scales(static_cast<size_t>(view.parts.num_groups * element_bytes(view.header.scale_type))),
-      zeros(static_cast<size_t>(view.parts.num_groups * element_bytes(view.header.zero_type))),
+      values(view),
       codes(static_cast<size_t>(view.header.k)),
       permuted(static_cast<size_t>(view.perm() == nullptr ? 0 : view.header.k)) {}
 
@@ -190,9 +220,9 @@ void RowDequantizer::run(int64_t row, float* out) {
     std::fill(planes.begin(), planes.end(), uint8_t{0});
     layout_to_planes(tiled_codes(weight), act_groups, shape, planes.data(), row, row + 1);
     planes_to_codes(planes.data(), shape.row_bytes(), header.k, header.spec.bits, codes.data());
-    move_groups(Direction::to_rows, weight, scales.data(), zeros.data(), {row, row + 1}, row);
+    move_groups(Direction::to_rows, weight, values.arrays(), {row, row + 1}, row);
     const int32_t* perm = weight.perm();
-    dequantize_row(weight, codes.data(), scales.data(), zeros.data(), perm == nullptr ? out : permuted.data());
+    dequantize_row(weight, codes.data(), values, perm == nullptr ? out : permuted.data());
     for (int64_t column = 0; perm != nullptr && column < header.k; ++column) {
         out[perm[column]] = permuted[static_cast<size_t>(column)];
     }

@@ -19,6 +19,16 @@ struct CanonicalWeight {
     const void* zeros;  ///< zeros or offsets, null for a fixed zero
     GroupType zero_type;
     const int32_t* perm;  ///< [k]: column j of the planes is the checkpoint's column perm[j]; or null
+    const uint16_t* super_scales = nullptr;   ///< f16 [n][num_super_groups], where the scales have two levels
+    const uint16_t* super_offsets = nullptr;  ///< and the same of the offsets
+};
+
+/// Canonical group values that `unpack` writes, in the types of the weight's header; null where it has none.
+struct GroupArrays {
+    void* scales;
+    void* zeros;
+    uint16_t* super_scales = nullptr;
+    uint16_t* super_offsets = nullptr;
 };
 
 /// Throws std::invalid_argument unless `perm` holds every number of 0..k-1 once.
@@ -28,9 +38,21 @@ void check_permutation(const int32_t* perm, int64_t k);
 /// not fit the spec, UnsupportedSpec where one of the kernels does not serve it.
 PackedWeight pack(const CanonicalWeight& weight, const KernelPair& kernels, int num_threads);
 
-/// The inverse; the arrays have the sizes that the view's header gives, `planes` is zeroed. `zeros` and `perm` are
-/// null where the weight has none.
-void unpack(const WeightView& weight, uint8_t* planes, void* scales, void* zeros, int32_t* perm, int num_threads);
+/// The inverse; the arrays have the sizes that the view's header gives, `planes` is zeroed. `perm` is null where the
+/// weight has none.
+void unpack(const WeightView& weight, uint8_t* planes, const GroupArrays& groups, int32_t* perm, int num_threads);
+
+/// Memory for the group values of one row.
+struct RowGroupValues {
+    std::vector<uint8_t> scales;
+    std::vector<uint8_t> zeros;
+    std::vector<uint16_t> super_scales;
+    std::vector<uint16_t> super_offsets;
+
+    explicit RowGroupValues(const WeightView& view);
+
+    GroupArrays arrays();
+};
 
 /// Dequantizes rows one at a time, reading no others; for one thread.
 class RowDequantizer {
@@ -45,8 +67,7 @@ private:
     const WeightView& weight;
     std::vector<ActGroup> act_groups;
     std::vector<uint8_t> planes;  ///< of the row
-    std::vector<uint8_t> scales;  ///< of the row's groups
-    std::vector<uint8_t> zeros;   ///< the same
+    RowGroupValues values;
     std::vector<uint8_t> codes;   ///< [k]
     std::vector<float> permuted;  ///< [k] in the weight's own order, where that is another one
 };

@@ -135,8 +135,8 @@ bool same_encoding(const Kernel& kernel, const WeightView& weight, const Kernel&
     const QuantSpec& other_spec = other.header.spec;
     const bool same_columns = weight.perm() == nullptr && other.perm() == nullptr && weight.header.k == other.header.k;
     return same_columns && kernel.prepare == other_kernel.prepare && kernel.token_block == other_kernel.token_block &&
-           weight.header.layout == other.header.layout && spec.activation == other_spec.activation &&
-           spec.group_size == other_spec.group_size;
+           weight.header.layout == other.header.layout && weight.parts.padded_k == other.parts.padded_k &&
+           spec.activation == other_spec.activation && spec.group_size == other_spec.group_size;
 }
 
 void prepare(const Kernel& kernel, const WeightView& weight, const Tensor& x, int64_t first, int32_t tokens,

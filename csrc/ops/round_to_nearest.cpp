@@ -290,7 +290,7 @@ void check_size(const float* weight, int64_t count, const QuantSpec& spec) {
 
 QuantizedRows allocate(int64_t n, int64_t k, const QuantSpec& spec) {
     QuantizedRows out{};
-    out.scale_type = spec.scale_format == ScaleFormat::f32 ? GroupType::f32 : GroupType::f16;
+    out.scale_type = scale_type_of(spec.scale_format);
     if (spec.zero_point != ZeroPoint::fixed) {
         out.zero_type = spec.zero_point == ZeroPoint::integer ? GroupType::u8 : out.scale_type;
     }
@@ -305,8 +305,9 @@ QuantizedRows allocate(int64_t n, int64_t k, const QuantSpec& spec) {
 
 QuantizedRows round_to_nearest(const float* weight, int64_t n, int64_t k, const QuantSpec& spec, int num_threads) {
     validate(spec);
-    TMAC_CHECK(spec.scale_format != ScaleFormat::two_level,
-               "[round_to_nearest] writes f16 or f32 scales, not two_level");
+    if (spec.scale_format == ScaleFormat::two_level) {
+        throw UnsupportedSpec("[round_to_nearest] writes f16 or f32 scales, not scale_format='two_level'");
+    }
     check_size(weight, n * k, spec);
     QuantizedRows out = allocate(n, k, spec);
     const int64_t groups = num_groups(spec, k);

@@ -67,7 +67,7 @@ std::vector<uint8_t> group_values(GroupType type, size_t count, float value) {
     const auto bytes = static_cast<size_t>(element_bytes(type));
     std::vector<uint8_t> values(count * bytes);
     const uint16_t half = f32_to_f16(value);
-    const auto whole = static_cast<uint8_t>(value);
+    const auto whole = static_cast<uint8_t>(value);  // an i8 as well
     const void* one = &value;
     if (type != GroupType::f32) {
         one = type == GroupType::f16 ? static_cast<const void*>(&half) : &whole;
@@ -81,13 +81,16 @@ std::vector<uint8_t> group_values(GroupType type, size_t count, float value) {
 /// A weight in the layout of `kernels`; what it holds is random, or the same everywhere.
 PackedWeight random_weight(const QuantSpec& spec, int64_t n, int64_t k, const KernelPair& kernels, int num_threads) {
     const auto groups = static_cast<size_t>(n * num_groups(spec, k));
-    const GroupType real = spec.scale_format == ScaleFormat::f32 ? GroupType::f32 : GroupType::f16;
+    const GroupType real = scale_type_of(spec.scale_format);
+    const bool two_level = spec.scale_format == ScaleFormat::two_level;
     const GroupType zero_type = spec.zero_point == ZeroPoint::fixed     ? GroupType::none
                                 : spec.zero_point == ZeroPoint::integer ? GroupType::u8
                                                                         : real;
     const std::vector<uint8_t> planes = random_planes(spec, n, k);
-    const std::vector<uint8_t> scales = group_values(real, groups, 0x1p-6F);
+    const std::vector<uint8_t> scales = group_values(real, groups, two_level ? 1.0F : 0x1p-6F);
     const std::vector<uint8_t> zeros = group_values(zero_type, groups, 1.0F);
+    const std::vector<uint16_t> super_values(two_level ? static_cast<size_t>(n * num_super_groups(k)) : 0,
+                                             f32_to_f16(0x1p-6F));
     const bool fixed = zero_type == GroupType::none;
     return pack({spec,
                  {planes.data(), spec.bits, n, k},
@@ -95,7 +98,9 @@ PackedWeight random_weight(const QuantSpec& spec, int64_t n, int64_t k, const Ke
                  real,
                  fixed ? nullptr : zeros.data(),
                  zero_type,
-                 nullptr},
+                 nullptr,
+                 two_level ? super_values.data() : nullptr,
+                 two_level && !fixed ? super_values.data() : nullptr},
                 kernels, num_threads);
 }
 
@@ -261,7 +266,7 @@ private:
 
     Copies& copies_of(const KernelPair& kernels) {
         for (Copies& copies : copies_) {
-            if (copies.layout() == kernels.decode->layout) {
+            if (copies.layout() == packed_layout(kernels, spec_)) {
                 return copies;
             }
         }

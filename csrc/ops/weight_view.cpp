@@ -26,10 +26,14 @@ const Kernel* kernel_of(const PackedHeader& header, const char (&name)[Size]) {
 }
 
 void check_group_types(const PackedHeader& header) {
-    TMAC_CHECK(header.scale_type == GroupType::f16 || header.scale_type == GroupType::f32,
-               "[packed weight] scales must be f16 or f32");
-    TMAC_CHECK((header.zero_type == GroupType::none) == (header.spec.zero_point == ZeroPoint::fixed),
-               "[packed weight] zeros do not fit the spec");
+    const bool two_level = header.spec.scale_format == ScaleFormat::two_level;
+    TMAC_CHECK(two_level ? header.scale_type == GroupType::i8
+                         : header.scale_type == GroupType::f16 || header.scale_type == GroupType::f32,
+               "[packed weight] scales must be f16 or f32, or i8 where they have two levels");
+    const bool fixed = header.spec.zero_point == ZeroPoint::fixed;
+    TMAC_CHECK(
+        (header.zero_type == GroupType::none) == fixed && (header.zero_type == GroupType::i8) == (two_level && !fixed),
+        "[packed weight] zeros do not fit the spec");
 }
 
 }  // namespace

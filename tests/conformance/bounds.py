@@ -56,10 +56,11 @@ def gamma(count: float) -> float:
 
 def coefficients(weight: Weight, group: int, centre: float) -> F64:
     """|scale * (centre - zero)|, [n]."""
-    scale = weight.scales[:, group].astype(np.float64)
-    if weight.zeros is None:
+    scale = weight.group_scales()[:, group]
+    every = weight.group_zeros()
+    if every is None:
         return np.abs(scale * (centre - weight.spec.fixed_zero))
-    zeros = weight.zeros[:, group].astype(np.float64)
+    zeros = every[:, group]
     return np.abs(scale * centre + zeros if weight.spec.zero_point == "offset" else scale * (centre - zeros))
 
 
@@ -86,7 +87,7 @@ def _lut(size: F64, weight: Weight, dense: F64) -> F64:
         a = size[:, group.begin : group.end]
         quads = quads_of(a).sum(axis=-1)
         largest, act_sum, count = quads.max(axis=1)[:, None], a.sum(axis=1)[:, None], quads.shape[1]
-        scale = np.abs(weight.scales[:, group.weight_group].astype(np.float64))[None]
+        scale = np.abs(weight.group_scales()[:, group.weight_group])[None]
         coefficient = coefficients(weight, group.weight_group, centre_of(weight))[None]
         averages = 0.0
         if method_of(weight) == "lut_fast":
@@ -112,7 +113,7 @@ def _mad(size: F64, weight: Weight, dense: F64) -> F64:
         token_largest = np.maximum(size.max(axis=1), 1e-5 * (1 + UNIT))
         largest = (token_largest if spec.activation == "token" else a.max(axis=1))[:, None]
         step, act_sum = largest / 127, a.sum(axis=1)[:, None] + a.shape[1] * largest / 127
-        scale = np.abs(weight.scales[:, group.weight_group].astype(np.float64))[None]
+        scale = np.abs(weight.group_scales()[:, group.weight_group])[None]
         coefficient = coefficients(weight, group.weight_group, centre)[None]
         products = (a + step) @ np.abs(weight.codes[:, columns] - centre).T * scale
         roundings = gamma(2 * len(groups) + 4) * (products + coefficient * act_sum)
@@ -124,11 +125,12 @@ def _mad(size: F64, weight: Weight, dense: F64) -> F64:
 
 def _float(size: F64, weight: Weight, dense: F64) -> F64:
     k = size.shape[1]
-    scale = np.abs(weight.scales.astype(np.float64)).max(axis=1)[None]
+    scale = np.abs(weight.group_scales()).max(axis=1)[None]
     # An offset or a zero point may cancel against code * scale, so that the roundings of w are relative to its parts.
     parts = scale * 2.0**weight.spec.bits
-    if weight.zeros is not None:
-        zero = np.abs(weight.zeros.astype(np.float64)).max(axis=1)[None]
+    zeros = weight.group_zeros()
+    if zeros is not None:
+        zero = np.abs(zeros).max(axis=1)[None]
         parts = parts + (zero if weight.spec.zero_point == "offset" else zero * scale)
     else:
         parts = parts + scale * abs(weight.spec.fixed_zero)

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,28 +48,31 @@ SHAPES = [
     (130, 300),
     (70, 520),
 ]
-GROUP_SIZES = [32, 64, 128, -1, 5, 50, 100, 130, 200, 1]
+GROUP_SIZES = [32, 64, 128, 16, -1, 5, 50, 100, 130, 200, 1]
 TOKENS = [0, 1, 2, 3, 5, 8, 9, 17]
 
 
 @dataclass(frozen=True)
 class ZeroKind:
-    """One kind of zero point and the element types that a file may hold for it."""
+    """One kind of zero point, and the element types that a file may hold for it; two-level scales have their own."""
 
     name: str
     zero_point: str
     fixed_zero: float | None
     dtype: type[np.generic] | None
+    two_level: bool = False
 
 
 ZERO_KINDS = [
     ZeroKind("centre", "fixed", None, None),
     ZeroKind("half", "fixed", -0.5, None),  # fixed_zero = 2^(bits-1) + this
+    ZeroKind("two_level", "fixed", None, None, two_level=True),
     ZeroKind("odd", "fixed", 0.8125, None),
     ZeroKind("integer", "integer", None, np.uint8),
     ZeroKind("real_f16", "real", None, np.float16),
     ZeroKind("real_f32", "real", None, np.float32),
     ZeroKind("offset_f16", "offset", None, np.float16),
+    ZeroKind("two_level_offset", "offset", None, np.int8, two_level=True),
     ZeroKind("offset_f32", "offset", None, np.float32),
 ]
 
@@ -78,7 +81,7 @@ def zero_kinds(codebook: str) -> list[ZeroKind]:
     return [kind for kind in ZERO_KINDS if codebook == "uniform" or kind.zero_point == "fixed"]
 
 
-SCALE_FORMATS = {"f16": np.float16, "f32": np.float32}
+SCALE_FORMATS = {"f16": np.float16, "f32": np.float32, "two_level": np.int8}
 
 
 def modes_of(row: Row) -> list[str]:
@@ -89,6 +92,8 @@ def modes_of(row: Row) -> list[str]:
 def make_spec(
     bits: int, codebook: str, mode: str, group_size: int, kind: ZeroKind, scale_format: str = "f16"
 ) -> QuantSpec:
+    if kind.two_level:  # has groups of 16 or 32 only
+        scale_format, group_size = "two_level", 32 if group_size % 32 == 0 else 16
     fixed = None if kind.fixed_zero is None else 2.0 ** (bits - 1) + kind.fixed_zero
     return QuantSpec(
         bits=bits,
@@ -109,6 +114,8 @@ def make_weight(
     groups = spec.num_groups(k)
     top = 3 if spec.codebook == "ternary" else 2**spec.bits
     codes = rng.integers(0, top, (n, k), dtype=np.uint8)
+    if spec.scale_format == "two_level":
+        return Weight(spec, codes, *two_level_values(rng, spec, n, k, method))
     scales = rng.uniform(0.01, 0.1, (n, groups)) * rng.choice([-1, 1], (n, groups))
     scales = scales.astype(SCALE_FORMATS[spec.scale_format])
     if spec.zero_point == "fixed":
@@ -117,6 +124,22 @@ def make_weight(
         return Weight(spec, codes, scales, rng.normal(0, 0.3, (n, groups)).astype(zero_dtype), method)
     zeros = rng.uniform(0, top - 1, (n, groups))
     return Weight(spec, codes, scales, (np.rint(zeros) if zero_dtype is np.uint8 else zeros).astype(zero_dtype), method)
+
+
+def two_level_values(rng: np.random.Generator, spec: QuantSpec, n: int, k: int, method: Any) -> tuple[Any, ...]:
+    """The fields of a Weight after its codes: sub-values over the whole range, super values of both signs."""
+    scales, offsets = rng.integers(-128, 128, (2, n, spec.num_groups(k)), dtype=np.int8)
+    magnitudes = rng.uniform(0.0001, 0.001, (2, n, spec.num_super_groups(k)))
+    super_scales, super_offsets = (magnitudes * rng.choice([-1, 1], magnitudes.shape)).astype(np.float16)
+    if spec.zero_point == "fixed":
+        return scales, None, method, super_scales, None
+    return scales, offsets, method, super_scales, super_offsets
+
+
+def first_rows(weight: Weight, count: int) -> Weight:
+    names = ("codes", "scales", "zeros", "super_scales", "super_offsets")
+    arrays = {name: getattr(weight, name) for name in names}
+    return replace(weight, **{name: array[:count].copy() for name, array in arrays.items() if array is not None})
 
 
 def make_activations(rng: np.random.Generator, m: int, k: int) -> F32:
@@ -130,7 +153,15 @@ def make_activations(rng: np.random.Generator, m: int, k: int) -> F32:
 def pack(weight: Weight, kernel: str = "", num_threads: int = 1) -> _core.PackedWeight:
     planes = _core.codes_to_planes(np.ascontiguousarray(weight.codes), weight.spec.bits)
     return _core.pack(
-        weight.spec, planes, weight.codes.shape[1], weight.scales, weight.zeros, kernel=kernel, num_threads=num_threads
+        weight.spec,
+        planes,
+        weight.codes.shape[1],
+        weight.scales,
+        weight.zeros,
+        kernel=kernel,
+        num_threads=num_threads,
+        super_scales=weight.super_scales,
+        super_offsets=weight.super_offsets,
     )
 
 

@@ -19,6 +19,7 @@ Method = Literal["lut", "lut_fast", "mad", "float", "trit"]
 
 ONE, HALF, LIMIT = np.float32(1), np.float32(0.5), np.float32(127)
 HUGE_ACT_SCALE = np.float32(2.0**56)
+SUPER_COLUMNS = 256
 ACT_GROUP_SIZE = {"group": 128, "token": 65536, "float": 65536}
 UNIT = 2.0**-24  # half an ulp of float32, relative
 TINY = 2.0**-149  # the smallest float32: what an underflowing operation can lose
@@ -33,12 +34,16 @@ class Spec(Protocol):
     zero_point: str
     fixed_zero: float
     activation: str
+    scale_format: str
     fast_aggregation: bool
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A quantized weight as the file format has it: codes [n, k], scales [n, groups], zeros or offsets or None."""
+    """A quantized weight as the file format has it: codes [n, k], scales [n, groups], zeros or offsets or None.
+
+    With two levels of scales `super_scales` is [n, ceil(k / 256)], and so is `super_offsets` where there are offsets.
+    """
 
     spec: Any
     codes: NDArray[np.uint8]
@@ -47,26 +52,45 @@ class Weight:
     method: Method | None = (
         None  # of the kernel that multiplies; by default the class that docs/numerics.md names first
     )
+    super_scales: NDArray[Any] | None = None
+    super_offsets: NDArray[Any] | None = None
+
+    def group_scales(self) -> F64:
+        """[n, groups], exact."""
+        scales = self.scales.astype(np.float64)
+        return scales if self.super_scales is None else self.super_scales.astype(np.float64)[:, self._super()] * scales
+
+    def group_zeros(self) -> F64 | None:
+        """Zeros or offsets [n, groups], exact."""
+        if self.zeros is None:
+            return None
+        zeros = self.zeros.astype(np.float64)
+        if self.super_offsets is None:
+            return zeros
+        return -(self.super_offsets.astype(np.float64)[:, self._super()] * zeros)
+
+    def _super(self) -> NDArray[np.int64]:
+        return np.arange(self.scales.shape[1]) * self.spec.group_size // SUPER_COLUMNS
 
     def dequantize(self) -> F64:
         """The weight in float64, [n, k]: the numbers that the checkpoint means."""
         per_column = np.arange(self.codes.shape[1]) // columns_per_group(self.spec, self.codes.shape[1])
-        scale = self.scales.astype(np.float64)[:, per_column]
-        if self.spec.zero_point == "fixed":
+        scale = self.group_scales()[:, per_column]
+        zeros = self.group_zeros()
+        if zeros is None:
             return (self.codes - self.spec.fixed_zero) * scale
-        assert self.zeros is not None
-        zero = self.zeros.astype(np.float64)[:, per_column]
+        zero = zeros[:, per_column]
         return self.codes * scale + zero if self.spec.zero_point == "offset" else (self.codes - zero) * scale
 
     def dequantize_f32(self) -> F32:
         """The same in float32, each operation rounded: what the class `float` multiplies and `dequantize` returns."""
         per_column = np.arange(self.codes.shape[1]) // columns_per_group(self.spec, self.codes.shape[1])
         codes = self.codes.astype(np.float32)
-        scale = self.scales.astype(np.float32)[:, per_column]
-        if self.spec.zero_point == "fixed":
+        scale = self.group_scales().astype(np.float32)[:, per_column]
+        zeros = self.group_zeros()
+        if zeros is None:
             return (codes - np.float32(self.spec.fixed_zero)) * scale
-        assert self.zeros is not None
-        zero = self.zeros.astype(np.float32)[:, per_column]
+        zero = zeros.astype(np.float32)[:, per_column]
         return codes * scale + zero if self.spec.zero_point == "offset" else (codes - zero) * scale
 
 
@@ -219,13 +243,14 @@ def mad_codes(a: F32, largest: F32) -> tuple[NDArray[np.int64], F32, F32]:
 
 def coefficient_of(weight: Weight, group: int, centre: float) -> F32 | None:
     """[n], or None where the epilogue skips it."""
-    scale = weight.scales[:, group].astype(np.float32)
+    scale = weight.group_scales()[:, group].astype(np.float32)
     middle = np.float32(centre)
     if weight.spec.zero_point == "fixed":
         zero = np.float32(weight.spec.fixed_zero)
         return None if zero == middle else scale * (middle - zero)
-    assert weight.zeros is not None
-    zeros = weight.zeros[:, group].astype(np.float32)
+    every = weight.group_zeros()
+    assert every is not None
+    zeros = every[:, group].astype(np.float32)
     return fma(scale, middle, zeros) if weight.spec.zero_point == "offset" else scale * (middle - zeros)
 
 
@@ -252,7 +277,7 @@ def quantized_product(x: F32, weight: Weight) -> tuple[F32, NDArray[np.bool_]]:
             q, act_scale, act_sum = mad_codes(a, row_largest if spec.activation == "token" else np.abs(a).max(axis=1))
             isum = q @ (codes.astype(np.int64) - 2 ** (spec.bits - 1)).T
         assert np.abs(isum).max(initial=0) < 2**31
-        scale = weight.scales[:, group.weight_group].astype(np.float32)
+        scale = weight.group_scales()[:, group.weight_group].astype(np.float32)
         y = fma(isum.astype(np.float32), scale[None, :] * act_scale[:, None], y)
         coefficient = coefficient_of(weight, group.weight_group, centre_of(weight))
         if coefficient is not None:

@@ -75,7 +75,7 @@ def test_every_shape(case: Case) -> None:
     need(case[0])
     kinds = zero_kinds(case[0]["codebook"])
     for at, (n, k) in enumerate(SHAPES):
-        weight, x = random_case(case, at, n, k, GROUP_SIZES[at % 4], kinds[at % len(kinds)], m=2)
+        weight, x = random_case(case, at, n, k, GROUP_SIZES[at % 5], kinds[at % len(kinds)], m=2)
         check_kernel(case[0]["name"], weight, x)
 
 
@@ -85,7 +85,7 @@ def test_same_bits_as_scalar(case: Case) -> None:
     row, activation = case
     twin, kinds = scalar_twin(row, activation), zero_kinds(row["codebook"])
     for at, (n, k) in enumerate(sample(LARGE, 4, 0)):
-        for group_size in sample(GROUP_SIZES, 3, at):
+        for group_size in {16, *sample(GROUP_SIZES, 3, at)}:
             weight, x = random_case(case, at, n, k, group_size, kinds[at % len(kinds)], m=5)
             got, want = linear(x, pack(weight, row["name"]), num_threads=2), linear(x, pack(weight, twin))
             assert same_bits(got, want), f"{row['name']} and {twin}: {weight.spec} n={n} k={k}"
@@ -94,7 +94,7 @@ def test_same_bits_as_scalar(case: Case) -> None:
 @each_kernel
 def test_bits_do_not_change_with_the_batch(case: Case) -> None:
     need(case[0])
-    for group_size, (n, k) in zip((32, 128, -1), ((47, 100), (65, 129), (70, 520)), strict=True):
+    for group_size, (n, k) in zip((32, 128, -1, 16), ((47, 100), (65, 129), (70, 520), (79, 150)), strict=True):
         weight, x = random_case(case, k, n, k, group_size, zero_kinds(case[0]["codebook"])[-1], m=max(TOKENS))
         packed = pack(weight, case[0]["name"])
         alone = np.concatenate([linear(x[i : i + 1], packed) for i in range(len(x))])
@@ -105,8 +105,8 @@ def test_bits_do_not_change_with_the_batch(case: Case) -> None:
 @each_kernel
 def test_bits_do_not_change_with_the_threads(case: Case) -> None:
     need(case[0])
-    for n, k, m in ((1, 64, 1), (130, 300, 2), (300, 257, 9)):
-        weight, x = random_case(case, n, n, k, 64, ZERO_KINDS[0], m)
+    for n, k, m, group_size in ((1, 64, 1, 64), (130, 300, 2, 64), (300, 257, 9, 64), (300, 257, 9, 16)):
+        weight, x = random_case(case, n, n, k, group_size, ZERO_KINDS[0], m)
         want = linear(x, pack(weight, case[0]["name"]), num_threads=1)
         for threads in (2, 3, 7):
             packed = pack(weight, case[0]["name"], num_threads=threads)
@@ -125,6 +125,28 @@ def test_non_finite_activations_reach_their_tokens_only(case: Case, bad: float) 
         got = linear(x, pack(weight, case[0]["name"]))
         assert not np.isfinite(got[[1, 3]]).any()
         assert same_bits(got[[0, 2, 4]], clean[[0, 2, 4]])
+
+
+@pytest.mark.parametrize("group_size", [16, 32])
+@each_kernel
+def test_two_levels_have_the_bits_of_the_f32_scales_they_stand_for(case: Case, group_size: int) -> None:
+    need(case[0])
+    row, mode = case
+    for at, kind in enumerate(kind for kind in zero_kinds(row["codebook"]) if kind.two_level):
+        for n, k in ((33, 250), (65, 300), (9, 777)):
+            spec = make_spec(row["bits"], row["codebook"], mode, group_size, kind)
+            weight = make_weight(np.random.default_rng(at), spec, n, k, method=row["method"])
+            zeros = weight.group_zeros()
+            plain = Weight(
+                spec.replace(scale_format="f32"),
+                weight.codes,
+                weight.group_scales().astype(np.float32),
+                None if zeros is None else zeros.astype(np.float32),
+            )
+            packed, expanded = pack(weight, row["name"]), pack(plain, row["name"])
+            x = make_activations(np.random.default_rng(k), 20, k)
+            for m in (1, 2, 20):
+                assert same_bits(linear(x[:m], packed), linear(x[:m], expanded)), f"{spec} n={n} k={k} m={m}"
 
 
 @each_kernel

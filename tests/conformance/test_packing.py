@@ -36,8 +36,8 @@ Bytes = NDArray[np.uint8]
 REFUSED = r"\[(packed weight|linear|QuantSpec)\]"
 
 
-def small_weight(n: int = 20, k: int = 70, group_size: int = 32) -> _core.PackedWeight:
-    spec = make_spec(2, "uniform", "group", group_size, ZERO_KINDS[0])
+def small_weight(n: int = 20, k: int = 70, group_size: int = 32, kind: str = "centre") -> _core.PackedWeight:
+    spec = make_spec(2, "uniform", "group", group_size, next(each for each in ZERO_KINDS if each.name == kind))
     return pack(make_weight(np.random.default_rng(1), spec, n, k), NAME)
 
 
@@ -52,11 +52,13 @@ def test_unpack_is_the_inverse_of_pack(case: Case) -> None:
             weight = make_weight(rng, spec, n, k, kind.dtype)
             perm = rng.permutation(k).astype(np.int32) if at % 3 == 1 else None
             planes = _core.codes_to_planes(weight.codes, spec.bits)
-            packed = _core.pack(spec, planes, k, weight.scales, weight.zeros, perm, row["name"], num_threads=2)
+            supers = {"super_scales": weight.super_scales, "super_offsets": weight.super_offsets}
+            packed = _core.pack(spec, planes, k, weight.scales, weight.zeros, perm, row["name"], 2, **supers)
             back = _core.unpack(packed.buffer(), num_threads=3)
             assert (back["in_features"], back["out_features"], back["kernel"]) == (k, n, row["name"])
             assert type(spec)(**back["spec"]) == spec == type(spec)(**packed.spec)
-            for name, want in (("planes", planes), ("scales", weight.scales), ("zeros", weight.zeros), ("perm", perm)):
+            arrays = {"planes": planes, "scales": weight.scales, "zeros": weight.zeros, "perm": perm} | supers
+            for name, want in arrays.items():
                 if want is None:
                     assert back[name] is None
                 else:
@@ -170,9 +172,10 @@ def forged_buffers(seed: int, count: int) -> list[Bytes]:
     """Headers with random changes under a right checksum, random payloads, random bytes."""
     rng = np.random.default_rng(seed)
     weights = [small_weight(), small_weight(1, 1, -1), small_weight(33, 130, 50)]
+    weights += [small_weight(33, 300, kind="two_level"), small_weight(33, 300, kind="two_level_offset")]
     forged = []
     for at in range(count):
-        bad = weights[at % 3].buffer().copy()
+        bad = weights[at % len(weights)].buffer().copy()
         if at % 8 == 7:
             bad[:] = rng.integers(0, 256, bad.size, dtype=np.uint8)
         elif at % 8 == 6:

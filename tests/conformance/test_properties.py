@@ -20,6 +20,7 @@ from .cases import (
     KERNELS,
     Row,
     ZeroKind,
+    first_rows,
     linear,
     make_activations,
     make_spec,
@@ -99,8 +100,7 @@ def test_rows_do_not_see_each_other(data: st.DataObject) -> None:
     row, weight = data.draw(weights())
     x = data.draw(activations(weight.codes.shape[1]))
     keep = data.draw(st.integers(1, len(weight.codes)))
-    zeros = None if weight.zeros is None else weight.zeros[:keep].copy()
-    part = Weight(weight.spec, weight.codes[:keep].copy(), weight.scales[:keep].copy(), zeros)
+    part = first_rows(weight, keep)
     assert same_bits(
         linear(x, pack(part, row["name"])), np.ascontiguousarray(linear(x, pack(weight, row["name"]))[:, :keep])
     )
@@ -113,13 +113,15 @@ def test_pack_loses_nothing(data: st.DataObject) -> None:
     _n, k = weight.codes.shape
     perm = np.array(data.draw(st.permutations(range(k))), np.int32) if data.draw(st.booleans()) and k < 40 else None
     planes = _core.codes_to_planes(weight.codes, weight.spec.bits)
-    packed = _core.pack(weight.spec, planes, k, weight.scales, weight.zeros, perm, row["name"])
+    supers = (weight.super_scales, weight.super_offsets)
+    packed = _core.pack(weight.spec, planes, k, weight.scales, weight.zeros, perm, row["name"], 1, *supers)
     back = _core.unpack(packed.buffer())
     np.testing.assert_array_equal(_core.planes_to_codes(back["planes"], k), weight.codes)
-    np.testing.assert_array_equal(back["scales"], weight.scales)
-    assert (back["zeros"] is None) == (weight.zeros is None)
-    if weight.zeros is not None:
-        np.testing.assert_array_equal(back["zeros"], weight.zeros)
+    for name in ("scales", "zeros", "super_scales", "super_offsets"):
+        want = getattr(weight, name)
+        assert (back[name] is None) == (want is None)
+        if want is not None:
+            np.testing.assert_array_equal(back[name], want)
     dense = _core.dequantize(packed.buffer())
     assert same_bits(dense if perm is None else np.ascontiguousarray(dense[:, perm]), weight.dequantize_f32())
 

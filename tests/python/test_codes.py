@@ -5,19 +5,36 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tmac import Codes, QuantSpec, UnsupportedSpecError, round_to_nearest
+from tmac import Codes, QuantSpec, UnsupportedSpecError, _core, round_to_nearest
 from tmac.codes import buffer_to_tensors, pack_tensors, tensor_shapes
 
 ZERO_POINTS = ["fixed", "integer", "real", "offset"]
 SPECS = [QuantSpec(bits, 32, zero_point=zero) for bits in range(1, 9) for zero in ZERO_POINTS]
 SPECS.append(QuantSpec(2, 32, "ternary"))
 SPECS.append(QuantSpec(3, 32, fast_aggregation=True))
+TWO_LEVEL = [QuantSpec(bits, 32, zero_point="offset", scale_format="two_level") for bits in (2, 4, 5)]
+TWO_LEVEL += [QuantSpec(bits, 16, fixed_zero=zero, scale_format="two_level") for bits, zero in ((3, 4), (6, 32))]
 
 
 def make_codes(spec, n, k, seed=0, perm=False, bias=False):
     rng = np.random.default_rng(seed)
     levels = 3 if spec.codebook == "ternary" else 2**spec.bits
     groups = (n, spec.num_groups(k))
+    perms = rng.permutation(k).astype(np.int32) if perm else None
+    biases = rng.normal(size=n).astype(np.float32) if bias else None
+    if spec.scale_format == "two_level":
+        super_groups = (n, spec.num_super_groups(k))
+        offsets = spec.zero_point == "offset"
+        return Codes(
+            spec,
+            rng.integers(0, levels, (n, k)).astype(np.uint8),
+            rng.integers(-128, 128, groups).astype(np.int8),
+            rng.integers(-128, 128, groups).astype(np.int8) if offsets else None,
+            perms,
+            biases,
+            rng.normal(size=super_groups).astype(np.float16),
+            rng.normal(size=super_groups).astype(np.float16) if offsets else None,
+        )
     float_type = np.float32 if spec.scale_format == "f32" else np.float16
     zeros = {
         "fixed": None,
@@ -30,14 +47,15 @@ def make_codes(spec, n, k, seed=0, perm=False, bias=False):
         rng.integers(0, levels, (n, k)).astype(np.uint8),
         rng.normal(size=groups).astype(float_type),
         zeros,
-        rng.permutation(k).astype(np.int32) if perm else None,
-        rng.normal(size=n).astype(np.float32) if bias else None,
+        perms,
+        biases,
     )
 
 
 def same(a, b):
     """Whether two Codes hold equal arrays."""
-    pairs = [(getattr(a, name), getattr(b, name)) for name in ("codes", "scales", "zeros", "perm", "bias")]
+    names = ("codes", "scales", "zeros", "perm", "bias", "super_scales", "super_offsets")
+    pairs = [(getattr(a, name), getattr(b, name)) for name in names]
     return a.spec == b.spec and all(
         (x is None and y is None) or (x is not None and y is not None and x.dtype == y.dtype and np.array_equal(x, y))
         for x, y in pairs
@@ -60,18 +78,45 @@ def test_dequantize_is_the_formula(spec):
         assert weight[row, codes.perm[column]] == expected
 
 
+@pytest.mark.parametrize("k", [256, 300, 700])
+@pytest.mark.parametrize("spec", TWO_LEVEL, ids=str)
+def test_two_levels_are_multiplied(spec, k):
+    codes = make_codes(spec, 5, k, perm=True)
+    weight = codes.dequantize()
+    for row in range(5):
+        for column in {0, k - 1, *range(15, k, 16)}:
+            group, super_group = column // spec.group_size, column // spec.group_size * spec.group_size // 256
+            code = np.float32(codes.codes[row, column])
+            scale = np.float32(codes.super_scales[row, super_group]) * np.float32(codes.scales[row, group])
+            if spec.zero_point == "offset":
+                minimum = np.float32(codes.super_offsets[row, super_group]) * np.float32(codes.zeros[row, group])
+                expected = code * scale - minimum
+            else:
+                expected = (code - np.float32(spec.fixed_zero)) * scale
+            assert weight[row, codes.perm[column]] == expected
+    np.testing.assert_array_equal(_core.dequantize(codes.pack().buffer()), weight)
+
+
+def test_two_level_weights_are_small_in_memory():
+    spec = QuantSpec(4, 32, zero_point="offset", scale_format="two_level")
+    more = make_codes(spec, 64, 8192).pack().nbytes - make_codes(spec, 64, 4096).pack().nbytes
+    assert more * 8 == 4.625 * 64 * 4096
+
+
 @settings(max_examples=60, deadline=None)
 @given(
-    spec=st.sampled_from(SPECS),
+    spec=st.sampled_from(SPECS + TWO_LEVEL),
     n=st.integers(1, 40),
-    k=st.integers(1, 200),
+    k=st.integers(1, 600),
     group_size=st.sampled_from([-1, 1, 7, 32, 64, 128]),
     scale_format=st.sampled_from(["f16", "f32"]),
     perm=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_nothing_is_lost_in_the_buffer_or_in_the_file(spec, n, k, group_size, scale_format, perm, seed):
-    codes = make_codes(spec.replace(group_size=group_size, scale_format=scale_format), n, k, seed, perm, bias=True)
+    if spec.scale_format != "two_level":
+        spec = spec.replace(group_size=group_size, scale_format=scale_format)
+    codes = make_codes(spec, n, k, seed, perm, bias=True)
     buffer = codes.pack().buffer()
     assert same(Codes.from_buffer(buffer, codes.bias), codes)
     tensors = codes.to_tensors("layer.")
@@ -101,6 +146,14 @@ INTEGER = QuantSpec(bits=3, group_size=8, zero_point="integer")
 OFFSET = QuantSpec(bits=3, group_size=8, zero_point="offset")
 U8, SCALES = np.zeros((2, 20), np.uint8), np.ones((2, 3), np.float16)
 PERM = np.arange(20, dtype=np.int32)
+TWO_FIXED = QuantSpec(bits=3, group_size=16, scale_format="two_level")
+TWO_OFFSET = TWO_FIXED.replace(zero_point="offset")
+I8, SUPER = np.ones((2, 2), np.int8), np.ones((2, 1), np.float16)
+
+
+def two_level(**changes):
+    right = {"spec": TWO_OFFSET, "scales": I8, "zeros": I8, "super_scales": SUPER, "super_offsets": SUPER}
+    return right | changes
 
 
 @pytest.mark.parametrize(
@@ -126,6 +179,19 @@ PERM = np.arange(20, dtype=np.int32)
         ({"spec": OFFSET, "zeros": SCALES.T}, r"offsets must have shape \[2, 3\], got \[3, 2\]"),
         ({"spec": INTEGER, "zeros": SCALES}, "zeros must be a uint8 array, got float16"),
         ({"spec": INTEGER, "zeros": np.full((2, 3), 9, np.uint8)}, "an integer zero is 9, but 3 bits end at 8"),
+        ({"super_scales": SUPER}, "takes no super_scales"),
+        ({"spec": OFFSET, "zeros": SCALES, "super_offsets": SUPER}, "takes no super_offsets"),
+        ({"scales": I8}, "scales must be a float16 or float32 array, got int8"),
+        ({"spec": TWO_FIXED, "super_scales": SUPER}, "scales must be a int8 array, got float16"),
+        ({"spec": TWO_FIXED, "scales": I8}, "needs super_scales"),
+        (two_level(scales=I8[:, :1]), r"scales must have shape \[2, 2\], got \[2, 1\]"),
+        (two_level(zeros=None), "zero_point='offset' needs zeros"),
+        (two_level(zeros=SCALES), "offsets must be a int8 array, got float16"),
+        (two_level(super_offsets=None), "zero_point='offset' needs super_offsets"),
+        (two_level(spec=TWO_FIXED, zeros=None), "zero_point='fixed' takes no super_offsets"),
+        (two_level(super_scales=SUPER.astype(np.float32)), "super_scales must be a float16 array, got float32"),
+        (two_level(super_scales=SCALES), r"super_scales must have shape \[2, 1\], got \[2, 3\]"),
+        (two_level(super_offsets=SUPER * np.float16("inf")), "NaN or Inf in super_offsets"),
         ({"perm": PERM.astype(np.int64)}, "perm must be a int32 array, got int64"),
         ({"perm": PERM[:-1]}, r"perm must have shape \[20\], got \[19\]"),
         ({"perm": np.zeros(20, np.int32)}, "perm must hold each of 0 to 19 once"),
@@ -144,11 +210,14 @@ def test_a_zero_one_past_the_last_code_is_allowed():
     assert Codes(INTEGER, U8, SCALES, np.full((2, 3), 8, np.uint8)).dequantize()[0, 0] == -8
 
 
+def test_two_level_arguments_that_fit():
+    assert Codes(codes=U8, **two_level()).dequantize().tolist() == [[-1.0] * 20] * 2
+
+
 def test_a_spec_that_nothing_serves_is_another_error():
-    spec = QuantSpec(4, 32, scale_format="two_level")
     assert not issubclass(UnsupportedSpecError, ValueError)
     with pytest.raises(UnsupportedSpecError, match="two_level"):
-        Codes(spec, np.zeros((2, 20), np.uint8), np.ones((2, 1), np.float16))
+        round_to_nearest(np.ones((2, 20), np.float32), TWO_FIXED)
 
 
 def test_an_unknown_kernel_is_a_value_error():
@@ -156,9 +225,9 @@ def test_an_unknown_kernel_is_a_value_error():
         Codes(BASE, U8, SCALES).pack("qgemm_nonsense")
 
 
-@pytest.mark.parametrize("change", ["missing", "shape", "planes", "type", "trits"])
+@pytest.mark.parametrize("change", ["missing", "shape", "planes", "type", "trits", "super"])
 def test_file_tensors_that_do_not_fit_are_refused(change):
-    spec = QuantSpec(2, 8, "ternary") if change == "trits" else OFFSET
+    spec = {"trits": QuantSpec(2, 8, "ternary"), "super": TWO_OFFSET}.get(change, OFFSET)
     tensors = make_codes(spec, 3, 20).to_tensors("a.")
     message = "a.offsets' is missing"
     if change == "missing":
@@ -169,6 +238,9 @@ def test_file_tensors_that_do_not_fit_are_refused(change):
         tensors["a.planes"], message = tensors["a.planes"][:2], "planes must have shape"
     elif change == "type":
         tensors["a.planes"], message = tensors["a.planes"].astype(np.int8), "planes must be a uint8 array"
+    elif change == "super":
+        del tensors["a.super_offsets"]
+        message = "a.super_offsets' is missing"
     else:
         tensors["a.trits"], message = tensors["a.trits"] | np.uint8(255), "five trits end at 242"
     with pytest.raises(ValueError, match=message):

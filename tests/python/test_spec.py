@@ -39,6 +39,11 @@ def test_the_usual_zero_follows_the_bits_and_the_codebook():
         {"fixed_zero": "8"},
         {"activation": "channel"},
         {"scale_format": "bf16"},
+        {"scale_format": "two_level"},  # of groups of 128
+        {"scale_format": "two_level", "group_size": 64},
+        {"scale_format": "two_level", "group_size": -1},
+        {"scale_format": "two_level", "group_size": 32, "zero_point": "integer"},
+        {"scale_format": "two_level", "group_size": 16, "zero_point": "real"},
         {"fast_aggregation": 1},
         {"fast_aggregation": None},
         {"fast_aggregation": True, "bits": 5},
@@ -92,6 +97,17 @@ def test_fast_aggregation_stays_with_a_packed_weight(bits):
     assert Codes.from_buffer(packed.buffer()).spec == spec
     with pytest.raises(UnsupportedSpecError, match="fast_aggregation=True"):
         codes.pack(f"qgemm_lut_w{bits}_scalar")
+
+
+@pytest.mark.parametrize("zero_point", ["fixed", "offset"])
+@pytest.mark.parametrize("group_size", [16, 32])
+def test_two_levels_of_scales(group_size, zero_point):
+    spec = QuantSpec(6, group_size, zero_point=zero_point, scale_format="two_level")
+    assert QuantSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    assert [spec.num_super_groups(k) for k in (1, 256, 257, 4096)] == [1, 1, 2, 16]
+    for k in (1, 16, 250, 256, 257, 300, 1024):
+        first_columns = np.arange(0, k, group_size)
+        np.testing.assert_array_equal(spec.super_groups(k), first_columns // 256)
 
 
 @pytest.mark.parametrize(

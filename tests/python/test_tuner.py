@@ -135,10 +135,26 @@ def test_a_choice_holds_for_one_number_of_threads(timer):
         tmac.tune([SHAPE], num_threads=0)
 
 
-def test_an_unsupported_spec_is_refused_before_anything_is_measured(timer):
+def test_an_unsupported_spec_is_refused_before_anything_is_measured(timer, monkeypatch):
+    unsupported = QuantSpec(4, 32, fast_aggregation=True)  # so it is with TMAC_ISA=avx512 and no VBMI
+    select = _core.select_kernel
+
+    def select_some(spec):
+        if spec == unsupported:
+            raise UnsupportedSpecError("no kernel")
+        return select(spec)
+
+    monkeypatch.setattr(_core, "select_kernel", select_some)
     with pytest.raises(UnsupportedSpecError):
-        tmac.tune([SHAPE, (QuantSpec(4, 32, scale_format="two_level"), 8, 8)])
+        tmac.tune([SHAPE, (unsupported, 8, 8)])
     assert timer.calls == []
+
+
+@pytest.mark.parametrize("zero_point", ["fixed", "offset"])
+def test_two_level_scales_are_measured(zero_point):
+    spec = QuantSpec(4, 32, zero_point=zero_point, scale_format="two_level")
+    rows = _core.time_kernels(spec, 8, 300, (1,), 1, runs=1)
+    assert [row[:2] for row in rows] == _core.candidate_kernels(spec)
 
 
 @pytest.mark.parametrize("variable", [*tuner.PINS, "TMAC_TUNING"])

@@ -10,7 +10,7 @@ from typing import Any
 from tmac.codes import FormatError
 from tmac.formats.errors import format_error
 from tmac.formats.module_names import is_embedding
-from tmac.formats.patterns import matches
+from tmac.formats.name_pattern import NamePattern
 from tmac.formats.source import Source
 
 STRATEGIES = ("group", "channel", "tensor")
@@ -118,7 +118,7 @@ class Config:
 
     def _matches(self, pattern: str, name: str) -> bool:
         try:
-            return matches(pattern, name)
+            return NamePattern(pattern).starts(name)
         except ValueError as error:
             raise self._error("config_groups", str(error)) from error
 

@@ -8,14 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmac.codes import Codes
+from tmac.formats.act_order import column_order
 from tmac.formats.checkpoint import QuantizedLayer, StoredTensor, narrowest, scale_format_of
 from tmac.formats.errors import format_error
 from tmac.formats.numbers import Numbers
+from tmac.formats.scales import FLOATS, read_bias, read_finite
 from tmac.formats.source import Source
 from tmac.spec import QuantSpec, centre
 
 PARTS = ("qweight", "qzeros", "scales", "g_idx", "bias")
-FLOATS = ("F16", "BF16", "F32")
 U8 = NDArray[np.uint8]
 
 
@@ -85,15 +86,10 @@ def make_layer(
 def _join(source: Source, name: str, spec: QuantSpec, codes: U8, zeros: U8, order: NDArray[np.int32] | None) -> Codes:
     """The layer as codes. Zeros that are all in the middle, as a symmetric one's are, are said by the spec alone."""
     store = source.store
-    values = store.read_float32(f"{name}.scales")
-    if not np.isfinite(values).all():
-        raise format_error(
-            store.entry(f"{name}.scales").file, "expected finite scales, found NaN or Inf", f"{name}.scales"
-        )
-    scales = np.ascontiguousarray(narrowest(values).T)
+    scales = np.ascontiguousarray(narrowest(read_finite(store, f"{name}.scales")).T)
     fixed = spec.zero_point == "fixed" and bool((zeros == centre(spec.bits)).all())
     spec = spec.replace(zero_point="fixed" if fixed else "integer", scale_format=scale_format_of(scales))
-    bias = store.read_float32(f"{name}.bias") if f"{name}.bias" in store else None
+    bias = read_bias(store, name)
     try:
         return Codes(spec, codes, scales, None if fixed else zeros, order, bias)
     except ValueError as error:
@@ -107,18 +103,7 @@ def _order(source: Source, name: str, spec: QuantSpec, in_features: int) -> NDAr
     key = f"{name}.g_idx"
     if key not in source.store:
         return None
-    file = source.store.entry(key).file
-    index = source.store.read(key)
-    size = in_features if spec.group_size == -1 else spec.group_size
-    groups = spec.num_groups(in_features)
-    if index.min() < 0 or index.max() >= groups:
-        raise format_error(file, f"expected groups from 0 to {groups - 1}, found {index.min()} to {index.max()}", key)
-    expected = np.arange(in_features) // size
-    if np.array_equal(index, expected):
-        return None
-    order = np.argsort(index, kind="stable").astype(np.int32)
-    if not np.array_equal(index[order], expected):
-        counts = np.bincount(index, minlength=groups)
-        wrong = int(np.flatnonzero(counts != np.bincount(expected, minlength=groups))[0])
-        raise format_error(file, f"expected groups of {size} columns, found {counts[wrong]} in group {wrong}", key)
-    return order
+    try:
+        return column_order(source.store.read(key), spec.group_size, in_features)
+    except ValueError as error:
+        raise format_error(source.store.entry(key).file, str(error), key) from error

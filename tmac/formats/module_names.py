@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tmac.formats.patterns import matches
+from tmac.formats.name_pattern import NamePattern
 
 HEADS = ("lm_head", "embed_out", "score", "classifier")
 LOOK_UPS = ("wte", "wpe", "embed", "shared", "relative_attention_bias")
@@ -24,12 +24,12 @@ def is_embedding(name: str) -> bool:
 def is_listed(name: str, patterns: Sequence[str]) -> bool:
     """Whether `modules_to_not_convert` has a module: by the beginning of its name up to a dot, or by its end.
 
-    Entries are regular expressions, as in transformers (`should_convert_module`). Raises ValueError like `matches`.
+    Entries are regular expressions, as in transformers (`should_convert_module`). Raises ValueError like `NamePattern`.
     """
     parts = [at + 1 for at, char in enumerate(name) if char == "."]
     return any(
         name.endswith(entry)
-        or matches(rf"(?:{entry})(?:\.|$)", name)
-        or any(matches(f"(?:{entry})$", name[:part]) for part in parts)
+        or NamePattern(rf"(?:{entry})(?:\.|$)").starts(name)
+        or any(NamePattern(f"(?:{entry})$").starts(name[:part]) for part in parts)
         for entry in patterns
     )

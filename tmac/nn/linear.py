@@ -169,9 +169,10 @@ class QuantLinear(nn.Module):
     def _canonical(self, prefix: str = "") -> dict[str, Tensor]:
         if self.weight.is_cpu and self.weight.numel():
             return {name: torch.from_numpy(array) for name, array in buffer_to_tensors(self._bytes(), prefix).items()}
-        scale_type = torch.float32 if self.spec.scale_format == "f32" else torch.float16
+        scale_type = {"f16": torch.float16, "f32": torch.float32, "two_level": torch.int8}[self.spec.scale_format]
         zeros_type = torch.uint8 if self.spec.zero_point == "integer" else scale_type
         types = {"planes": torch.uint8, "trits": torch.uint8, "zeros": zeros_type}
+        types |= {"super_scales": torch.float16, "super_offsets": torch.float16}
         return {
             prefix + name: torch.empty(shape, dtype=types.get(name, scale_type), device="meta")
             for name, shape in tensor_shapes(self.spec, self.out_features, self.in_features).items()

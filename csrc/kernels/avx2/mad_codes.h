@@ -96,23 +96,23 @@ struct Quads {
     static constexpr int kTileRows = 32;
     static constexpr int kTogether = 1;      ///< vectors of rows that come out of the same bytes
     static constexpr bool kShifted = false;  ///< codes of fewer bits are shifted up to 8
+    static constexpr bool kInTwos = false;   ///< code vectors are multiplied two at a time, with sums of int32
     static constexpr int kDigits = 1;
     static constexpr int kLargest = (1 << Bits) - 1;
     static constexpr int kLargestSmall = Bits == 1 ? 16 : 4;  ///< tokens up to which a panel does not pay
 
     Fields<Bits> fields;
 
-    static TMAC_ALWAYS_INLINE Fields<Bits> load(const uint8_t* codes, int64_t region_stride) {
+    static TMAC_ALWAYS_INLINE Fields<Bits> load(const uint8_t* codes, const Regions& regions) {
         __m256i planes[Bits];
         TMAC_UNROLL
         for (int plane = 0; plane < Bits; ++plane) {
-            planes[plane] = load_bytes(codes + plane * region_stride);
+            planes[plane] = load_bytes(codes + plane * regions.stride);
         }
         return Fields<Bits>(planes);
     }
 
-    TMAC_ALWAYS_INLINE explicit Quads(const uint8_t* codes, int64_t region_stride)
-        : fields(load(codes, region_stride)) {}
+    TMAC_ALWAYS_INLINE Quads(const uint8_t* codes, const Regions& regions) : fields(load(codes, regions)) {}
 
     template <int V, int Digit>
     TMAC_ALWAYS_INLINE __m256i code() const {
@@ -120,7 +120,7 @@ struct Quads {
     }
 };
 
-/// Codes of 4 bits, or of 5 to 8 bits shifted up to 8, in Layout::nibbles: 8 columns of 16 rows in 64 bytes of each
+/// Codes of 4 bits, or of 7 and 8 bits shifted up to 8, in Layout::nibbles: 8 columns of 16 rows in 64 bytes of each
 /// region, 8 of the rows in 32. Byte 4r + i has half of the code of column i in its low nibble and of column 4 + i in
 /// its high nibble.
 template <class Dot, int Bits>
@@ -130,6 +130,7 @@ struct Nibbles {
     static constexpr int kChunkBytes = 64;
     static constexpr int kTileRows = 16;
     static constexpr int kTogether = 1;  ///< vectors of rows that come out of the same bytes
+    static constexpr bool kInTwos = false;
     static constexpr int kRegions = Bits > 4 ? 2 : 1;
     static constexpr bool kJoined = Bits > 4 && Dot::kWholeBytes;
     static constexpr bool kShifted = Bits > 4;              ///< codes of fewer bits are shifted up to 8
@@ -140,16 +141,16 @@ struct Nibbles {
     __m256i first[kDigits];
     __m256i second[kDigits];
 
-    TMAC_ALWAYS_INLINE explicit Nibbles(const uint8_t* codes, int64_t region_stride) {
+    TMAC_ALWAYS_INLINE Nibbles(const uint8_t* codes, const Regions& regions) {
         const __m256i top = load_bytes(codes);
         if constexpr (kJoined) {
-            const __m256i low = load_bytes(codes + region_stride);
+            const __m256i low = load_bytes(codes + regions.stride);
             first[0] = _mm256_or_si256(_mm256_slli_epi16(masked(top, 0x0f), 4), masked(low, 0x0f));
             second[0] = _mm256_or_si256(masked(top, 0xf0), masked(_mm256_srli_epi16(low, 4), 0x0f));
         } else {
             split(top, 0);
             if constexpr (kDigits == 2) {
-                split(load_bytes(codes + region_stride), 1);
+                split(load_bytes(codes + regions.stride), 1);
             }
         }
     }
@@ -165,6 +166,90 @@ struct Nibbles {
     }
 };
 
+/// `bytes` with the `Width` bits from `At` on moved to bit `To`, and nothing else.
+template <int At, int Width, int To>
+TMAC_ALWAYS_INLINE __m256i cut(__m256i bytes) {
+    const int mask = ((1 << Width) - 1) << To;
+    if constexpr (At < To) {
+        return masked(_mm256_slli_epi16(bytes, To - At), mask);
+    }
+    return masked(At > To ? _mm256_srli_epi16(bytes, At - To) : bytes, mask);
+}
+
+/// Codes of 5 and 6 bits in Layout::nibbles. The top halves lie as above, in one 32 bytes after the other. Of the rest
+/// as many columns lie in 32 bytes as there is room for: byte 4r + i has column 4V + i from its bit V * kRest on.
+template <int Bits>
+struct NarrowNibbles {
+    static constexpr int kRest = rest_of_nibbles(Bits);
+    static constexpr int kTops = 4 / kRest;  ///< vectors of the first region
+    static constexpr int kVectors = 2 * kTops;
+    static constexpr int kColumns = 4 * kVectors;
+    static constexpr int kLastBytes = 64;
+    static constexpr int kChunkBytes = kTops * kLastBytes;
+    static constexpr int kTileRows = 16;
+    static constexpr int kTogether = 1;
+    static constexpr int kRegions = 2;
+    static constexpr bool kInTwos = true;
+    static constexpr bool kShifted = false;
+    static constexpr int kDigits = 1;
+    static constexpr int kLargest = (1 << Bits) - 1;
+    static constexpr int kLargestSmall = 4;  ///< tokens up to which a panel does not pay
+
+    __m256i top[kTops];
+    __m256i rest;
+
+    TMAC_ALWAYS_INLINE NarrowNibbles(const uint8_t* codes, const Regions& regions)
+        : rest(load_bytes(in_region<NarrowNibbles>(codes, regions, 1))) {
+        TMAC_UNROLL
+        for (int i = 0; i < kTops; ++i) {
+            top[i] = load_bytes(codes + i * kLastBytes);
+        }
+    }
+
+    template <int V, int Digit>
+    TMAC_ALWAYS_INLINE __m256i code() const {
+        return _mm256_or_si256(cut<V % 2 * 4, 4, kRest>(top[V / 2]), cut<V * kRest, kRest, 0>(rest));
+    }
+};
+
+/// Codes of 2 or 3 bits in Layout::crumbs, 16 columns of 8 rows in 32 bytes: byte 4r + i has the top two bits of column
+/// 4V + i from bit 2V on. A third one lies in the second region, where the rows r and 16 + r share a byte's nibbles.
+template <int Bits>
+struct Crumbs {
+    static constexpr int kVectors = 4;
+    static constexpr int kColumns = 16;
+    static constexpr int kTileRows = 32;
+    static constexpr int kChunkBytes = 128;
+    static constexpr int kLastBytes = Bits == 3 ? 64 : kChunkBytes;
+    static constexpr int kTogether = 1;
+    static constexpr int kRegions = Bits - 1;
+    static constexpr bool kInTwos = false;
+    static constexpr bool kShifted = false;
+    static constexpr int kDigits = 1;
+    static constexpr int kLargest = (1 << Bits) - 1;
+    static constexpr int kLargestSmall = 4;  ///< tokens up to which a panel does not pay
+
+    __m256i top;
+    __m256i third;
+
+    TMAC_ALWAYS_INLINE Crumbs(const uint8_t* codes, const Regions& regions) : top(load_bytes(codes)) {
+        if constexpr (Bits == 3) {
+            const auto half = static_cast<int>((codes - regions.first) / 64 % 2);
+            const __m256i both = load_bytes(in_region<Crumbs>(codes, regions, 1) - half * 64);
+            third = _mm256_srl_epi16(both, _mm_cvtsi32_si128(half * 4));
+        }
+    }
+
+    template <int V, int Digit>
+    TMAC_ALWAYS_INLINE __m256i code() const {
+        if constexpr (Bits == 2) {
+            return cut<2 * V, 2, 0>(top);
+        } else {
+            return _mm256_or_si256(cut<2 * V, 2, 1>(top), cut<V, 1, 0>(third));
+        }
+    }
+};
+
 /// Planes of 1 to 4 bits in Layout::rows, 8 columns of 32 rows in 32 bytes: a byte is a row. Unpacking the bytes of
 /// four columns puts a row's side by side; the four results are then what Nibbles has, for 8 rows each. For prompts
 /// only.
@@ -176,12 +261,13 @@ struct Rows {
     static constexpr int kTileRows = 64;
     static constexpr int kTogether = 4;      ///< vectors of rows that come out of the same bytes
     static constexpr bool kShifted = false;  ///< codes of fewer bits are shifted up to 8
+    static constexpr bool kInTwos = false;
     static constexpr int kDigits = 1;
     static constexpr int kLargest = (1 << Bits) - 1;
 
     __m256i rows[4];  ///< of 8 rows each
 
-    TMAC_ALWAYS_INLINE explicit Rows(const uint8_t* codes, int64_t region_stride) {
+    TMAC_ALWAYS_INLINE Rows(const uint8_t* codes, const Regions& regions) {
         // Rows 8q + 4 lane + i, which stand in bytes 2i of a lane's half (layout/tiles.cpp), put side by side: unpacked
         // twice they are one result.
         const __m256i order = _mm256_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15,  //
@@ -189,7 +275,7 @@ struct Rows {
         __m256i planes[Bits];
         TMAC_UNROLL
         for (int plane = 0; plane < Bits; ++plane) {
-            planes[plane] = _mm256_shuffle_epi8(load_bytes(codes + plane * region_stride), order);
+            planes[plane] = _mm256_shuffle_epi8(load_bytes(codes + plane * regions.stride), order);
         }
         const Fields<Bits> fields(planes);
         __m256i column[4];
@@ -231,13 +317,13 @@ TMAC_ALWAYS_INLINE const uint8_t* codes_of_group(const QgemmArgs& args, int64_t 
     return codes_in_tiles<Codes>(args, row) + int64_t{group.padded_begin} / Codes::kColumns * Codes::kChunkBytes;
 }
 
-/// Index of the group values of 8 rows in the layout's order.
+/// Where the group values of 8 rows lie in the layout's order.
 template <class Codes>
-TMAC_ALWAYS_INLINE int64_t values_of_rows(const QgemmArgs& args, int64_t row, int32_t weight_group) {
+TMAC_ALWAYS_INLINE GroupPlace values_of_rows(const QgemmArgs& args, int64_t row, const ActGroup& group) {
     if constexpr (kInBands<Codes>) {
-        return BandPlace(args.n, row).value(args.num_groups, weight_group);
+        return place_in_band(args, BandPlace(args.n, row), group);
     }
-    return values_in_tiles<Codes>(args, row, weight_group);
+    return values_in_tiles<Codes>(args, row, group);
 }
 
 TMAC_ALWAYS_INLINE __m256i broadcast_four(const int8_t* q) {

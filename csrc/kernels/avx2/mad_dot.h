@@ -19,7 +19,7 @@ inline constexpr int kLargestAct = 127;
 inline constexpr int kLargestInt16 = 32767;
 
 /// Without VNNI: products are summed in int16 as long as the codes' size allows, then widened. A code must stay below
-/// 128, so that one pair fits; codes of 5 to 8 bits are multiplied in two digits of 4 bits.
+/// 128, so that one pair fits; codes of 7 and 8 bits are multiplied in two digits of 4 bits.
 struct Maddubs {
     static constexpr bool kWholeBytes = false;
 
@@ -34,6 +34,15 @@ struct Maddubs {
 
     static TMAC_ALWAYS_INLINE __m256i widen(__m256i sum_i16x16) {
         return _mm256_madd_epi16(sum_i16x16, _mm256_set1_epi16(1));
+    }
+
+    /// Adds two products of codes below 64 to int32 sums.
+    static TMAC_ALWAYS_INLINE __m256i add_two(__m256i sum_i32x8, __m256i first_u8x32, __m256i first_i8x32,
+                                              __m256i second_u8x32, __m256i second_i8x32) {
+        const __m256i products_i16x16 = add(_mm256_maddubs_epi16(first_u8x32, first_i8x32), second_u8x32, second_i8x32);
+        __m256i added = _mm256_add_epi32(sum_i32x8, widen(products_i16x16));
+        TMAC_KEEP(added);
+        return added;
     }
 };
 
@@ -54,6 +63,11 @@ struct Vnni {
     }
 
     static TMAC_ALWAYS_INLINE __m256i widen(__m256i sum_i32x8) { return sum_i32x8; }
+
+    static TMAC_ALWAYS_INLINE __m256i add_two(__m256i sum_i32x8, __m256i first_u8x32, __m256i first_i8x32,
+                                              __m256i second_u8x32, __m256i second_i8x32) {
+        return add(add(sum_i32x8, first_u8x32, first_i8x32), second_u8x32, second_i8x32);
+    }
 };
 #endif
 

@@ -30,8 +30,15 @@ void qgemm_of(const QgemmArgs& args) {
             }
             break;
         case Layout::nibbles:
-            if constexpr (Bits >= 4) {
+            if constexpr (Bits == 5 || Bits == 6) {
+                qgemm_in_order<Dot, NarrowNibbles<Bits>>(args);
+            } else if constexpr (Bits >= 4) {
                 qgemm_in_order<Dot, Nibbles<Dot, Bits == 4 ? 4 : 8>>(args);
+            }
+            break;
+        case Layout::crumbs:
+            if constexpr (Bits == 2 || Bits == 3) {
+                qgemm_in_order<Dot, Crumbs<Bits>>(args);
             }
             break;
         default:
@@ -40,8 +47,9 @@ void qgemm_of(const QgemmArgs& args) {
 }
 
 constexpr Layout decoding_layout(int bits) { return bits < 4 ? Layout::quads : Layout::nibbles; }
-constexpr uint8_t readable_layouts(int bits) {
-    return static_cast<uint8_t>(bit_of(decoding_layout(bits)) | (bits <= 4 ? bit_of(Layout::rows) : 0));
+constexpr LayoutSet readable_layouts(int bits) {
+    return static_cast<LayoutSet>(bit_of(decoding_layout(bits)) | (bits <= 4 ? bit_of(Layout::rows) : 0) |
+                                  (bits == 2 || bits == 3 ? bit_of(Layout::crumbs) : 0));
 }
 
 template <class Dot, int Bits>

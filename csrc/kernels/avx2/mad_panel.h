@@ -39,14 +39,14 @@ TMAC_ALWAYS_INLINE void unpack_chunk(const QgemmArgs& args, const uint8_t* const
                                      int64_t at, uint8_t (*steps)[kPanelWidth<Codes>][32],
                                      std::integer_sequence<int, V...>) {
     if constexpr (Codes::kTogether == kPanelVectors) {
-        const Codes codes(rows[0] + at, args.region_stride);
+        const Codes codes(rows[0] + at, Regions(args));
         TMAC_UNROLL
         for (int vector = 0; vector < kPanelVectors; ++vector) {
             (store_bytes(steps[V][vector], codes.template code<V>(vector)), ...);
         }
     } else {
         for (int vector = 0; vector < vectors; ++vector) {
-            const Codes codes(rows[vector] + at, args.region_stride);
+            const Codes codes(rows[vector] + at, Regions(args));
             (store_bytes(steps[V][vector * Codes::kDigits], codes.template code<V, 0>()), ...);
             if constexpr (Codes::kDigits == 2) {
                 (store_bytes(steps[V][vector * 2 + 1], codes.template code<V, 1>()), ...);
@@ -77,10 +77,27 @@ struct PanelPart {
 /// `Steps` steps of two neighbouring code vectors times M tokens.
 template <class Dot, class Codes, int M, int Steps>
 TMAC_ALWAYS_INLINE void add_steps(const uint8_t* codes, const int8_t* q, __m256i (&sums)[M][kPair]) {
+    constexpr int kStepBytes = kPanelWidth<Codes> * 32;
+    if constexpr (Codes::kInTwos) {
+        TMAC_UNROLL
+        for (int i = 0; i < Steps; i += 2) {
+            const uint8_t* first = codes + i * kStepBytes;
+            const __m256i vectors[2][kPair] = {{load_bytes(first), load_bytes(first + 32)},
+                                               {load_bytes(first + kStepBytes), load_bytes(first + kStepBytes + 32)}};
+            TMAC_UNROLL
+            for (int m = 0; m < M; ++m) {
+                const __m256i four = broadcast_four(q + 4 * (i * M + m));
+                const __m256i next = broadcast_four(q + 4 * ((i + 1) * M + m));
+                sums[m][0] = Dot::add_two(sums[m][0], vectors[0][0], four, vectors[1][0], next);
+                sums[m][1] = Dot::add_two(sums[m][1], vectors[0][1], four, vectors[1][1], next);
+            }
+        }
+        return;
+    }
     TMAC_UNROLL
     for (int i = 0; i < Steps; ++i) {
-        const __m256i first_u8x32 = load_bytes(codes + i * kPanelWidth<Codes> * 32);
-        const __m256i second_u8x32 = load_bytes(codes + i * kPanelWidth<Codes> * 32 + 32);
+        const __m256i first_u8x32 = load_bytes(codes + i * kStepBytes);
+        const __m256i second_u8x32 = load_bytes(codes + i * kStepBytes + 32);
         TMAC_UNROLL
         for (int m = 0; m < M; ++m) {
             const __m256i four = broadcast_four(q + 4 * (i * M + m));
@@ -98,7 +115,7 @@ TMAC_ALWAYS_INLINE void multiply_steps(const uint8_t* codes, const int8_t* q, in
     constexpr bool kEven = Codes::kVectors % 2 == 0;
     constexpr int32_t kMany = kEven ? 8 : Codes::kVectors;  // a loop of few rounds ends where the CPU expects it
     constexpr int32_t kFew = kEven ? 2 : kMany;             // act groups are padded to a multiple of them
-    constexpr int32_t kRun = Dot::run(Codes::kLargest) / kMany * kMany;
+    constexpr int32_t kRun = Codes::kInTwos ? INT32_MAX : Dot::run(Codes::kLargest) / kMany * kMany;
     while (steps > 0) {
         int32_t left = steps < kRun ? steps : kRun;
         steps -= left;
@@ -120,7 +137,8 @@ TMAC_ALWAYS_INLINE void multiply_steps(const uint8_t* codes, const int8_t* q, in
         TMAC_UNROLL
         for (int i = 0; i < M * kPair; ++i) {
             __m256i& sum = isum[i / kPair][i % kPair];
-            sum = _mm256_add_epi32(sum, Dot::widen(sums[i / kPair][i % kPair]));
+            const __m256i more = sums[i / kPair][i % kPair];
+            sum = _mm256_add_epi32(sum, Codes::kInTwos ? more : Dot::widen(more));
         }
     }
 }
@@ -186,7 +204,7 @@ void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
         const uint8_t* rows[kPanelVectors];
         for (int v = 0; v < kPanelVectors; ++v) {
             const int64_t first = row + (v < vectors ? v : 0) * kLanes;
-            terms[v] = epilogue.load(values_of_rows<Codes>(args, first, group.weight_group));
+            terms[v] = epilogue.load(values_of_rows<Codes>(args, first, group));
             rows[v] = codes_of_group<Codes>(args, first, group);
         }
         for (int32_t done = 0; done < group.padded_count; done += kPanelColumns<Codes>) {

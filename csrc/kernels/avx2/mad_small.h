@@ -54,7 +54,32 @@ TMAC_ALWAYS_INLINE void multiply_chunk(const Codes (&codes)[R], const int8_t* q,
             }
         }
     };
-    (step.template operator()<V, 0>(), ...);
+    const auto two_steps = [&]<int Vector>() {
+        if constexpr (Vector % 2 == 0) {
+            __m256i first[R];
+            __m256i second[R];
+            TMAC_UNROLL
+            for (int r = 0; r < R; ++r) {
+                first[r] = codes[r].template code<Vector, 0>();
+                second[r] = codes[r].template code<Vector + 1, 0>();
+            }
+            TMAC_UNROLL
+            for (int m = 0; m < M; ++m) {
+                const __m256i first_four = broadcast_four(q + 4 * (Vector * M + m));
+                const __m256i second_four = broadcast_four(q + 4 * ((Vector + 1) * M + m));
+                TMAC_UNROLL
+                for (int r = 0; r < R; ++r) {
+                    __m256i& sum = sums.of[r][m][0];
+                    sum = Dot::add_two(sum, first[r], first_four, second[r], second_four);
+                }
+            }
+        }
+    };
+    if constexpr (Codes::kInTwos) {
+        (two_steps.template operator()<V>(), ...);
+    } else {
+        (step.template operator()<V, 0>(), ...);
+    }
     if constexpr (Codes::kDigits == 2) {
         (step.template operator()<V, 1>(), ...);
     }
@@ -78,14 +103,14 @@ TMAC_ALWAYS_INLINE void multiply_row(const Codes& codes, const int8_t* q, int ro
 
 /// One chunk from byte `at` on. A function, because gcc leaves a lambda of this size alone, and its sums in memory.
 template <class Dot, class Codes, int R, int M, int... Row>
-TMAC_ALWAYS_INLINE void unpack_and_multiply(const uint8_t* const (&rows)[R], int64_t at, int64_t region_stride,
+TMAC_ALWAYS_INLINE void unpack_and_multiply(const uint8_t* const (&rows)[R], int64_t at, const Regions& regions,
                                             const int8_t* q, Sums<Codes, R, M>& sums,
                                             std::integer_sequence<int, Row...>) {
     constexpr std::make_integer_sequence<int, Codes::kVectors> kEveryVector;
     if constexpr (kRowsInTurn<Codes>) {
-        (multiply_row<Dot>(Codes(rows[Row] + at, region_stride), q, Row, sums, kEveryVector), ...);
+        (multiply_row<Dot>(Codes(rows[Row] + at, regions), q, Row, sums, kEveryVector), ...);
     } else {
-        const Codes unpacked[R] = {Codes(rows[Row] + at, region_stride)...};
+        const Codes unpacked[R] = {Codes(rows[Row] + at, regions)...};
         multiply_chunk<Dot, Codes, R, M>(unpacked, q, sums, kEveryVector);
     }
 }
@@ -93,9 +118,9 @@ TMAC_ALWAYS_INLINE void unpack_and_multiply(const uint8_t* const (&rows)[R], int
 /// `chunks` chunks from byte `at` on.
 template <class Dot, class Codes, int R, int M>
 TMAC_ALWAYS_INLINE void multiply_chunks(const uint8_t* const (&rows)[R], int64_t at, int32_t chunks,
-                                        int64_t region_stride, const int8_t* q, Sums<Codes, R, M>& sums) {
+                                        const Regions& regions, const int8_t* q, Sums<Codes, R, M>& sums) {
     for (int32_t chunk = 0; chunk < chunks; ++chunk) {
-        unpack_and_multiply<Dot>(rows, at, region_stride, q, sums, std::make_integer_sequence<int, R>());
+        unpack_and_multiply<Dot>(rows, at, regions, q, sums, std::make_integer_sequence<int, R>());
         at += Codes::kChunkBytes;
         q += M * Codes::kColumns;
     }
@@ -104,7 +129,8 @@ TMAC_ALWAYS_INLINE void multiply_chunks(const uint8_t* const (&rows)[R], int64_t
 /// Rows [row, row + 8 R) times M tokens.
 template <class Dot, class Codes, bool HasCoefficient, int R, int M>
 void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t row, int32_t token) {
-    constexpr int kRun = Dot::run(Codes::kLargest) / Codes::kVectors;  // chunks that a sum holds
+    // Chunks that a sum holds.
+    constexpr int kRun = Codes::kInTwos ? INT32_MAX : Dot::run(Codes::kLargest) / Codes::kVectors;
     const Centre centre = centre_of<Codes>(args);
     const uint8_t* codes[R];
     __m256 y[R][M];
@@ -122,28 +148,28 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
         const ActGroup& group = args.act_groups[g];
         const int32_t chunks = group.padded_count / Codes::kColumns;
         const int32_t first = group.padded_begin / Codes::kColumns;
-        prefetch_values(args, values_in_tiles<Codes>(args, row, group.weight_group));
+        prefetch_values(args, values_in_tiles<Codes>(args, row, group), Codes::kTileRows);
         Sums<Codes, R, M> isum_i32x8;
         isum_i32x8.clear();
         for (int32_t done = 0; done < chunks; done += kRun) {
             Sums<Codes, R, M> sums;
             sums.clear();
             multiply_chunks<Dot, Codes, R, M>(codes, int64_t{first + done} * Codes::kChunkBytes,
-                                              chunks - done < kRun ? chunks - done : kRun, args.region_stride,
+                                              chunks - done < kRun ? chunks - done : kRun, Regions(args),
                                               q + int64_t{first + done} * Codes::kColumns * M, sums);
             TMAC_UNROLL
             for (int r = 0; r < R; ++r) {
                 TMAC_UNROLL
                 for (int i = 0; i < M * Codes::kDigits; ++i) {
                     __m256i& sum = isum_i32x8.of[r][i / Codes::kDigits][i % Codes::kDigits];
-                    sum = _mm256_add_epi32(sum, Dot::widen(sums.of[r][i / Codes::kDigits][i % Codes::kDigits]));
+                    const __m256i more = sums.of[r][i / Codes::kDigits][i % Codes::kDigits];
+                    sum = _mm256_add_epi32(sum, Codes::kInTwos ? more : Dot::widen(more));
                 }
             }
         }
         TMAC_UNROLL
         for (int r = 0; r < R; ++r) {
-            const GroupTerms<Floats> terms =
-                epilogue.load(values_in_tiles<Codes>(args, row + r * kLanes, group.weight_group));
+            const GroupTerms<Floats> terms = epilogue.load(values_in_tiles<Codes>(args, row + r * kLanes, group));
             TMAC_UNROLL
             for (int m = 0; m < M; ++m) {
                 const int64_t index = first_group + int64_t{m} * args.num_act_groups + g;

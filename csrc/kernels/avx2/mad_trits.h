@@ -34,9 +34,11 @@ struct Trits {
     static constexpr int kVectors = kTritsInByte;
     static constexpr int kColumns = 4 * kTritsInByte;
     static constexpr int kChunkBytes = 256;
+    static constexpr int kLastBytes = kChunkBytes;
     static constexpr int kTileRows = 64;
     static constexpr int kTogether = 1;
     static constexpr bool kShifted = false;
+    static constexpr bool kInTwos = false;
     static constexpr int kDigits = 1;
     static constexpr int kLargest = 2;       ///< a forged byte may say 15, and its sum wrap
     static constexpr int kLargestSmall = 3;  ///< tokens up to which a panel does not pay
@@ -45,7 +47,7 @@ struct Trits {
     __m256i pairs[2];  ///< of codes 0 and 1, and of codes 2 and 3
     __m256i fifth;
 
-    TMAC_ALWAYS_INLINE explicit Trits(const uint8_t* codes, int64_t /*region_stride*/) {
+    TMAC_ALWAYS_INLINE Trits(const uint8_t* codes, const Regions& /*regions*/) {
         TMAC_PREFETCH(codes + kPrefetch);
         const __m256i bytes = load_bytes(codes);
         const __m256i high = high_nibbles(bytes);

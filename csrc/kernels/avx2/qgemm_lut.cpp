@@ -214,8 +214,8 @@ struct Piece {
     Span span;  ///< of the first 64 rows and the first token
     float* y;
     int64_t y_stride;
-    int64_t rows;   ///< a multiple of 64
-    int64_t value;  ///< index of the first row's group value
+    int64_t rows;       ///< a multiple of 64
+    GroupPlace values;  ///< of the first row
     int32_t group;
 };
 
@@ -225,7 +225,7 @@ struct AnyTerms {
     static constexpr bool kHasCoefficient = Coefficient;
     const Epilogue<Floats>& epilogue;
 
-    TMAC_ALWAYS_INLINE GroupTerms<Floats> load(int64_t index) const { return epilogue.load(index); }
+    TMAC_ALWAYS_INLINE GroupTerms<Floats> load(const GroupPlace& place) const { return epilogue.load(place); }
 };
 
 /// f16 scales and a zero point that the spec fixes: the same without a branch for each register.
@@ -239,8 +239,8 @@ struct FixedTerms {
         : scales(static_cast<const uint16_t*>(epilogue.args.scales)),
           offset(_mm256_sub_ps(_mm256_set1_ps(epilogue.centre), _mm256_set1_ps(epilogue.args.spec->fixed_zero))) {}
 
-    TMAC_ALWAYS_INLINE GroupTerms<Floats> load(int64_t index) const {
-        const __m256 scale = Floats::widen(scales + index);
+    TMAC_ALWAYS_INLINE GroupTerms<Floats> load(const GroupPlace& place) const {
+        const __m256 scale = Floats::widen(scales + place.value);
         return {scale, _mm256_mul_ps(scale, offset)};
     }
 };
@@ -252,7 +252,7 @@ struct Target {
     const float* act_scale;
     const float* act_sum;
     int64_t groups;
-    int64_t value;
+    GroupPlace values;
 };
 
 /// Adds an act group to the results of rows 8 Quarter... of a half.
@@ -260,7 +260,7 @@ template <int Bits, int Half, int Quarter, int H, int M, class Terms>
 TMAC_ALWAYS_INLINE void add_quarter(const Terms& group_terms, const Target& target, const Sums<H, M>& sums,
                                     const Sums<H, M>& high) {
     constexpr int kAt = Half * kHalfRows + Quarter * kLanes;
-    const GroupTerms<Floats> terms = group_terms.load(target.value + kAt);
+    const GroupTerms<Floats> terms = group_terms.load(target.values + kAt);
     TMAC_UNROLL
     for (int m = 0; m < M; ++m) {
         __m256i isum_i32x8 = widen<Quarter>(sums.of[Half][m]);
@@ -314,7 +314,7 @@ TMAC_ALWAYS_INLINE void multiply_halves(const QgemmArgs& args, const Terms& grou
                         args.act_scale + first_term,
                         args.act_sum + first_term,
                         groups,
-                        piece.value + row};
+                        piece.values + row};
     add_half<Bits, 0>(group_terms, target, sums, high);
     if constexpr (H == 2) {
         add_half<Bits, 1>(group_terms, target, sums, high);
@@ -323,7 +323,7 @@ TMAC_ALWAYS_INLINE void multiply_halves(const QgemmArgs& args, const Terms& grou
 
 template <int Bits, class Terms>
 TMAC_NOINLINE void multiply_token(const QgemmArgs& args, const Terms& terms, const Piece& piece) {
-    const Terms local = terms;  // FixedTerms in registers, known not to change when results are stored
+    const Terms local = terms;  // what is copied stands in registers, known not to change when results are stored
     for (int64_t row = 0; row < piece.rows; row += kBlockRows) {
         multiply_halves<Bits, true, 2, 1>(args, local, piece, row, 0);
     }
@@ -363,7 +363,7 @@ void multiply_band(const QgemmArgs& args, const Terms& terms, int64_t row, int64
         const Span span{args.codes + place.codes(args.padded_k, group), args.region_stride,
                         static_cast<const int8_t*>(args.act) + int64_t{group.padded_begin} / kStepColumns * kTableBytes,
                         args.act_stride, group.padded_count / kStepColumns};
-        multiply_piece<Bits>(args, terms, {span, y, rows, rows, place.value(args.num_groups, group.weight_group), g});
+        multiply_piece<Bits>(args, terms, {span, y, rows, rows, place_in_band(args, place, group), g});
     }
     for (int32_t token = 0; token < args.m; ++token) {
         for (int64_t at = 0; at < rows; at += kLanes) {
@@ -381,7 +381,11 @@ void multiply_bands(const QgemmArgs& args, const Terms& terms) {
 template <int Bits>
 void qgemm(const QgemmArgs& args) {
     const Epilogue<Floats> epilogue(args, static_cast<float>((1 << Bits) - 1) * 0.5F);
-    if (args.scale_type == GroupType::f16 && args.spec->zero_point == ZeroPoint::fixed) {
+    if (args.scale_type == GroupType::i8 && epilogue.has_coefficient) {
+        args.spec->zero_point == ZeroPoint::offset
+            ? multiply_bands<Bits>(args, TwoLevelTerms<Floats, true>(args, epilogue.centre))
+            : multiply_bands<Bits>(args, TwoLevelTerms<Floats, false>(args, epilogue.centre));
+    } else if (args.scale_type == GroupType::f16 && args.spec->zero_point == ZeroPoint::fixed) {
         epilogue.has_coefficient ? multiply_bands<Bits>(args, FixedTerms<true>(epilogue))
                                  : multiply_bands<Bits>(args, FixedTerms<false>(epilogue));
     } else {

@@ -127,9 +127,9 @@ struct Piece {
     const uint8_t* codes;   ///< of the first 64 rows
     const uint8_t* tables;  ///< of the first token
     float* y;
-    int64_t rows;    ///< a multiple of 64
-    int64_t value;   ///< index of the first row's group value
-    int32_t chunks;  ///< of the act group
+    int64_t rows;       ///< a multiple of 64
+    GroupPlace values;  ///< of the first row
+    int32_t chunks;     ///< of the act group
     int32_t group;
 };
 
@@ -165,7 +165,7 @@ void multiply_half(const QgemmArgs& args, const Epilogue<Floats>& epilogue, cons
     float* results = piece.y + token * kBandRows + row;
     TMAC_UNROLL
     for (int part = 0; part < 4; ++part) {
-        const GroupTerms<Floats> terms = epilogue.load(piece.value + row + part * kLanes);
+        const GroupTerms<Floats> terms = epilogue.load(piece.values + (row + part * kLanes));
         TMAC_UNROLL
         for (int m = 0; m < M; ++m) {
             const __m256i sum = part < 2 ? sums[m].first_i16x16 : sums[m].second_i16x16;
@@ -193,7 +193,7 @@ void multiply_band(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
                           static_cast<const uint8_t*>(args.act) + first_chunk * kChunkTableBytes,
                           y[0],
                           rows,
-                          place.value(args.num_groups, group.weight_group),
+                          place_in_band(args, place, group),
                           group.padded_count / kAverageColumns,
                           g};
         for (int64_t at = 0; at < rows; at += kHalfRows) {

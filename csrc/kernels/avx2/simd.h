@@ -23,6 +23,7 @@ struct Floats {
     static TMAC_ALWAYS_INLINE F subtract(F a, F b) { return _mm256_sub_ps(a, b); }
     static TMAC_ALWAYS_INLINE F multiply(F a, F b) { return _mm256_mul_ps(a, b); }
     static TMAC_ALWAYS_INLINE F multiply_add(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+    static TMAC_ALWAYS_INLINE F multiply_subtract(F a, F b, F c) { return _mm256_fmsub_ps(a, b, c); }
     static TMAC_ALWAYS_INLINE F load(const float* values) { return _mm256_loadu_ps(values); }
     static TMAC_ALWAYS_INLINE F widen(const uint16_t* halves) {
         return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves)));
@@ -30,15 +31,26 @@ struct Floats {
     static TMAC_ALWAYS_INLINE F widen(const uint8_t* bytes) {
         return to_float(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes))));
     }
+    static TMAC_ALWAYS_INLINE F widen(const int8_t* bytes) {
+        return to_float(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes))));
+    }
 };
 
 /// Asks for group values of the rows of a tile that later act groups will want: a line of them comes between many lines
 /// of codes, too seldom for the CPU to see a stream.
-TMAC_ALWAYS_INLINE void prefetch_values(const QgemmArgs& args, int64_t index) {
+TMAC_ALWAYS_INLINE void prefetch_values(const QgemmArgs& args, const GroupPlace& place, int64_t n_tile) {
     constexpr int64_t kAhead = 256;  // values: 4, 8 or 16 groups of a tile
-    TMAC_PREFETCH(static_cast<const uint8_t*>(args.scales) + (index + kAhead) * element_bytes(args.scale_type));
+    const int64_t index = place.value + kAhead;
+    TMAC_PREFETCH(static_cast<const uint8_t*>(args.scales) + index * element_bytes(args.scale_type));
     if (args.zeros != nullptr) {
-        TMAC_PREFETCH(static_cast<const uint8_t*>(args.zeros) + (index + kAhead) * element_bytes(args.zero_type));
+        TMAC_PREFETCH(static_cast<const uint8_t*>(args.zeros) + index * element_bytes(args.zero_type));
+    }
+    if (args.scale_type == GroupType::i8) {
+        const int64_t next = place.super_value + n_tile;  // of the next super-group
+        TMAC_PREFETCH(args.super_scales + next);
+        if (args.zeros != nullptr) {
+            TMAC_PREFETCH(args.super_offsets + next);
+        }
     }
 }
 

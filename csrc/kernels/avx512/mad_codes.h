@@ -49,6 +49,7 @@ struct Quads {
     static constexpr int kVectors = 8;
     static constexpr int kColumns = 32;
     static constexpr int kChunkBytes = 256;  ///< from one chunk of a tile to the next
+    static constexpr int kLastBytes = kChunkBytes;
     static constexpr int kTileRows = 64;
     static constexpr int kRegions = Bits;
     /// At most so many are as fast as memory: what the CPU prefetches will do.
@@ -60,12 +61,12 @@ struct Quads {
 
     __m512i fields[kFields];
 
-    TMAC_ALWAYS_INLINE explicit Quads(const uint8_t* codes, int64_t region_stride) {
+    TMAC_ALWAYS_INLINE Quads(const uint8_t* codes, const Regions& regions) {
         if constexpr (Bits == 1) {
             fields[0] = load_bytes(codes);
         } else {
-            const __m512i low = load_bytes(codes + (Bits - 1) * region_stride);
-            const Pair bits10 = join_planes(load_bytes(codes + (Bits - 2) * region_stride), low);
+            const __m512i low = load_bytes(codes + (Bits - 1) * regions.stride);
+            const Pair bits10 = join_planes(load_bytes(codes + (Bits - 2) * regions.stride), low);
             if constexpr (Bits == 2) {
                 fields[0] = bits10.even;
                 fields[1] = bits10.odd;
@@ -75,7 +76,7 @@ struct Quads {
                     const __m512i top = load_bytes(codes);
                     bits32 = {top, _mm512_srli_epi16(top, 1)};  // other columns' bits beside them are masked away below
                 } else {
-                    bits32 = join_planes(load_bytes(codes), load_bytes(codes + region_stride));
+                    bits32 = join_planes(load_bytes(codes), load_bytes(codes + regions.stride));
                 }
                 const Pair even = join_pairs(bits32.even, bits10.even);
                 const Pair odd = join_pairs(bits32.odd, bits10.odd);
@@ -105,47 +106,114 @@ struct Quads {
     static constexpr int kScales = kVectors / kFields;  ///< distinct ones
 };
 
-/// Codes of 4 to 8 bits in Layout::wide_nibbles: 8 columns of 16 rows in 64 bytes of each region. Byte 4r + i has half
-/// of the code of column i in its low nibble and of column 4 + i in its high nibble.
+/// `bytes` with bit `At` of every byte, and those beside it, moved to bit `To`. Bits come over from other bytes.
+template <int At, int To>
+TMAC_ALWAYS_INLINE __m512i moved(__m512i bytes) {
+    if constexpr (At < To) {
+        return _mm512_slli_epi16(bytes, To - At);
+    }
+    return At > To ? _mm512_srli_epi16(bytes, At - To) : bytes;
+}
+
+/// Codes of 4 to 8 bits in Layout::wide_nibbles. In the first region 8 columns of 16 rows lie in 64 bytes: byte 4r + i
+/// has the top half of the code of column i in its low nibble and of column 4 + i in its high nibble. Of the rest as
+/// many columns lie in 64 bytes as there is room for: byte 4r + i has column 4V + i from its bit V * kRest on.
+///
+/// A byte of a code vector is the top half over the rest, shifted up to 8 bits. The other fields of a byte of the rest
+/// are masked away but for one, which lands in the other nibble:
+///
+///     6 bits     dd cc bb aa & 33 = 00 cc 00 aa     << 2 for aa, >> 2 for cc
+///                            & cc = dd 00 bb 00     as it is for bb, >> 4 for dd
 template <int Bits>
 struct Nibbles {
-    static constexpr int kVectors = 2;
-    static constexpr int kColumns = 8;
-    static constexpr int kChunkBytes = 128;
+    static constexpr int kRest = Bits > 4 ? rest_of_nibbles(Bits) : 0;
+    static constexpr int kTops = Bits > 4 ? 4 / kRest : 1;  ///< registers of the first region
+    static constexpr int kVectors = 2 * kTops;
+    static constexpr int kColumns = 4 * kVectors;
     static constexpr int kTileRows = 32;
+    static constexpr int kLastBytes = 128;
+    static constexpr int kChunkBytes = kTops * kLastBytes;
     static constexpr int kRegions = Bits > 4 ? 2 : 1;
     static constexpr int kStreamedTokens = 2 * kRegions;
     static constexpr int kShift = Bits > 4 ? 8 - Bits : 0;
     static constexpr bool kRowsInTurn = false;
 
-    __m512i first;
-    __m512i second;
+    __m512i top[kTops];
+    __m512i rest;
 
-    TMAC_ALWAYS_INLINE explicit Nibbles(const uint8_t* codes, int64_t region_stride) {
-        const __m512i top = load_bytes(codes);
+    TMAC_ALWAYS_INLINE Nibbles(const uint8_t* codes, const Regions& regions) {
+        TMAC_UNROLL
+        for (int i = 0; i < kTops; ++i) {
+            top[i] = load_bytes(codes + i * kLastBytes);
+        }
         if constexpr (Bits > 4) {
-            const __m512i low = load_bytes(codes + region_stride);
-            first = select(0xf0, _mm512_slli_epi16(top, 4), low);
-            second = select(0xf0, top, _mm512_srli_epi16(low, 4));
-        } else {
-            first = top;
+            rest = load_bytes(in_region<Nibbles>(codes, regions, 1));
         }
     }
 
     template <int V>
     TMAC_ALWAYS_INLINE __m512i code() const {
-        if constexpr (Bits > 4) {
-            return V == 0 ? first : second;
+        constexpr int kUp = V % 2 * 4;  // of the top half
+        if constexpr (Bits == 4) {
+            return _mm512_and_si512(moved<kUp, 0>(top[0]), bytes_of(0x0f));
+        } else {
+            constexpr int kAt = V * kRest;
+            constexpr int kFields = ((1 << kRest) - 1) * 0x11 << kAt % 4;
+            const __m512i fields = kRest == 4 ? rest : _mm512_and_si512(rest, bytes_of(kFields));
+            return select(0xf0, moved<kUp, 4>(top[V / 2]), moved<kAt, 4 - kRest>(fields));
         }
-        return _mm512_and_si512(V == 0 ? first : _mm512_srli_epi16(first, 4), bytes_of(0x0f));
     }
     template <int V>
     static constexpr int kScale = Bits > 4 ? 0 : 4 * V;
     template <int V>
     TMAC_ALWAYS_INLINE __m512i scaled() const {
-        return Bits > 4 ? code<V>() : _mm512_and_si512(first, bytes_of(0x0f << kScale<V>));
+        return Bits > 4 ? code<V>() : _mm512_and_si512(top[0], bytes_of(0x0f << kScale<V>));
     }
     static constexpr int kScales = Bits > 4 ? 1 : 2;
+};
+
+/// Codes of 2 or 3 bits in Layout::crumbs, 16 columns of 16 rows in 64 bytes: byte 4r + i has the top two bits of
+/// column 4V + i from bit 2V on. A third one lies in the second region, where the rows r and 16 + r share a byte's
+/// nibbles.
+template <int Bits>
+struct Crumbs {
+    static constexpr int kVectors = 4;
+    static constexpr int kColumns = 16;
+    static constexpr int kTileRows = 32;
+    static constexpr int kChunkBytes = 128;
+    static constexpr int kLastBytes = Bits == 3 ? 64 : kChunkBytes;
+    static constexpr int kRegions = Bits - 1;
+    static constexpr int kStreamedTokens = 2;
+    static constexpr int kShift = 0;
+    static constexpr bool kRowsInTurn = false;
+
+    __m512i top;
+    __m512i third;
+
+    TMAC_ALWAYS_INLINE Crumbs(const uint8_t* codes, const Regions& regions) : top(load_bytes(codes)) {
+        if constexpr (Bits == 3) {
+            const auto half = static_cast<int>((codes - regions.first) / 64 % 2);
+            const __m512i both = load_bytes(in_region<Crumbs>(codes, regions, 1) - half * 64);
+            third = _mm512_srl_epi16(both, _mm_cvtsi32_si128(half * 4));
+        }
+    }
+
+    template <int V>
+    TMAC_ALWAYS_INLINE __m512i code() const {
+        if constexpr (Bits == 2) {
+            return _mm512_and_si512(moved<2 * V, 0>(top), bytes_of(3));
+        } else {
+            return _mm512_and_si512(select(6, moved<2 * V, 1>(top), moved<V, 0>(third)), bytes_of(7));
+        }
+    }
+
+    template <int V>
+    static constexpr int kScale = Bits == 2 ? 2 * V : 0;
+    template <int V>
+    TMAC_ALWAYS_INLINE __m512i scaled() const {
+        return Bits == 2 ? _mm512_and_si512(top, bytes_of(3 << kScale<V>)) : code<V>();
+    }
+    static constexpr int kScales = Bits == 2 ? 4 : 1;
 };
 
 /// Planes of 1 to 4 bits in Layout::bands, for prompts of a weight that look-ups decode.
@@ -168,13 +236,13 @@ TMAC_ALWAYS_INLINE const uint8_t* codes_of_group(const QgemmArgs& args, int64_t 
     return codes_in_tiles<Codes>(args, row) + int64_t{group.padded_begin} / Codes::kColumns * Codes::kChunkBytes;
 }
 
-/// Index of the group values of 16 rows in the layout's order.
+/// Where the group values of 16 rows lie in the layout's order.
 template <class Codes>
-TMAC_ALWAYS_INLINE int64_t values_of_rows(const QgemmArgs& args, int64_t row, int32_t weight_group) {
+TMAC_ALWAYS_INLINE GroupPlace values_of_rows(const QgemmArgs& args, int64_t row, const ActGroup& group) {
     if constexpr (kInBands<Codes>) {
-        return BandPlace(args.n, row).value(args.num_groups, weight_group);
+        return place_in_band(args, BandPlace(args.n, row), group);
     }
-    return values_in_tiles<Codes>(args, row, weight_group);
+    return values_in_tiles<Codes>(args, row, group);
 }
 
 TMAC_ALWAYS_INLINE __m512i broadcast_four(const int8_t* q) {

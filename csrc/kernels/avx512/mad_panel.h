@@ -32,10 +32,11 @@ TMAC_ALWAYS_INLINE void unpack_chunk(const Codes& codes, uint8_t (*steps)[kPanel
 template <class Codes>
 void fill_panel(const QgemmArgs& args, const uint8_t* const (&rows)[kPanelVectors], int vectors, int32_t columns,
                 Panel<Codes>& panel) {
+    const Regions regions(args);
     int64_t at = 0;
     for (int32_t column = 0; column < columns; column += Codes::kColumns) {
         for (int vector = 0; vector < vectors; ++vector) {
-            unpack_chunk(Codes(rows[vector] + at, args.region_stride), panel.codes + column / 4, vector,
+            unpack_chunk(Codes(rows[vector] + at, regions), panel.codes + column / 4, vector,
                          std::make_integer_sequence<int, Codes::kVectors>());
         }
         at += Codes::kChunkBytes;
@@ -47,11 +48,17 @@ void fill_panel(const QgemmArgs& args, const uint8_t* const (&rows)[kPanelVector
 template <class Codes>
 void prefetch_chunks(const QgemmArgs& args, const uint8_t* const (&rows)[kPanelVectors], int vectors, int32_t first,
                      int32_t end) {
+    const Regions regions(args);
     for (int64_t at = int64_t{first} * Codes::kChunkBytes; at < int64_t{end} * Codes::kChunkBytes;
          at += Codes::kChunkBytes) {
         for (int vector = 0; vector < vectors; ++vector) {
+            TMAC_UNROLL
             for (int region = 0; region < Codes::kRegions; ++region) {
-                TMAC_PREFETCH(rows[vector] + at + region * args.region_stride);
+                TMAC_PREFETCH(in_region<Codes>(rows[vector] + at, regions, region));
+            }
+            TMAC_UNROLL
+            for (int line = 4 * Codes::kTileRows; line < Codes::kChunkBytes; line += 4 * Codes::kTileRows) {
+                TMAC_PREFETCH(rows[vector] + at + line);
             }
         }
     }
@@ -149,7 +156,7 @@ void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
         const uint8_t* rows[kPanelVectors];
         for (int v = 0; v < kPanelVectors; ++v) {
             const int64_t first = row + (v < vectors ? v : 0) * kLanes;
-            terms[v] = epilogue.load(values_of_rows<Codes>(args, first, group.weight_group));
+            terms[v] = epilogue.load(values_of_rows<Codes>(args, first, group));
             rows[v] = codes_of_group<Codes>(args, first, group);
         }
         for (int32_t done = 0; done < group.padded_count; done += kPanelColumns<Codes>) {

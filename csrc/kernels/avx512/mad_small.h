@@ -92,6 +92,7 @@ TMAC_ALWAYS_INLINE void multiply_chunk(const Codes (&codes)[R], const int8_t* q,
 template <class Codes, int Bits, bool HasCoefficient, int R, int M>
 void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t row, int32_t token) {
     constexpr int kChunks = Shape<Codes, M>::kChunks;
+    const Regions regions(args);
     const uint8_t* codes[R];
     __m512 y[R][M];
     TMAC_UNROLL
@@ -118,14 +119,20 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
         }
         const auto multiply_next = [&](Sums<Codes, M>(&to)[R][M]) {
             const auto unpacked = [&]<int... Row>(std::integer_sequence<int, Row...>) {
-                const Codes loaded[R] = {Codes(codes[Row] + at, args.region_stride)...};
+                const Codes loaded[R] = {Codes(codes[Row] + at, regions)...};
                 multiply_chunk<Codes, R, M>(loaded, q, to, std::make_integer_sequence<int, Codes::kVectors>());
             };
             unpacked(std::make_integer_sequence<int, R>());
             if constexpr (Shape<Codes, M>::kPrefetch) {
                 TMAC_UNROLL
-                for (int i = 0; i < R * Codes::kRegions; ++i) {
-                    prefetch_l2(codes[i % R] + at + i / R * args.region_stride + kPrefetchBytes);
+                for (int region = 0; region < Codes::kRegions; ++region) {
+                    const uint8_t* ahead = in_region<Codes>(codes[0] + at, regions, region) + kPrefetchBytes;
+                    constexpr int kLast = Codes::kRegions - 1;
+                    const int bytes = region == kLast ? Codes::kLastBytes : Codes::kChunkBytes;
+                    TMAC_UNROLL
+                    for (int line = 0; line < bytes * R * kLanes / Codes::kTileRows; line += 64) {
+                        prefetch_l2(ahead + line);
+                    }
                 }
             }
             at += Codes::kChunkBytes;
@@ -152,7 +159,7 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
         TMAC_UNROLL
         for (int r = 0; r < R; ++r) {
             const GroupTerms<Floats> terms =
-                epilogue.load(values_of_rows<Codes>(args, row + r * kLanes, args.act_groups[g].weight_group));
+                epilogue.load(values_of_rows<Codes>(args, row + r * kLanes, args.act_groups[g]));
             TMAC_UNROLL
             for (int m = 0; m < M; ++m) {
                 TMAC_UNROLL

@@ -22,6 +22,7 @@ struct Trits {
     static constexpr int kVectors = kTritsInByte;
     static constexpr int kColumns = 4 * kTritsInByte;
     static constexpr int kChunkBytes = 256;
+    static constexpr int kLastBytes = kChunkBytes;
     static constexpr int kTileRows = 64;
     static constexpr int kRegions = 1;
     static constexpr int kStreamedTokens = 2;
@@ -54,7 +55,8 @@ struct Trits {
     }
 
     Trits() = default;
-    TMAC_ALWAYS_INLINE explicit Trits(const uint8_t* codes, int64_t /*region_stride*/) {
+    TMAC_ALWAYS_INLINE Trits(const uint8_t* codes, const Regions& /*regions*/) : Trits(codes) {}
+    TMAC_ALWAYS_INLINE explicit Trits(const uint8_t* codes) {
         const __m512i bytes = load_bytes(codes);
         rest = _mm512_cmpge_epu8_mask(bytes, bytes_of(0xc0));
         const __m512i plain = _mm512_permutexvar_epi8(bytes, _mm512_load_si512(kTritTables.plain));
@@ -131,7 +133,7 @@ TMAC_NOINLINE void multiply_rows_in_turn(const uint8_t* rows, const int8_t* q, i
     ((sums[Sum / kCount / M][Sum / kCount % M].by_scale[Sum % kCount] =
           out[Sum / kCount / M][Sum / kCount % M].by_scale[Sum % kCount]),
      ...);
-    Trits codes(rows, 0);
+    Trits codes(rows);
     for (int32_t chunk = 0; chunk < chunks; ++chunk) {
         const uint8_t* next = chunk + 1 < chunks ? rows + Trits::kChunkBytes : rows;
         ((TMAC_PREFETCH(rows + Row * 64 + kPrefetch),

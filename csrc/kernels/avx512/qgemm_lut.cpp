@@ -66,9 +66,9 @@ struct Piece {
     const uint8_t* codes;  ///< of the first 64 rows, in the first plane
     const int8_t* tables;  ///< of the first token
     float* y;
-    int64_t rows;    ///< a multiple of 64
-    int64_t value;   ///< index of the first row's group value
-    int32_t chunks;  ///< of the act group
+    int64_t rows;       ///< a multiple of 64
+    GroupPlace values;  ///< of the first row
+    int32_t chunks;     ///< of the act group
     int32_t group;
 };
 
@@ -84,9 +84,32 @@ struct Chunk {
     }
 };
 
+/// Group values of any kind.
+struct AnyTerms {
+    const Epilogue<Floats>& epilogue;
+
+    TMAC_ALWAYS_INLINE GroupTerms<Floats> load(const GroupPlace& place) const { return epilogue.load(place); }
+    TMAC_ALWAYS_INLINE __m512 add(const GroupTerms<Floats>& terms, __m512i isum, float act_scale, float act_sum,
+                                  __m512 y) const {
+        return epilogue.add(terms, isum, act_scale, act_sum, y);
+    }
+};
+
+/// Those of two levels, without a branch for each register.
+template <bool Offsets>
+struct KnownTerms : TwoLevelTerms<Floats, Offsets> {
+    using TwoLevelTerms<Floats, Offsets>::TwoLevelTerms;
+
+    TMAC_ALWAYS_INLINE __m512 add(const GroupTerms<Floats>& terms, __m512i isum, float act_scale, float act_sum,
+                                  __m512 y) const {
+        return Epilogue<Floats>::add_known<true>(terms, isum, act_scale, act_sum, y);
+    }
+};
+
 /// One token; the tables of `Chunks` chunks stay in registers for all rows.
-template <int Bits, int Chunks>
-void multiply_token(const QgemmArgs& args, const Epilogue<Floats>& epilogue, const Piece& piece) {
+template <int Bits, int Chunks, class Terms>
+void multiply_token(const QgemmArgs& args, const Terms& group_terms, const Piece& piece) {
+    const Terms terms = group_terms;  // what is copied is known not to change when results are stored
     __m512i tables_i8x64[2 * Chunks];
     TMAC_UNROLL
     for (int i = 0; i < 2 * Chunks; ++i) {
@@ -117,8 +140,8 @@ void multiply_token(const QgemmArgs& args, const Epilogue<Floats>& epilogue, con
         TMAC_UNROLL
         for (int v = 0; v < kVectors; ++v) {
             float* y = piece.y + row + kLanes * v;
-            _mm512_store_ps(y, epilogue.add(epilogue.load(piece.value + row + kLanes * v), isum_i32x16[v], act_scale,
-                                            act_sum, _mm512_load_ps(y)));
+            _mm512_store_ps(y, terms.add(terms.load(piece.values + (row + kLanes * v)), isum_i32x16[v], act_scale,
+                                         act_sum, _mm512_load_ps(y)));
         }
         codes += kChunkBytes * Chunks;
     }
@@ -166,7 +189,7 @@ void multiply_block(const QgemmArgs& args, const Epilogue<Floats>& epilogue, con
     float* results = piece.y + token * kBandRows + row;
     TMAC_UNROLL
     for (int v = 0; v < kVectors; ++v) {
-        const GroupTerms<Floats> terms = epilogue.load(piece.value + row + v * kLanes);
+        const GroupTerms<Floats> terms = epilogue.load(piece.values + (row + v * kLanes));
         TMAC_UNROLL
         for (int m = 0; m < M; ++m) {
             float* y = results + m * kBandRows + v * kLanes;
@@ -185,15 +208,22 @@ void multiply_piece(const QgemmArgs& args, const Epilogue<Floats>& epilogue, con
         }
         return;
     }
+    if (args.scale_type == GroupType::i8 && epilogue.has_coefficient) {  // one chunk: groups of at most 32 columns
+        args.spec->zero_point == ZeroPoint::offset
+            ? multiply_token<Bits, 1>(args, KnownTerms<true>(args, epilogue.centre), piece)
+            : multiply_token<Bits, 1>(args, KnownTerms<false>(args, epilogue.centre), piece);
+        return;
+    }
+    const AnyTerms terms{epilogue};
     switch (piece.chunks) {
         case 1:
-            return multiply_token<Bits, 1>(args, epilogue, piece);
+            return multiply_token<Bits, 1>(args, terms, piece);
         case 2:
-            return multiply_token<Bits, 2>(args, epilogue, piece);
+            return multiply_token<Bits, 2>(args, terms, piece);
         case 3:
-            return multiply_token<Bits, 3>(args, epilogue, piece);
+            return multiply_token<Bits, 3>(args, terms, piece);
         default:
-            return multiply_token<Bits, kMostChunks>(args, epilogue, piece);
+            return multiply_token<Bits, kMostChunks>(args, terms, piece);
     }
 }
 
@@ -212,7 +242,7 @@ void multiply_band(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
         multiply_piece<Bits>(args, epilogue,
                              {args.codes + place.codes(args.padded_k, group),
                               static_cast<const int8_t*>(args.act) + int64_t{first_chunk} * kTableBytes, y[0], rows,
-                              place.value(args.num_groups, group.weight_group), group.padded_count / kChunkColumns, g});
+                              place_in_band(args, place, group), group.padded_count / kChunkColumns, g});
     }
     for (int32_t token = 0; token < args.m; ++token) {
         for (int64_t at = 0; at < rows; at += kLanes) {

@@ -142,10 +142,10 @@ void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
                 add_group<Bits, 4>(args, codes, tables, isum_i32x16);
         }
         const __m128i levels = _mm_cvtsi32_si128(tree_levels(chunks));
-        const int64_t first_row = (tile * args.num_groups + args.act_groups[g].weight_group) * kTileRows;
+        const GroupPlace values = place_in_tiles(args, tile, kTileRows, args.act_groups[g]);
         TMAC_UNROLL
         for (int v = 0; v < V; ++v) {
-            const GroupTerms<Floats> terms = epilogue.load(first_row + kLanes * (first_vector + v));
+            const GroupTerms<Floats> terms = epilogue.load(values + kLanes * (first_vector + v));
             TMAC_UNROLL
             for (int m = 0; m < M; ++m) {
                 const int64_t at = first_group + int64_t{m} * args.num_act_groups + g;

@@ -22,13 +22,19 @@ void qgemm_planes(const QgemmArgs& args) {
     args.layout == Layout::bands ? qgemm_panel<BandQuads<Bits>, Bits>(args) : qgemm<Quads<Bits>, Bits>(args);
 }
 
+template <int Bits>
+void qgemm_planes_or_crumbs(const QgemmArgs& args) {
+    args.layout == Layout::crumbs ? qgemm<Crumbs<Bits>, Bits>(args) : qgemm_planes<Bits>(args);
+}
+
 /// Nibbles are half the work to unpack.
 void qgemm_w4(const QgemmArgs& args) {
     args.layout == Layout::bands ? qgemm_panel<BandQuads<4>, 4>(args) : qgemm<Nibbles<4>, 4>(args);
 }
 
 constexpr uint8_t kBoth = (1U << static_cast<int>(Activation::group)) | (1U << static_cast<int>(Activation::token));
-constexpr uint8_t kPlanes = bit_of(Layout::wide_quads) | bit_of(Layout::bands);
+constexpr LayoutSet kPlanes = bit_of(Layout::wide_quads) | bit_of(Layout::bands);
+constexpr LayoutSet kPlanesOrCrumbs = kPlanes | bit_of(Layout::crumbs);
 constexpr uint32_t kFeatures = kAvx2 | kFma | kF16c | kAvx512f | kAvx512bw | kAvx512dq | kAvx512vl | kAvx512vnni;
 
 #define TMAC_ROW(suffix, bits, codebook, layout, layouts, run)                                                   \
@@ -37,13 +43,13 @@ constexpr uint32_t kFeatures = kAvx2 | kFma | kF16c | kAvx512f | kAvx512bw | kAv
             act_quant, kTokenBlock                                                                               \
     }
 #define TMAC_PLANES(suffix, bits, codebook) \
-    TMAC_ROW(suffix, bits, codebook, Layout::wide_quads, kPlanes, qgemm_planes<bits>)
+    TMAC_ROW(suffix, bits, codebook, Layout::wide_quads, kPlanesOrCrumbs, qgemm_planes_or_crumbs<bits>)
 #define TMAC_NIBBLES(suffix, bits)                                                                \
     TMAC_ROW(suffix, bits, Codebook::uniform, Layout::wide_nibbles, bit_of(Layout::wide_nibbles), \
              (qgemm<Nibbles<bits>, bits>))
 
 constinit const Kernel rows[] = {
-    TMAC_PLANES("w1", 1, Codebook::uniform),
+    TMAC_ROW("w1", 1, Codebook::uniform, Layout::wide_quads, kPlanes, qgemm_planes<1>),
     TMAC_PLANES("w2", 2, Codebook::uniform),
     TMAC_PLANES("w3", 3, Codebook::uniform),
     TMAC_ROW("w4", 4, Codebook::uniform, Layout::wide_nibbles, bit_of(Layout::wide_nibbles) | bit_of(Layout::bands),

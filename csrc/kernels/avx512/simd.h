@@ -26,12 +26,16 @@ struct Floats {
     static TMAC_ALWAYS_INLINE F subtract(F a, F b) { return _mm512_sub_ps(a, b); }
     static TMAC_ALWAYS_INLINE F multiply(F a, F b) { return _mm512_mul_ps(a, b); }
     static TMAC_ALWAYS_INLINE F multiply_add(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+    static TMAC_ALWAYS_INLINE F multiply_subtract(F a, F b, F c) { return _mm512_fmsub_ps(a, b, c); }
     static TMAC_ALWAYS_INLINE F load(const float* values) { return _mm512_loadu_ps(values); }
     static TMAC_ALWAYS_INLINE F widen(const uint16_t* halves) {
         return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves)));
     }
     static TMAC_ALWAYS_INLINE F widen(const uint8_t* bytes) {
         return to_float(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes))));
+    }
+    static TMAC_ALWAYS_INLINE F widen(const int8_t* bytes) {
+        return to_float(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes))));
     }
 };
 

@@ -60,14 +60,14 @@ TMAC_ALWAYS_INLINE void unpack_two(const Codes& first, const Codes* second, uint
 }
 
 template <class Dot, class Codes>
-TMAC_ALWAYS_INLINE void unpack_chunks(const uint8_t* codes, int64_t region_stride, bool whole,
+TMAC_ALWAYS_INLINE void unpack_chunks(const uint8_t* codes, const Regions& regions, bool whole,
                                       uint8_t (*steps)[kPanelStepBytes], int vector) {
     constexpr std::make_integer_sequence<int, Codes::kVectors / 2> kEveryPair;
-    const Codes first(codes + 16 * vector, region_stride);
+    const Codes first(codes + 16 * vector, regions);
     if constexpr (kFillChunks<Codes> == 1) {
         unpack_vector<Dot>(first, steps, vector, kEveryPair);
     } else if (whole) {
-        const Codes second(codes + Codes::kChunkBytes + 16 * vector, region_stride);
+        const Codes second(codes + Codes::kChunkBytes + 16 * vector, regions);
         unpack_two<Dot>(first, &second, steps, vector, kEveryPair);
     } else {
         unpack_two<Dot, Codes>(first, nullptr, steps, vector, kEveryPair);
@@ -76,18 +76,23 @@ TMAC_ALWAYS_INLINE void unpack_chunks(const uint8_t* codes, int64_t region_strid
 
 /// `columns` of a strip's codes.
 template <class Dot, class Codes>
-void fill_panel(const uint8_t* codes, int64_t region_stride, int32_t columns, Panel<Codes>& panel) {
+void fill_panel(const uint8_t* codes, const Regions& regions, int32_t columns, Panel<Codes>& panel) {
     constexpr int kColumns = kFillChunks<Codes> * Codes::kColumns;
     for (int32_t column = 0; column < columns; column += kColumns) {
         TMAC_LOOP("fill", Codes::kBits, 1, kColumns, kStripRows);
         TMAC_UNROLL
         for (int i = 0; i < kFillChunks<Codes> * Codes::kRegions; ++i) {
-            TMAC_PREFETCH(codes + i % kFillChunks<Codes> * Codes::kChunkBytes + i / kFillChunks<Codes> * region_stride +
-                          kPanelPrefetch);
+            TMAC_PREFETCH(
+                in_region<Codes>(codes + i % kFillChunks<Codes> * Codes::kChunkBytes, regions, i / kFillChunks<Codes>) +
+                kPanelPrefetch);
+        }
+        TMAC_UNROLL
+        for (int line = 4 * Codes::kTileRows; line < Codes::kChunkBytes; line += 4 * Codes::kTileRows) {
+            TMAC_PREFETCH(codes + line + kPanelPrefetch);
         }
         TMAC_UNROLL
         for (int vector = 0; vector < kStripVectors; ++vector) {
-            unpack_chunks<Dot, Codes>(codes, region_stride, column + kColumns <= columns,
+            unpack_chunks<Dot, Codes>(codes, regions, column + kColumns <= columns,
                                       panel.codes + column / kPanelStepColumns, vector);
         }
         codes += kFillChunks<Codes> * Codes::kChunkBytes;
@@ -153,12 +158,12 @@ void multiply_strip(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
         GroupTerms<Floats> terms[kStripVectors];
         TMAC_UNROLL
         for (int vector = 0; vector < kStripVectors; ++vector) {
-            terms[vector] = epilogue.load(values_in_tiles<Codes>(args, row, group.weight_group) + vector * kLanes);
+            terms[vector] = epilogue.load(values_in_tiles<Codes>(args, row, group) + vector * kLanes);
         }
         for (int32_t done = 0; done < group.padded_count; done += kPanelColumns<Codes>) {
             const int32_t left = group.padded_count - done;
             const int32_t columns = left < kPanelColumns<Codes> ? left : kPanelColumns<Codes>;
-            fill_panel<Dot, Codes>(codes, args.region_stride, columns, panel);
+            fill_panel<Dot, Codes>(codes, Regions(args), columns, panel);
             codes += columns / Codes::kColumns * Codes::kChunkBytes;
             const PanelPart part{g, (columns + kPanelStepColumns - 1) / kPanelStepColumns, done == 0, columns == left,
                                  static_cast<const int8_t*>(args.act) + group.padded_begin + done};

@@ -27,7 +27,7 @@ TMAC_ALWAYS_INLINE int32x4_t dot_lane(int32x4_t sum, int8x16_t codes, int8x16_t 
 /// have several sums, so that no product waits for the one before.
 template <class Codes, bool Split>
 struct Sums {
-    static constexpr bool kByScale = Split && Codes::kVectors == 8;
+    static constexpr bool kByScale = Split && Codes::kScaled;
     static constexpr int kCount = !Split ? 1 : kByScale ? 8 : 4;  ///< those that nobody uses vanish
     int32x4_t parts[kCount];
 
@@ -78,17 +78,21 @@ TMAC_ALWAYS_INLINE void multiply_chunks(const uint8_t* codes, const QgemmArgs& a
             columns[m][kFours / 4] = repeat_four(token + kFours / 4 * 16);
         }
     }
+    const Regions regions(args);
     TMAC_UNROLL
     for (int region = 0; region < Codes::kRegions; ++region) {
-        TMAC_PREFETCH(codes + region * args.region_stride + kPrefetch);
-        if constexpr (Chunks * Codes::kChunkBytes > 64 && Codes::kTileRows == kStripRows) {
-            TMAC_PREFETCH(codes + region * args.region_stride + kPrefetch + 64);
+        const uint8_t* ahead = in_region<Codes>(codes, regions, region) + kPrefetch;
+        const int bytes = region == Codes::kRegions - 1 ? Codes::kLastBytes : Codes::kChunkBytes;
+        TMAC_PREFETCH(ahead);
+        TMAC_UNROLL
+        for (int line = 64; line < (Codes::kTileRows == kStripRows ? Chunks * bytes : 0); line += 64) {
+            TMAC_PREFETCH(ahead + line);
         }
     }
     const auto chunk = [&]<int C>() {
         TMAC_UNROLL
         for (int vector = 0; vector < kStripVectors; ++vector) {
-            const Codes unpacked(codes + C * Codes::kChunkBytes + 16 * vector, args.region_stride);
+            const Codes unpacked(codes + C * Codes::kChunkBytes + 16 * vector, regions);
             TMAC_UNROLL
             for (int m = 0; m < M; ++m) {
                 (sums[m][vector].template add<C, V>(unpacked, columns[m][(C * Codes::kVectors + V) / 4]), ...);
@@ -132,7 +136,7 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
             codes += Codes::kChunkBytes;
             q += Codes::kColumns;
         }
-        const int64_t values = values_in_tiles<Codes>(args, row, args.act_groups[g].weight_group);
+        const GroupPlace values = values_in_tiles<Codes>(args, row, args.act_groups[g]);
         TMAC_UNROLL
         for (int vector = 0; vector < kStripVectors; ++vector) {
             const GroupTerms<Floats> terms = epilogue.load(values + vector * kLanes);

@@ -8,16 +8,19 @@
 //
 //     template <class Codes, int Bits> static void run(const QgemmArgs& args)
 //
-// Fewer than 4 bits are packed as planes, which the look-ups read, too; 4 bits as nibbles, which are the fastest to
-// unpack, and prompts also take them as planes, beside the look-ups.
+// Fewer than 4 bits are packed as planes, which the look-ups read, too, and in small groups as crumbs; 4 bits as
+// nibbles, which are the fastest to unpack, and prompts also take them as planes, beside the look-ups.
 
 namespace tmac::neon {
 namespace {
 
 template <class Tech, int Bits>
 void qgemm(const QgemmArgs& args) {
-    if constexpr (Bits < 4) {
-        Tech::template run<Quads<Bits>, Bits>(args);
+    if constexpr (Bits == 2 || Bits == 3) {
+        args.layout == Layout::crumbs ? Tech::template run<Crumbs<Bits>, Bits>(args)
+                                      : Tech::template run<Quads<Bits>, Bits>(args);
+    } else if constexpr (Bits == 1) {
+        Tech::template run<Quads<1>, 1>(args);
     } else if constexpr (Bits > 4) {
         Tech::template run<Nibbles<Bits>, Bits>(args);
     } else {
@@ -31,7 +34,10 @@ constexpr uint8_t kBoth = (1U << static_cast<int>(Activation::group)) | (1U << s
 template <class Tech, int Bits>
 constexpr Kernel mad_row(const char* name, Codebook codebook, uint32_t features) {
     constexpr Layout kLayout = Bits < 4 ? Layout::quads : Layout::nibbles;
-    constexpr uint8_t kLayouts = bit_of(kLayout) | (Bits == 4 ? bit_of(Layout::quads) : 0);
+    constexpr LayoutSet kAlso = Bits == 4                ? bit_of(Layout::quads)
+                                : Bits == 2 || Bits == 3 ? bit_of(Layout::crumbs)
+                                                         : LayoutSet{0};
+    constexpr LayoutSet kLayouts = bit_of(kLayout) | kAlso;
     return {name, Bits, codebook, kBoth, Method::mad, kLayout, kLayouts, features, qgemm<Tech, Bits>, act_quant};
 }
 

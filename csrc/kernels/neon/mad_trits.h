@@ -16,6 +16,7 @@ struct Trits {
     static constexpr int kVectors = kTritsInByte;
     static constexpr int kColumns = 4 * kTritsInByte;
     static constexpr int kChunkBytes = 256;
+    static constexpr int kLastBytes = kChunkBytes;
     static constexpr int kTileRows = 64;
     static constexpr int kRegions = 1;
     static constexpr int kSign = 1;
@@ -27,7 +28,7 @@ struct Trits {
     uint8x16_t pairs[2];  ///< of codes 0 and 1, and of codes 2 and 3
     uint8x16_t fifth;
 
-    TMAC_ALWAYS_INLINE Trits(const uint8_t* codes, int64_t /*region_stride*/) {
+    TMAC_ALWAYS_INLINE Trits(const uint8_t* codes, const Regions& /*regions*/) {
         const uint8x16_t bytes = vld1q_u8(codes);
         const uint8x16_t high = vshrq_n_u8(bytes, 4);
         const uint8x16_t sum = vqaddq_u8(vqtbl1q_u8(vld1q_u8(kTritTables.low), vandq_u8(bytes, mask_of(0x0f))),
@@ -46,6 +47,7 @@ struct Trits {
             return vreinterpretq_s8_u8(vqtbl1q_u8(table, pairs[V / 2]));
         }
     }
+    static constexpr bool kScaled = false;
     template <int V>
     static constexpr int kScale = 0;
     template <int V>

@@ -163,12 +163,12 @@ void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
             codes += kChunkBytes;
             tables += kTableBytes;
         }
-        const int64_t first_row = (tile * args.num_groups + args.act_groups[g].weight_group) * kTileRows;
+        const GroupPlace values = place_in_tiles(args, tile, kTileRows, args.act_groups[g]);
         TMAC_UNROLL
         for (int block = 0; block < Blocks; ++block) {
-            const int64_t row = first_row + (first_block + block) * kBlockRows;
-            const GroupTerms<Floats> low_terms = epilogue.load(row);
-            const GroupTerms<Floats> high_terms = epilogue.load(row + kLanes);
+            const GroupPlace place = values + (first_block + block) * kBlockRows;
+            const GroupTerms<Floats> low_terms = epilogue.load(place);
+            const GroupTerms<Floats> high_terms = epilogue.load(place + kLanes);
             TMAC_UNROLL
             for (int m = 0; m < M; ++m) {
                 const int64_t at = first_group + int64_t{m} * args.num_act_groups + g;

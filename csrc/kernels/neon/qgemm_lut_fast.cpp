@@ -144,9 +144,9 @@ void multiply_block(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
                 add_group<Bits, 4>(args, codes, tables, sums);
         }
         const int32x4_t levels = vdupq_n_s32(tree_levels(chunks));
-        const int64_t row = (tile * args.num_groups + args.act_groups[g].weight_group) * kTileRows + block * kBlockRows;
-        const GroupTerms<Floats> low_terms = epilogue.load(row);
-        const GroupTerms<Floats> high_terms = epilogue.load(row + kLanes);
+        const GroupPlace place = place_in_tiles(args, tile, kTileRows, args.act_groups[g]) + block * kBlockRows;
+        const GroupTerms<Floats> low_terms = epilogue.load(place);
+        const GroupTerms<Floats> high_terms = epilogue.load(place + kLanes);
         TMAC_UNROLL
         for (int m = 0; m < M; ++m) {
             const int64_t at = first_group + int64_t{m} * args.num_act_groups + g;

@@ -32,6 +32,7 @@ struct Floats {
     static TMAC_ALWAYS_INLINE F subtract(F a, F b) { return vsubq_f32(a, b); }
     static TMAC_ALWAYS_INLINE F multiply(F a, F b) { return vmulq_f32(a, b); }
     static TMAC_ALWAYS_INLINE F multiply_add(F a, F b, F c) { return vfmaq_f32(c, a, b); }
+    static TMAC_ALWAYS_INLINE F multiply_subtract(F a, F b, F c) { return vfmaq_f32(vnegq_f32(c), a, b); }
     static TMAC_ALWAYS_INLINE F load(const float* values) { return vld1q_f32(values); }
     static TMAC_ALWAYS_INLINE F widen(const uint16_t* halves) {
         return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(halves)));
@@ -41,6 +42,12 @@ struct Floats {
         std::memcpy(&four, bytes, sizeof(four));
         const uint16x8_t wide_u16x8 = vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(four)));
         return vcvtq_f32_u32(vmovl_u16(vget_low_u16(wide_u16x8)));
+    }
+    static TMAC_ALWAYS_INLINE F widen(const int8_t* bytes) {
+        uint32_t four = 0;
+        std::memcpy(&four, bytes, sizeof(four));
+        const int16x8_t wide_i16x8 = vmovl_s8(vreinterpret_s8_u32(vdup_n_u32(four)));
+        return vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide_i16x8)));
     }
 };
 

@@ -11,8 +11,8 @@ constexpr int32_t kTokens = 4;  ///< tokens that share one dequantization
 
 /// Weights of columns [at, at + 8) of a group; past its end they are zero.
 void dequantize_eight(const Row& row, const ActGroup& group, int32_t at, float* w) {
-    const float scale = row.scale(group.weight_group);
-    const float zero = row.zero(group.weight_group);
+    const float scale = row.scale(group);
+    const float zero = row.zero(group);
     const bool is_offset = row.args.spec->zero_point == ZeroPoint::offset;
     uint64_t eight = row.codes(group.k_begin + at);
     for (int32_t i = 0; i < 8; ++i, eight >>= 8) {

@@ -51,7 +51,7 @@ void qgemm(const QgemmArgs& args) {
             float y = 0.0F;
             for (int32_t i = 0; i < args.num_act_groups; ++i) {
                 const ActGroup& group = args.act_groups[i];
-                const int64_t values = (tile * args.num_groups + group.weight_group) * kShape.n_tile + in_tile;
+                const GroupPlace values = place_in_tiles(args, tile, kShape.n_tile, group) + in_tile;
                 const int64_t at = int64_t{token} * args.num_act_groups + i;
                 const uint8_t* codes = row + int64_t{group.padded_begin / kShape.k_chunk} * kShape.chunk_bytes;
                 y = epilogue.add(epilogue.load(values), group_isum(codes, group, q + group.padded_begin),

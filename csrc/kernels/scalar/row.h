@@ -22,9 +22,11 @@ struct Floats {
     static TMAC_ALWAYS_INLINE F subtract(F a, F b) { return a - b; }
     static TMAC_ALWAYS_INLINE F multiply(F a, F b) { return a * b; }
     static TMAC_ALWAYS_INLINE F multiply_add(F a, F b, F c) { return std::fma(a, b, c); }
+    static TMAC_ALWAYS_INLINE F multiply_subtract(F a, F b, F c) { return std::fma(a, b, -c); }
     static TMAC_ALWAYS_INLINE F load(const float* value) { return *value; }
     static TMAC_ALWAYS_INLINE F widen(const uint16_t* half) { return f16_to_f32(*half); }
     static TMAC_ALWAYS_INLINE F widen(const uint8_t* byte) { return static_cast<float>(*byte); }
+    static TMAC_ALWAYS_INLINE F widen(const int8_t* byte) { return static_cast<float>(*byte); }
 };
 
 /// The bits of columns [column, column + 8) of a plane's row; past the end of the row they are zero.
@@ -54,15 +56,22 @@ struct Row {
         return eight;
     }
 
-    TMAC_ALWAYS_INLINE float scale(int32_t group) const {
-        return load_group_value(args.scales, args.scale_type, index * args.num_groups + group);
+    TMAC_ALWAYS_INLINE GroupPlace place(const ActGroup& group) const { return place_in_tiles(args, index, 1, group); }
+
+    TMAC_ALWAYS_INLINE float scale(const ActGroup& group) const {
+        const float value = load_group_value(args.scales, args.scale_type, place(group).value);
+        return args.scale_type == GroupType::i8 ? f16_to_f32(args.super_scales[place(group).super_value]) * value
+                                                : value;
     }
 
     /// The zero (or the offset) of a group.
-    TMAC_ALWAYS_INLINE float zero(int32_t group) const {
-        return args.spec->zero_point == ZeroPoint::fixed
-                   ? args.spec->fixed_zero
-                   : load_group_value(args.zeros, args.zero_type, index * args.num_groups + group);
+    TMAC_ALWAYS_INLINE float zero(const ActGroup& group) const {
+        if (args.spec->zero_point == ZeroPoint::fixed) {
+            return args.spec->fixed_zero;
+        }
+        const float value = load_group_value(args.zeros, args.zero_type, place(group).value);
+        return args.zero_type == GroupType::i8 ? -(f16_to_f32(args.super_offsets[place(group).super_value]) * value)
+                                               : value;
     }
 };
 
@@ -78,7 +87,7 @@ TMAC_ALWAYS_INLINE void multiply_rows(const QgemmArgs& args, float centre, const
             float y = 0.0F;
             for (int32_t i = 0; i < args.num_act_groups; ++i) {
                 const ActGroup& group = args.act_groups[i];
-                const GroupTerms<Floats> terms = epilogue.load(n * args.num_groups + group.weight_group);
+                const GroupTerms<Floats> terms = epilogue.load(row.place(group));
                 const int64_t at = int64_t{token} * args.num_act_groups + i;
                 y = epilogue.add(terms, isum(row, group, token), args.act_scale[at], args.act_sum[at], y);
             }

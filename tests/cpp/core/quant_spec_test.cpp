@@ -83,6 +83,23 @@ TEST_CASE("fast aggregation needs table look-ups", "[quant_spec]") {
     CHECK_THROWS_WITH(validate(spec), TMAC_CONTAINS("fast_aggregation"));
 }
 
+TEST_CASE("scales of two levels have groups of 16 or 32 and a fixed zero or offsets", "[quant_spec]") {
+    QuantSpec spec;
+    spec.scale_format = ScaleFormat::two_level;
+    for (const int32_t group_size : {-1, 1, 8, 16, 24, 32, 64, 128, 256}) {
+        for (const ZeroPoint zero_point : {ZeroPoint::fixed, ZeroPoint::integer, ZeroPoint::real, ZeroPoint::offset}) {
+            spec.group_size = group_size;
+            spec.zero_point = zero_point;
+            const bool right_size = group_size == 16 || group_size == 32;
+            if (right_size && (zero_point == ZeroPoint::fixed || zero_point == ZeroPoint::offset)) {
+                CHECK_NOTHROW(validate(spec));
+            } else {
+                CHECK_THROWS_WITH(validate(spec), TMAC_CONTAINS("two_level"));
+            }
+        }
+    }
+}
+
 TEST_CASE("num_groups counts a partial last group", "[quant_spec]") {
     QuantSpec spec;
     spec.group_size = 128;

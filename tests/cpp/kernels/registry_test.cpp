@@ -64,9 +64,9 @@ TEST_CASE("every spec has a scalar kernel, whatever the CPU", "[registry]") {
 }
 
 TEST_CASE("a spec that nothing serves is a different error from a wrong name", "[registry]") {
-    QuantSpec spec = spec_of(4);
-    spec.scale_format = ScaleFormat::two_level;
-    CHECK_THROWS_AS(select_kernels(spec, make_selection(0, "", "")), UnsupportedSpec);
+    Selection none = make_selection(0, "", "");
+    none.isa = "avx2";  // which no feature bit admits
+    CHECK_THROWS_AS(select_kernels(spec_of(4), none), UnsupportedSpec);
     CHECK_THROWS_WITH(make_selection(0, "sse9", ""), TMAC_CONTAINS("sse9"));
     CHECK_THROWS_WITH(make_selection(0, "", "qgemm_magic"), TMAC_CONTAINS("qgemm_magic"));
 }
@@ -185,6 +185,26 @@ TEST_CASE("a hidden feature makes its kernels not runnable", "[registry]") {
         for (const FeatureName& feature : feature_names()) {
             const Selection without = make_selection(~0U & ~static_cast<uint32_t>(feature.bit), "", "");
             CHECK(without.runnable(*row.kernel) == ((row.kernel->features & feature.bit) == 0));
+        }
+    }
+}
+
+TEST_CASE("groups of 16 are multiplied where look-ups would fill them up", "[registry]") {
+    for (const char* isa : {"avx2", "avx512", "neon"}) {
+        const bool built = std::any_of(registry().begin(), registry().end(),
+                                       [&](const RegistryRow& row) { return name_of(row.isa) == std::string(isa); });
+        for (const uint8_t bits : {uint8_t{2}, uint8_t{3}, uint8_t{4}, uint8_t{6}}) {
+            if (!built) {
+                continue;
+            }
+            QuantSpec spec = spec_of(bits);
+            spec.group_size = 16;
+            const KernelPair pair = select_kernels(spec, make_selection(~0U, isa, ""));
+            CAPTURE(isa, int{bits}, pair.decode->name);
+            CHECK(pair.decode->method == Method::mad);
+            CHECK(layout_shape(packed_layout(pair, spec), bits).k_chunk <= 16);
+            spec.group_size = 32;
+            CHECK(packed_layout(pair, spec) == pair.decode->layout);
         }
     }
 }

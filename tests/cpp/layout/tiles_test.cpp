@@ -30,8 +30,22 @@ Packed make_packed(Layout layout, int32_t bits, int64_t n, int64_t k, int32_t gr
     const int64_t tiles = (n + shape.n_tile - 1) / shape.n_tile;
     const int64_t stride =
         layout == Layout::planes ? n * ((k + 7) / 8) : tiles * (padded_k / shape.k_chunk) * shape.chunk_bytes;
+    const int64_t last = layout == Layout::planes ? stride : tiles * (padded_k / shape.k_chunk) * shape.last_bytes;
     return {make_act_groups(spec, k, shape.k_chunk), padded_k, stride, n,
-            std::vector<uint8_t>(static_cast<size_t>(stride * shape.num_regions))};
+            std::vector<uint8_t>(static_cast<size_t>(stride * (shape.num_regions - 1) + last))};
+}
+
+/// The widths that a layout is made for.
+std::pair<int32_t, int32_t> widths_of(Layout layout) {
+    switch (layout) {
+        case Layout::nibbles:
+        case Layout::wide_nibbles:
+            return {4, 8};
+        case Layout::crumbs:
+            return {2, 3};
+        default:
+            return {1, 8};
+    }
 }
 
 std::vector<uint8_t> random_planes(Random& random, int32_t bits, int64_t n, int64_t k) {
@@ -65,11 +79,12 @@ std::pair<int64_t, int> where(Layout layout, int32_t bits, int32_t plane, int64_
 TEST_CASE("unpacking inverts packing for every layout, width and size", "[tiles]") {
     Random random(3);
     for (const Layout layout : {Layout::planes, Layout::rows, Layout::quads, Layout::nibbles, Layout::wide_quads,
-                                Layout::wide_nibbles, Layout::bands}) {
-        for (int32_t bits = layout == Layout::nibbles || layout == Layout::wide_nibbles ? 5 : 1; bits <= 8; ++bits) {
+                                Layout::wide_nibbles, Layout::bands, Layout::crumbs}) {
+        const auto [narrowest, widest] = widths_of(layout);
+        for (int32_t bits = narrowest; bits <= widest; ++bits) {
             for (const int64_t n : {1, 16, 31, 32, 65}) {
                 for (const int64_t k : {1, 8, 31, 33, 100, 128, 300}) {
-                    for (const int32_t group_size : {-1, 5, 32, 100, 128}) {
+                    for (const int32_t group_size : {-1, 5, 16, 32, 100, 128}) {
                         Packed packed = make_packed(layout, bits, n, k, group_size);
                         const std::vector<uint8_t> planes = random_planes(random, bits, n, k);
                         const PlanesView view{planes.data(), bits, n, k};
@@ -108,17 +123,41 @@ TEST_CASE("unpacking inverts packing where rows fill several bands", "[tiles]") 
 
 TEST_CASE("rows may be packed in ranges of any length", "[tiles]") {
     Random random(4);
-    const std::vector<uint8_t> planes = random_planes(random, 8, 70, 100);
-    const PlanesView view{planes.data(), 8, 70, 100};
     for (const Layout layout : {Layout::planes, Layout::rows, Layout::quads, Layout::nibbles, Layout::wide_quads,
-                                Layout::wide_nibbles, Layout::bands}) {
-        Packed whole = make_packed(layout, 8, 70, 100, 64);
-        Packed pieces = whole;
-        planes_to_layout(view, whole.act_groups, whole.codes(layout), 0, 70);
-        for (const auto& [begin, end] : {std::pair{40, 70}, std::pair{0, 1}, std::pair{1, 40}}) {
-            planes_to_layout(view, pieces.act_groups, pieces.codes(layout), begin, end);
+                                Layout::wide_nibbles, Layout::bands, Layout::crumbs}) {
+        const auto [narrowest, widest] = widths_of(layout);
+        for (int32_t bits = narrowest; bits <= widest; ++bits) {
+            const std::vector<uint8_t> planes = random_planes(random, bits, 70, 100);
+            const PlanesView view{planes.data(), bits, 70, 100};
+            Packed whole = make_packed(layout, bits, 70, 100, 64);
+            Packed pieces = whole;
+            planes_to_layout(view, whole.act_groups, whole.codes(layout), 0, 70);
+            std::vector<uint8_t> back(planes.size());
+            for (const auto& [begin, end] : {std::pair{40, 70}, std::pair{0, 1}, std::pair{1, 40}}) {
+                planes_to_layout(view, pieces.act_groups, pieces.codes(layout), begin, end);
+                layout_to_planes(whole.codes(layout), whole.act_groups, view, back.data() + begin * view.row_bytes(),
+                                 begin, end);
+            }
+            CAPTURE(static_cast<int>(layout), bits);
+            CHECK(pieces.bytes == whole.bytes);
+            CHECK(back == planes);
         }
-        CHECK(pieces.bytes == whole.bytes);
+    }
+}
+
+TEST_CASE("codes whose groups fill chunks take as many bytes as they have bits", "[tiles]") {
+    struct Example {
+        Layout layout;
+        int32_t bits;
+        int32_t group_size;
+    };
+    for (const Example& example :
+         {Example{Layout::nibbles, 4, 16}, Example{Layout::nibbles, 5, 32}, Example{Layout::nibbles, 6, 16},
+          Example{Layout::wide_nibbles, 5, 32}, Example{Layout::wide_nibbles, 6, 16}, Example{Layout::crumbs, 2, 16},
+          Example{Layout::crumbs, 3, 16}, Example{Layout::nibbles, 8, 16}}) {
+        CAPTURE(static_cast<int>(example.layout), example.bits);
+        CHECK(make_packed(example.layout, example.bits, 64, 256, example.group_size).bytes.size() ==
+              static_cast<size_t>(64 * 256 * example.bits / 8));
     }
 }
 
@@ -218,4 +257,25 @@ TEST_CASE("nibbles: the top and the low four bits lie in regions of their own", 
     CHECK(where(Layout::nibbles, 8, 3, 1, 5) == std::pair<int64_t, int>{4 + 1, 4});
     CHECK(where(Layout::nibbles, 8, 7, 0, 0) == std::pair<int64_t, int>{region, 0});
     CHECK(where(Layout::nibbles, 8, 4, 17, 8) == std::pair<int64_t, int>{region + 16 * 64 + 64 + 4, 3});
+}
+
+TEST_CASE("nibbles: the rest of 5 and 6 bits fills a region of its own", "[tiles]") {
+    // 32 columns of 16 rows are four times 64 bytes of top halves and 64 bytes of the fifth bit.
+    const int64_t tops = 64 * 128 / 2;
+    CHECK(where(Layout::nibbles, 5, 0, 0, 0) == std::pair<int64_t, int>{0, 3});
+    CHECK(where(Layout::nibbles, 5, 3, 1, 13) == std::pair<int64_t, int>{64 + 4 + 1, 4});
+    CHECK(where(Layout::nibbles, 5, 4, 1, 13) == std::pair<int64_t, int>{tops + 4 + 1, 3});
+    CHECK(where(Layout::nibbles, 5, 4, 17, 63) == std::pair<int64_t, int>{tops + (4 + 1) * 64 + 4 + 3, 7});
+    CHECK(where(Layout::wide_nibbles, 6, 0, 16, 8) == std::pair<int64_t, int>{128 + 64, 3});
+    CHECK(where(Layout::wide_nibbles, 6, 4, 16, 8) == std::pair<int64_t, int>{tops + 64, 5});
+    CHECK(where(Layout::wide_nibbles, 6, 5, 33, 31) == std::pair<int64_t, int>{tops + (8 + 1) * 128 + 4 + 3, 6});
+}
+
+TEST_CASE("crumbs: two bits of four columns in a byte, and rows 16 apart share the third bit's", "[tiles]") {
+    const int64_t tops = 64 * 128 / 4;
+    CHECK(where(Layout::crumbs, 2, 0, 0, 0) == std::pair<int64_t, int>{0, 1});
+    CHECK(where(Layout::crumbs, 2, 1, 33, 23) == std::pair<int64_t, int>{(8 + 1) * 128 + 4 + 3, 2});
+    CHECK(where(Layout::crumbs, 3, 0, 17, 15) == std::pair<int64_t, int>{17 * 4 + 3, 7});
+    CHECK(where(Layout::crumbs, 3, 2, 1, 15) == std::pair<int64_t, int>{tops + 4 + 3, 3});
+    CHECK(where(Layout::crumbs, 3, 2, 49, 31) == std::pair<int64_t, int>{tops + (8 + 1) * 64 + 4 + 3, 7});
 }

@@ -82,7 +82,8 @@ TEST_CASE("every kernel gives the scalar kernel's bits", "[linear]") {
 
 TEST_CASE("rows of several bands and tiles give the scalar kernel's bits, however threads share them", "[linear]") {
     for_each_runnable([&](const Kernel& kernel, const QuantSpec& spec) {
-        if (spec.group_size != 50 || spec.zero_point != ZeroPoint::fixed || kernel.method == Method::float_exact) {
+        const bool chosen = spec.group_size == 16 || spec.group_size == 50;
+        if (!chosen || spec.zero_point != ZeroPoint::fixed || kernel.method == Method::float_exact) {
             return;
         }
         const Kernel& reference = scalar_twin(kernel, spec);
@@ -135,6 +136,35 @@ TEST_CASE("the largest sums of integers give the scalar kernel's bits, for every
     });
 }
 
+TEST_CASE("weights of one layout and several widths share an input", "[linear]") {
+    Random random(14);
+    for (const int32_t group_size : {16, 32, 50}) {
+        const std::vector<float> x = random.floats(3 * 100);
+        const Tensor in{const_cast<float*>(x.data()), DType::f32, 3, 100, 100};
+        std::vector<PackedWeight> packed;
+        for (const uint8_t bits :
+             {uint8_t{4}, uint8_t{5}, uint8_t{6}, uint8_t{8}, uint8_t{6}, uint8_t{2}, uint8_t{3}}) {
+            QuantSpec spec;
+            spec.bits = bits;
+            spec.group_size = group_size;
+            spec.fixed_zero = 1.5F;
+            packed.push_back(
+                pack(make_weight(random, spec, 40, 100).canonical(), select_kernels(spec, selection()), 1));
+        }
+        std::vector<std::vector<float>> results(packed.size(), std::vector<float>(3 * 40));
+        std::vector<Projection> projections;
+        for (size_t i = 0; i < packed.size(); ++i) {
+            projections.push_back(
+                {view_weight(packed[i].data(), packed[i].size()), nullptr, {results[i].data(), DType::f32, 3, 40, 40}});
+        }
+        linear(in, projections, Phase::by_tokens, 1);
+        for (size_t i = 0; i < packed.size(); ++i) {
+            CAPTURE(group_size, i);
+            CHECK(results[i] == run_linear(packed[i], x, 3, 1));
+        }
+    }
+}
+
 TEST_CASE("activations that are not finite, huge or tiny give the scalar kernel's bits, for every kernel", "[linear]") {
     const float infinity = std::numeric_limits<float>::infinity();
     for_each_runnable([&](const Kernel& kernel, const QuantSpec& spec) {
@@ -168,11 +198,93 @@ TEST_CASE("unpacking gives back what was packed, for every kernel", "[pack]") {
         std::vector<uint16_t> scales(weight.scales.size());
         std::vector<uint16_t> zeros(weight.zeros.size());
         const bool fixed = spec.zero_point == ZeroPoint::fixed;
-        unpack(view, planes.data(), scales.data(), fixed ? nullptr : zeros.data(), nullptr, 2);
+        if (spec.scale_format == ScaleFormat::two_level) {
+            std::vector<int8_t> sub_scales(weight.sub_scales.size());
+            std::vector<int8_t> sub_offsets(weight.sub_offsets.size());
+            std::vector<uint16_t> super_scales(weight.super_scales.size());
+            std::vector<uint16_t> super_offsets(weight.super_offsets.size());
+            unpack(view, planes.data(),
+                   {sub_scales.data(), fixed ? nullptr : sub_offsets.data(), super_scales.data(),
+                    fixed ? nullptr : super_offsets.data()},
+                   nullptr, 2);
+            CHECK(sub_scales == weight.sub_scales);
+            CHECK((fixed || sub_offsets == weight.sub_offsets));
+            CHECK(super_scales == weight.super_scales);
+            CHECK((fixed || super_offsets == weight.super_offsets));
+        } else {
+            unpack(view, planes.data(), {scales.data(), fixed ? nullptr : zeros.data()}, nullptr, 2);
+            CHECK(scales == weight.scales);
+            CHECK((fixed || zeros == weight.zeros));
+        }
         CHECK(planes == weight.planes);
-        CHECK(scales == weight.scales);
-        CHECK((fixed || zeros == weight.zeros));
     });
+}
+
+TEST_CASE("scales of two levels give the bits of the f32 scales that they stand for, for every kernel", "[linear]") {
+    for_each_runnable([](const Kernel& kernel, const QuantSpec& spec) {
+        if (spec.scale_format != ScaleFormat::two_level) {
+            return;
+        }
+        Random random(14);
+        const Weight weight = make_weight(random, spec, 70, 300);
+        const std::vector<float> x = random.floats(5 * weight.k);
+        const int64_t groups = num_groups(spec, weight.k);
+        std::vector<float> scales;
+        std::vector<float> offsets;
+        for (int64_t i = 0; i < weight.n * groups; ++i) {
+            const auto at = static_cast<size_t>(i);
+            const auto super_at = static_cast<size_t>(i / groups * num_super_groups(weight.k) +
+                                                      i % groups * spec.group_size / kSuperColumns);
+            scales.push_back(f16_to_f32(weight.super_scales[super_at]) * static_cast<float>(weight.sub_scales[at]));
+            offsets.push_back(
+                -(f16_to_f32(weight.super_offsets[super_at]) * static_cast<float>(weight.sub_offsets[at])));
+        }
+        CanonicalWeight expanded = weight.canonical();
+        expanded.spec.scale_format = ScaleFormat::f32;
+        expanded.scale_type = GroupType::f32;
+        expanded.scales = scales.data();
+        expanded.super_scales = expanded.super_offsets = nullptr;
+        if (spec.zero_point == ZeroPoint::offset) {
+            expanded.zero_type = GroupType::f32;
+            expanded.zeros = offsets.data();
+        }
+        for (const KernelPair& pair : pairs_of(kernel, spec)) {
+            CAPTURE(name_of(pair.decode->layout));
+            const PackedWeight two_level = pack(weight.canonical(), pair, 2);
+            const PackedWeight plain = pack(expanded, pair, 2);
+            for (const int64_t m : {1, 2, 5}) {
+                const std::vector<float> part(x.begin(), x.begin() + m * weight.k);
+                CHECK(run_linear(two_level, part, m, 2, Phase::prompt) == run_linear(plain, part, m, 2, Phase::prompt));
+            }
+            std::vector<float> got(static_cast<size_t>(weight.n * weight.k));
+            std::vector<float> want(got.size());
+            dequantize(view_weight(two_level.data(), two_level.size()), got.data(), 2);
+            dequantize(view_weight(plain.data(), plain.size()), want.data(), 2);
+            CHECK(got == want);
+        }
+    });
+}
+
+TEST_CASE("parts that do not fit scales of two levels are refused", "[pack]") {
+    Random random(15);
+    QuantSpec spec;
+    spec.group_size = 32;
+    spec.scale_format = ScaleFormat::two_level;
+    spec.zero_point = ZeroPoint::offset;
+    const Weight weight = make_weight(random, spec, 8, 300);
+    const KernelPair kernels = select_kernels(spec, make_selection(0, "", ""));
+    const auto refused = [&](auto change) {
+        CanonicalWeight wrong = weight.canonical();
+        change(wrong);
+        CHECK_THROWS_AS(pack(wrong, kernels, 1), std::invalid_argument);
+    };
+    CHECK_NOTHROW(pack(weight.canonical(), kernels, 1));
+    refused([](CanonicalWeight& w) { w.super_scales = nullptr; });
+    refused([](CanonicalWeight& w) { w.super_offsets = nullptr; });
+    refused([](CanonicalWeight& w) { w.scale_type = GroupType::f16; });
+    refused([](CanonicalWeight& w) { w.zero_type = GroupType::f16; });
+    refused([](CanonicalWeight& w) { w.spec.zero_point = ZeroPoint::fixed; });
+    refused([](CanonicalWeight& w) { w.spec.scale_format = ScaleFormat::f16; });
 }
 
 TEST_CASE("bytes that are no packed weight are refused", "[weight_view]") {

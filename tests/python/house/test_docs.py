@@ -29,6 +29,20 @@ def test_the_two_commands_name_extras_that_exist(readme):
     assert extras <= set(importlib.metadata.metadata("tmac-cpu").get_all("Provides-Extra"))
 
 
+def rounded_codes(spec, n, k):
+    return tmac.round_to_nearest(np.random.default_rng(0).standard_normal((n, k), dtype=np.float32), spec)
+
+
+def two_level_codes(spec, n, k):
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 2**spec.bits, (n, k), dtype=np.uint8)
+    scales, offsets = rng.integers(-128, 128, (2, n, spec.num_groups(k)), dtype=np.int8)
+    super_scales, super_offsets = rng.standard_normal((2, n, spec.num_super_groups(k))).astype(np.float16)
+    if spec.zero_point == "fixed":
+        return tmac.Codes(spec, codes, scales, super_scales=super_scales)
+    return tmac.Codes(spec, codes, scales, offsets, super_scales=super_scales, super_offsets=super_offsets)
+
+
 @pytest.mark.parametrize("k", [1, 130, 576])
 @pytest.mark.parametrize(
     "spec",
@@ -38,6 +52,8 @@ def test_the_two_commands_name_extras_that_exist(readme):
         {"bits": 4, "group_size": 128, "zero_point": "integer"},
         {"bits": 8, "group_size": -1, "zero_point": "real", "scale_format": "f32"},
         {"bits": 2, "group_size": 64, "codebook": "ternary"},
+        {"bits": 4, "group_size": 32, "zero_point": "offset", "scale_format": "two_level"},
+        {"bits": 6, "group_size": 16, "scale_format": "two_level"},
     ],
     ids=lambda spec: "-".join(map(str, spec.values())),
 )
@@ -48,8 +64,7 @@ def test_the_reader_in_format_md_reads_what_the_package_writes(repository, spec,
     namespace = {}
     exec(block[1], namespace)
     spec = tmac.QuantSpec(**spec)
-    weight = np.random.default_rng(0).standard_normal((5, k), dtype=np.float32)
-    codes = tmac.round_to_nearest(weight, spec)
+    codes = two_level_codes(spec, 5, k) if spec.scale_format == "two_level" else rounded_codes(spec, 5, k)
     tensors = tmac.codes.buffer_to_tensors(codes.pack().buffer(), "layer.")
     read = namespace["read_weight"](tensors, "layer", spec.to_dict(), k)
     np.testing.assert_array_equal(read, tmac._core.dequantize(codes.pack().buffer()))

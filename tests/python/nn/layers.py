@@ -22,6 +22,12 @@ def random_codes(spec, n, k, perm=False, seed=0):
     }[spec.zero_point]
     codes = rng.integers(0, 3 if spec.codebook == "ternary" else 2**spec.bits, (n, k)).astype(np.uint8)
     order = rng.permutation(k).astype(np.int32) if perm else None
+    if spec.scale_format == "two_level":
+        subs = rng.integers(-128, 128, (2, *groups)).astype(np.int8)
+        supers = rng.normal(size=(2, n, spec.num_super_groups(k))).astype(np.float16)
+        if spec.zero_point == "fixed":
+            return Codes(spec, codes, subs[0], perm=order, super_scales=supers[0])
+        return Codes(spec, codes, subs[0], subs[1], order, None, supers[0], supers[1])
     return Codes(spec, codes, rng.normal(size=groups).astype(np.float16), zeros, order)
 
 

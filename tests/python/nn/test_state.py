@@ -15,6 +15,8 @@ from .layers import TERNARY, W4, assert_same_bits, random_codes, random_input, r
 
 SPECS = [W4, TERNARY, QuantSpec(3, 64, zero_point="integer"), QuantSpec(5, -1, zero_point="real"), QuantSpec(1, 32)]
 SPECS.append(QuantSpec(2, 64, fast_aggregation=True))
+SPECS.append(QuantSpec(4, 32, zero_point="offset", scale_format="two_level"))
+SPECS.append(QuantSpec(6, 16, scale_format="two_level"))
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
@@ -29,6 +31,10 @@ def test_state_dict_holds_the_tensors_of_the_file_format(spec, bias, perm):
         assert_same_bits(state[name], torch.from_numpy(array))
     empty = QuantLinear(96, 40, bias, spec)
     assert {name: value.shape for name, value in empty.state_dict().items()} == tensor_shapes(spec, 40, 96, bias)
+    wanted = {name.removeprefix("a.b."): torch.from_numpy(array).dtype for name, array in expected.items()}
+    assert {name: value.dtype for name, value in empty.state_dict().items() if name in wanted} == {
+        name: dtype for name, dtype in wanted.items() if name != "perm"
+    }
     assert str(empty.load_state_dict(layer.state_dict())) == "<All keys matched successfully>"
     x = random_input(2, 96)
     assert_same_bits(empty(x), layer(x))
