@@ -230,18 +230,8 @@ def test_a_permutation_out_of_range(samples, value, tmp_path):
 @pytest.mark.parametrize(
     "name",
     [
-        "../model.safetensors",
-        "/etc/passwd",
-        "a/b.safetensors",
-        "..",
-        ".",
-        "",
-        "a\\b",
-        "\0",
-        "x" * 5000,
-        3,
-        None,
-        "gone",
+        *("../model.safetensors", "/etc/passwd", "a/b.safetensors", "a\\b.safetensors", "..", ".", "", "config.json"),
+        *("\0.safetensors", "gone.safetensors", "x" * 5000 + ".safetensors", 3, None),
     ],
 )
 def test_names_of_shards(samples, name, tmp_path):
@@ -251,9 +241,11 @@ def test_names_of_shards(samples, name, tmp_path):
     index["weight_map"][tensor] = name
     folder = write_files(tmp_path / "model", {**files, "model.safetensors.index.json": json.dumps(index).encode()})
     (tmp_path / "model.safetensors").write_bytes(samples["float"][0]["model.safetensors"])
-    with pytest.raises((FormatError, OSError)) as caught:
-        read_everything(folder)
-    assert isinstance(caught.value, OSError) or "model.safetensors.index.json" in str(caught.value)
+    if name == "x" * 5000 + ".safetensors":
+        with pytest.raises(OSError, match="too long"):
+            read_everything(folder)
+    else:
+        refusal(folder, "model.safetensors.index.json")
 
 
 def test_an_index_that_disagrees_with_its_files(samples, tmp_path):
