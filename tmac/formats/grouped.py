@@ -78,7 +78,7 @@ def make_layer(
     def read() -> Codes:
         order = _order(source, name, spec, in_features)
         codes = read_codes()
-        return _join(source, name, spec, codes if order is None else codes[:, order], read_zeros(), order)
+        return _join(source, name, spec, codes if order is None else codes.take(order, axis=1), read_zeros(), order)
 
     return QuantizedLayer(name, spec, out_features, in_features, bias, nbytes, read)
 
