@@ -153,7 +153,8 @@ def _facts(source: Checkpoint, written: Written, seconds: float) -> dict[str, An
         "bytes_before": source.nbytes,
         "bytes_after": written.nbytes,
         "seconds": seconds,
-        "mb_per_second": source.nbytes / MB / seconds,
+        "weights_seconds": written.seconds,
+        "weights_mb_per_second": source.nbytes / MB / written.seconds,
         "peak_memory_bytes": _peak_memory(),
         "tokenizer": tokenizer_file(written.companions),
         "files": ["config.json", *written.companions],
@@ -187,4 +188,5 @@ def _lines(facts: dict[str, Any]) -> Iterable[str]:
         yield f"rounded:   {len(errors)} layers, relative error {min(errors):.4f} to {max(errors):.4f}"
     peak = facts["peak_memory_bytes"]
     memory = f", {peak / MB:.0f} MB of memory at most" if peak else ""
-    yield f"{facts['seconds']:.1f} s, {facts['mb_per_second']:.0f} MB/s{memory}"
+    rate = f"the weights {facts['weights_seconds']:.1f} s, {facts['weights_mb_per_second']:.0f} MB/s"
+    yield f"{facts['seconds']:.1f} s ({rate}){memory}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -37,12 +38,14 @@ class Written:
         path: the folder.
         nbytes: of all tensors.
         layers: the quantized weights as they were written.
+        seconds: what reading and writing the weights took, until they are on the disk.
         companions: names of the files beside the weights.
         left_out: name -> why a file that the checkpoint has in another form could not be written.
     """
 
     path: Path
     nbytes: int = 0
+    seconds: float = 0.0
     layers: dict[str, LayerEntry] = field(default_factory=dict)
     companions: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -78,6 +81,7 @@ def write_checkpoint(
     if force:
         _check_replaceable(out.resolve(), checkpoint.path)
     written = Written(out)
+    started = time.perf_counter()
     with new_folder(out, replace=force) as folder:
         room = header_bytes(_header_names(checkpoint))
         with closing(SafetensorsWriter(folder, room, max_shard_bytes)) as writer:
@@ -91,7 +95,7 @@ def write_checkpoint(
             for _ in progress(in_order(items, _prepare, use), len(items)):
                 pass
             writer.finish()
-            written.nbytes = writer.nbytes
+            written.nbytes, written.seconds = writer.nbytes, time.perf_counter() - started
         write_file(folder / "config.json", _config(checkpoint, written))
         _write_companions(checkpoint, folder, written)
     return written
