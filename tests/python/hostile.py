@@ -4,42 +4,21 @@ import json
 import math
 import struct
 
-import numpy as np
-
 from tmac import FormatError, UnsupportedSpecError
 from tmac.formats import open_checkpoint
 
 REFUSALS = (FormatError, UnsupportedSpecError, OSError)
 INTEGERS = (
-    0,
-    1,
-    2,
-    3,
-    5,
-    7,
-    8,
-    16,
-    31,
-    33,
-    63,
-    64,
-    65,
-    128,
-    255,
-    256,
-    -1,
-    -2,
-    2**31 - 1,
-    2**31,
-    2**32,
-    2**63 - 1,
-    2**63,
+    *(0, 1, 2, 3, 5, 7, 8, 16, 31, 33, 63, 64, 65, 128, 255, 256, -1, -2),
+    *(2**31 - 1, 2**31, 2**32, 2**63 - 1, 2**63),
 )
 VALUES = (
     *INTEGERS, 2**64, -(2**63), 10**400, None, True, False, "", "x", "../x", "/x", "model.safetensors", "gptq", "tmac",
     "weird\0name", 0.5, -0.0, 1e308, math.inf, math.nan, [], {}, [1], [[]], {"": {}}, [[[[[[[[]]]]]]]], "y" * 5000,
 )  # fmt: skip
 DTYPES = ("U8", "I8", "BOOL", "F16", "BF16", "F32", "F64", "I32", "I64", "U64", "F8_E4M3", "F4", "", "i32")
+SIZES = {"U8": 1, "I8": 1, "BOOL": 1, "F8_E4M3": 1, "F16": 2, "BF16": 2, "F32": 4, "I32": 4}
+SIZES |= {"F64": 8, "I64": 8, "U64": 8}
 LARGEST = 1 << 16
 
 
@@ -61,7 +40,8 @@ def read_everything(path):
         assert layer.name == name
         assert codes.codes.shape == (layer.out_features, layer.in_features)
         assert (codes.bias is not None) == layer.bias
-        assert codes.spec.replace(scale_format=layer.spec.scale_format) == layer.spec
+        for key in ("bits", "group_size", "codebook", "activation"):
+            assert getattr(codes.spec, key) == getattr(layer.spec, key)
     for name, tensor in checkpoint.tensors.items():
         array = tensor.read()
         assert tensor.name == name
@@ -74,8 +54,7 @@ def read_or_refuse(path):
     """Whether a checkpoint could be read; any other exception than a refusal is a fault."""
     try:
         read_everything(path)
-    except REFUSALS as error:
-        assert str(error)
+    except REFUSALS:
         return False
     return True
 
@@ -204,38 +183,25 @@ def edit_length(raw, choice):
 
 def laid_out(header, blobs):
     """Offsets and data that fit the types and shapes, as far as these mean anything."""
-    sizes = {
-        "U8": 1,
-        "I8": 1,
-        "BOOL": 1,
-        "F16": 2,
-        "BF16": 2,
-        "F32": 4,
-        "I32": 4,
-        "F64": 8,
-        "I64": 8,
-        "U64": 8,
-        "F8_E4M3": 1,
-    }
     data = b""
     for name, entry in header.items():
         blob = blobs.get(name)
         if blob is None or not isinstance(entry, dict):
             continue
-        shape, dtype = entry.get("shape"), entry.get("dtype")
-        if (
-            isinstance(dtype, str)
-            and dtype in sizes
-            and isinstance(shape, list)
-            and all(type(each) is int for each in shape)
-        ):
-            nbytes = math.prod(shape) * sizes[dtype]
-            if 0 <= nbytes <= LARGEST:
-                blob = (blob * (nbytes // max(len(blob), 1) + 1))[:nbytes] if blob else bytes(nbytes)
+        nbytes = wanted_bytes(entry.get("shape"), entry.get("dtype"))
+        if 0 <= nbytes <= LARGEST:
+            blob = (blob * (nbytes // max(len(blob), 1) + 1))[:nbytes] if blob else bytes(nbytes)
         if "data_offsets" in entry:
             entry["data_offsets"] = [len(data), len(data) + len(blob)]
         data += blob
     return join(header, data)
+
+
+def wanted_bytes(shape, dtype):
+    """What a tensor takes; -1 where that means nothing."""
+    if not isinstance(shape, list) or not all(type(each) is int for each in shape):
+        return -1
+    return math.prod(shape) * SIZES[dtype] if isinstance(dtype, str) and dtype in SIZES else -1
 
 
 def edit_gguf(raw, choice):
@@ -250,7 +216,3 @@ def edit_gguf(raw, choice):
     number = (choice.of(INTEGERS) & (2 ** (8 * width) - 1)).to_bytes(width, "little")
     changed[at : at + width] = number[: len(changed[at : at + width])]
     return bytes(changed)
-
-
-def nan_like(dtype):
-    return {"F16": np.float16, "F32": np.float32}[dtype](np.nan)

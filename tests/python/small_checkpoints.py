@@ -131,13 +131,9 @@ def compressed_tensors():
 def hqq():
     rng = np.random.default_rng(5)
     found = []
-    for bits, packing, rows, dtype in (
-        (4, "4bit_u8", 16, np.uint8),
-        (3, "3bit_32", 4, np.int32),
-        (1, "1bit_u8", 4, np.uint8),
-    ):
+    for bits, packing, rows in ((4, "4bit_u8", 16), (3, "3bit_32", 4), (1, "1bit_u8", 4)):
         parts = tensors_of(
-            W_q=rng.integers(0, 256, (rows, 64)).astype(dtype),
+            W_q=rng.integers(0, 256, (rows, 64)).astype(np.int32 if bits == 3 else np.uint8),
             scale=halves(rng, 32, 1),
             zero=halves(rng, 32, 1),
             shape=np.array([32, 64]),

@@ -19,7 +19,6 @@ from tmac.cli.errors import CommandError
 if TYPE_CHECKING:
     from tmac import QuantSpec
     from tmac.formats import Checkpoint
-    from tmac.formats.checkpoint import Requantize
     from tmac.formats.tmac_writer import Written
 
 MB = 1e6
@@ -32,6 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="IN", help="a folder, a safetensors file or a GGUF file")
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to make")
     parser.add_argument("--force", action="store_true", help="replace OUT, where it is a checkpoint of this format")
+    parser.add_argument(
+        "--requantize",
+        type=_types,
+        default=(),
+        metavar="TYPE,...",
+        help="GGUF types without an exact form to round, IQ4_XS for instance, or all",
+    )
     float_input = parser.add_argument_group("float checkpoints", "how their matrices are rounded")
     float_input.add_argument("--bits", type=bits, help="1 to 8, or ternary")
     float_input.add_argument("--group-size", type=int, help="columns that share a scale (default: 32)")
@@ -39,14 +45,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     float_input.add_argument("--head-bits", type=bits, help="bits of the output head (default: it stays as it is)")
     float_input.add_argument("--embedding-bits", type=bits, help="bits of the embedding (default: it stays as it is)")
     parser.add_argument(
-        "--requantize",
-        metavar="TYPES",
-        help="types of GGUF without an exact form that may be rounded: IQ4_XS,MXFP4 for instance, or all",
-    )
-    parser.add_argument(
         "--max-shard-size", type=_size, default=5_000_000_000, metavar="SIZE", help="of a file (default: 5GB)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _types(text: str) -> tuple[str, ...] | str:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise argparse.ArgumentTypeError("expected names of types, IQ4_XS for instance, or all")
+    return "all" if names == ("all",) else names
 
 
 def _size(text: str) -> int:
@@ -66,11 +74,16 @@ def _size(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Converts and prints what was done, or one JSON object."""
-    from tmac.formats import open_checkpoint
+    from tmac.formats import FormatError, open_checkpoint
     from tmac.formats.tmac_writer import write_checkpoint
 
     started = time.perf_counter()
-    source = open_checkpoint(args.source, requantize=_types(args.requantize))
+    try:
+        source = open_checkpoint(args.source, requantize=args.requantize)
+    except FormatError:
+        raise
+    except ValueError as error:
+        raise CommandError(str(error)) from error
     checkpoint = _rounded(source, args)
     written = write_checkpoint(
         checkpoint, args.out, force=args.force, max_shard_bytes=args.max_shard_size, progress=_progress
@@ -78,12 +91,6 @@ def run(args: argparse.Namespace) -> int:
     facts = _facts(source, written, time.perf_counter() - started)
     print(json.dumps(facts, indent=2) if args.json else "\n".join(_lines(facts)))
     return 0
-
-
-def _types(text: str | None) -> Requantize:
-    if text is None or text.strip() == "all":
-        return "all" if text else ()
-    return [name.strip() for name in text.split(",")]
 
 
 def _progress(items: Iterator[Any], total: int) -> Iterator[Any]:
@@ -146,11 +153,13 @@ def _facts(source: Checkpoint, written: Written, seconds: float) -> dict[str, An
         "bytes_before": source.nbytes,
         "bytes_after": written.nbytes,
         "seconds": seconds,
-        "mb_per_second": source.nbytes / MB / seconds,
+        "weights_seconds": written.seconds,
+        "weights_mb_per_second": source.nbytes / MB / written.seconds,
         "peak_memory_bytes": _peak_memory(),
-        "requantized": dict(source.errors),
         "tokenizer": tokenizer_file(written.companions),
         "files": ["config.json", *written.companions],
+        "left_out": written.left_out,
+        "requantized": dict(source.errors),
     }
 
 
@@ -171,10 +180,13 @@ def _lines(facts: dict[str, Any]) -> Iterable[str]:
         yield f"  {group['count']:5} x {group['spec']}"
     before, after = facts["bytes_before"] / MB, facts["bytes_after"] / MB
     yield f"{before:.1f} MB -> {after:.1f} MB in {facts['out']}"
-    if errors := facts["requantized"]:
-        worst = max(errors, key=errors.__getitem__)
-        yield f"{len(errors)} layers were rounded again, with a relative error of {errors[worst]:.2%} at most ({worst})"
     yield f"tokenizer: {facts['tokenizer'] or 'none in the source'}"
+    for name, why in facts["left_out"].items():
+        yield f"left out:  {name}: {why}"
+    if facts["requantized"]:
+        errors = facts["requantized"].values()
+        yield f"rounded:   {len(errors)} layers, relative error {min(errors):.4f} to {max(errors):.4f}"
     peak = facts["peak_memory_bytes"]
     memory = f", {peak / MB:.0f} MB of memory at most" if peak else ""
-    yield f"{facts['seconds']:.1f} s, {facts['mb_per_second']:.0f} MB/s{memory}"
+    rate = f"the weights {facts['weights_seconds']:.1f} s, {facts['weights_mb_per_second']:.0f} MB/s"
+    yield f"{facts['seconds']:.1f} s ({rate}){memory}"

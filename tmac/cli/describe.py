@@ -28,9 +28,9 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
 
     checkpoint = open_checkpoint(path)
     layers, tensors = checkpoint.layers.values(), checkpoint.tensors.values()
+    files = [*(file.name for file in checkpoint.files), *checkpoint.texts]
     weights = sum(layer.out_features * layer.in_features for layer in layers)
     quantized_bytes = sum(layer.nbytes for layer in layers)
-    beside = [*(file.name for file in checkpoint.files), *checkpoint.texts]
     return {
         "path": str(path),
         "format": checkpoint.format,
@@ -42,8 +42,8 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
         "other_tensors": dict(Counter(tensor.dtype for tensor in tensors)),
         "other_bytes": sum(tensor.nbytes for tensor in tensors),
         "tied": dict(checkpoint.tied),
-        "tokenizer": tokenizer_file(beside),
-        "files": beside,
+        "tokenizer": tokenizer_file(files),
+        "files": files,
         "specs": groups_of({layer.name: layer.spec for layer in layers}),
         "layers": [_layer(layer) for layer in layers],
     }

@@ -43,6 +43,7 @@ META = (
     "unpack_view_dtype",
     "view_as_float",
 )
+MARKS = (".W_q", ".packing")  # one without the other is a damaged layer
 PARTS = ("W_q", "scale", "zero", "zero_scale", "bias", *META)
 TERNARY = 1.58
 MAX_TEXT = 64
@@ -83,7 +84,8 @@ def open_checkpoint(source: Source) -> Checkpoint:
         FormatError: a tensor is damaged, or quantized in a way that `Codes` has no form for: groups down the columns
             (`axis=0`), or quantized scales and zeros.
     """
-    names = [name[: -len(".W_q")] for name in source.store.entries if name.endswith(".W_q")]
+    entries = source.store.entries
+    names = list(dict.fromkeys(name.rpartition(".")[0] for name in entries if name.endswith(MARKS)))
     if not names:
         raise format_error(source.path, "expected layers with a tensor W_q, found none")
     layers = {name: _Layer.of(source.store, name).quantized() for name in names}

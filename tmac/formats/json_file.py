@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from tmac.formats.errors import format_error
 from tmac.formats.regular_file import open_regular
 
 MAX_BYTES = 64 << 20
-MAX_BYTES_OF_WIDE_TEXT = 8 << 20  # Python takes four bytes for every character of a text with one rare one
-MAX_ITEMS = 1 << 19  # Python makes some hundred bytes of every comma and bracket
+MAX_BYTES_OF_WIDE_TEXT = 4 << 20  # Python takes four bytes for every character of a text with one rare one
+MAX_ITEMS = 400_000  # Python makes some hundred bytes of every comma and bracket
 MAX_DEPTH = 64
 
 
@@ -24,7 +25,7 @@ def read_json(path: Path) -> dict[str, Any]:
         OSError: it cannot be opened.
     """
     with open_regular(path) as file:
-        raw = file.read(MAX_BYTES + 1)
+        raw = file.read(min(os.fstat(file.fileno()).st_size, MAX_BYTES) + 1)
     return parse_json(raw, path)
 
 

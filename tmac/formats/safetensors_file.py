@@ -134,10 +134,10 @@ def open_folder(folder: Path) -> TensorStore:
         OSError: a file cannot be opened.
     """
     index = folder / INDEX_NAME
-    if index.exists():
+    if os.path.lexists(index):
         return _open_index(folder, index)
     whole = folder / "model.safetensors"
-    files = [whole] if whole.exists() else sorted(folder.glob("*.safetensors"))
+    files = [whole] if os.path.lexists(whole) else sorted(folder.glob("*.safetensors"))
     if not files:
         raise format_error(folder, "expected safetensors files, found none")
     entries: dict[str, Entry] = {}
@@ -159,7 +159,7 @@ def _open_index(folder: Path, index: Path) -> TensorStore:
     headers: dict[str, dict[str, Entry]] = {}
     entries: dict[str, Entry] = {}
     for name, file_name in weight_map.items():
-        if not isinstance(file_name, str) or not file_name or Path(file_name).name != file_name or "\\" in file_name:
+        if not _is_shard_name(file_name):
             raise format_error(index, f"expected the name of a file in the same folder, found {file_name!r}", name)
         if file_name not in headers:
             if not (folder / file_name).exists():
@@ -169,6 +169,11 @@ def _open_index(folder: Path, index: Path) -> TensorStore:
             raise format_error(folder / file_name, "expected this tensor, but it is missing", name)
         entries[name] = headers[file_name][name]
     return TensorStore(folder, entries)
+
+
+def _is_shard_name(name: object) -> bool:
+    """Whether it is the plain name of a file: with a part of a path the index could name any file of the machine."""
+    return isinstance(name, str) and name.endswith(".safetensors") and Path(name).name == name and "\\" not in name
 
 
 def _read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,17 +86,17 @@ def open_source(path: Path) -> Source:
     refuse_pickles(path)
     store = open_folder(path) if path.is_dir() else open_file(path)
     config_path = folder / "config.json"
-    config = read_json(config_path) if config_path.exists() else None
+    config = read_json(config_path) if os.path.lexists(config_path) else None
     quantization: Any = None
     if config is not None:
         quantization = config.pop("quantization_config", None) or config.pop("compression_config", None)
     for name in SIDE_CONFIGS:
-        if not quantization and (folder / name).exists():
+        if not quantization and os.path.lexists(folder / name):
             config_path = folder / name
             quantization = read_json(config_path)
     if quantization is not None and not isinstance(quantization, dict):
         raise format_error(config_path, "expected an object", "quantization_config")
-    files = tuple(folder / name for name in COMPANIONS if (folder / name).exists())
+    files = tuple(folder / name for name in COMPANIONS if os.path.lexists(folder / name))
     return Source(path, config, config_path, quantization or {}, store, files)
 
 

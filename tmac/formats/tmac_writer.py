@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,13 +38,17 @@ class Written:
         path: the folder.
         nbytes: of all tensors.
         layers: the quantized weights as they were written.
+        seconds: what reading and writing the weights took, until they are on the disk.
         companions: names of the files beside the weights.
+        left_out: name -> why a file that the checkpoint has in another form could not be written.
     """
 
     path: Path
     nbytes: int = 0
+    seconds: float = 0.0
     layers: dict[str, LayerEntry] = field(default_factory=dict)
     companions: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 def write_checkpoint(
@@ -52,7 +57,6 @@ def write_checkpoint(
     *,
     force: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-    companions: Mapping[str, bytes] | None = None,
     progress: Callable[[Iterator[Item], int], Iterator[Item]] = lambda items, _: items,
 ) -> Written:
     """Writes `checkpoint` into the folder `out`, which appears when it is complete.
@@ -64,7 +68,6 @@ def write_checkpoint(
         out: the folder to make.
         force: replace `out` where it is a checkpoint of ours.
         max_shard_bytes: from this size on the weights are split into several files.
-        companions: files to write beside the weights, by name, besides those of `checkpoint.files` and `texts`.
         progress: wraps the iterator over the finished weights, of which there are as many as the second argument says.
 
     Raises:
@@ -78,6 +81,7 @@ def write_checkpoint(
     if force:
         _check_replaceable(out.resolve(), checkpoint.path)
     written = Written(out)
+    started = time.perf_counter()
     with new_folder(out, replace=force) as folder:
         room = header_bytes(_header_names(checkpoint))
         with closing(SafetensorsWriter(folder, room, max_shard_bytes)) as writer:
@@ -91,14 +95,9 @@ def write_checkpoint(
             for _ in progress(in_order(items, _prepare, use), len(items)):
                 pass
             writer.finish()
-            written.nbytes = writer.nbytes
+            written.nbytes, written.seconds = writer.nbytes, time.perf_counter() - started
         write_file(folder / "config.json", _config(checkpoint, written))
-        for name, source in _beside(checkpoint, companions or {}).items():
-            if isinstance(source, bytes):
-                write_file(folder / name, source)
-            else:
-                _copy(source, folder / name)
-            written.companions.append(name)
+        _write_companions(checkpoint, folder, written)
     return written
 
 
@@ -152,9 +151,18 @@ def _config(checkpoint: Checkpoint, written: Written) -> bytes:
     return json.dumps(content, indent=2).encode()
 
 
-def _beside(checkpoint: Checkpoint, companions: Mapping[str, bytes]) -> dict[str, Path | bytes]:
-    made = {name: text().encode() for name, text in checkpoint.texts.items()}
-    return {**{file.name: file for file in checkpoint.files}, **made, **companions}
+def _write_companions(checkpoint: Checkpoint, folder: Path, written: Written) -> None:
+    for file in checkpoint.files:
+        _copy(file, folder / file.name)
+        written.companions.append(file.name)
+    for name, text in checkpoint.texts.items():
+        try:
+            content = text()
+        except FormatError as error:  # a tokenizer that only this model's own files have: the weights are fine
+            written.left_out[name] = str(error)
+            continue
+        write_file(folder / name, content.encode())
+        written.companions.append(name)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -70,7 +70,7 @@ def from_pretrained(
         >>> model = tmac.from_pretrained("Qwen2.5-0.5B-Instruct-GPTQ-Int4")
     """
     path = local_path(path_or_id, revision)
-    checkpoint = open_checkpoint(path, requantize)
+    checkpoint = open_checkpoint(path, requantize=requantize)
     config = _model_config(checkpoint)
     rest = _rest(checkpoint, quantization_config, activation, head_bits, embedding_bits)
     strict, model_class = auto_class is None, _concrete(auto_class or _class_of(checkpoint, config), checkpoint, config)

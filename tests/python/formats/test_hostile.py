@@ -230,18 +230,8 @@ def test_a_permutation_out_of_range(samples, value, tmp_path):
 @pytest.mark.parametrize(
     "name",
     [
-        "../model.safetensors",
-        "/etc/passwd",
-        "a/b.safetensors",
-        "..",
-        ".",
-        "",
-        "a\\b",
-        "\0",
-        "x" * 5000,
-        3,
-        None,
-        "gone",
+        *("../model.safetensors", "/etc/passwd", "a/b.safetensors", "a\\b.safetensors", "..", ".", "", "config.json"),
+        *("\0.safetensors", "gone.safetensors", "x" * 5000 + ".safetensors", 3, None),
     ],
 )
 def test_names_of_shards(samples, name, tmp_path):
@@ -251,9 +241,11 @@ def test_names_of_shards(samples, name, tmp_path):
     index["weight_map"][tensor] = name
     folder = write_files(tmp_path / "model", {**files, "model.safetensors.index.json": json.dumps(index).encode()})
     (tmp_path / "model.safetensors").write_bytes(samples["float"][0]["model.safetensors"])
-    with pytest.raises((FormatError, OSError)) as caught:
-        read_everything(folder)
-    assert isinstance(caught.value, OSError) or "model.safetensors.index.json" in str(caught.value)
+    if name == "x" * 5000 + ".safetensors":
+        with pytest.raises(OSError, match="too long"):
+            read_everything(folder)
+    else:
+        refusal(folder, "model.safetensors.index.json")
 
 
 def test_an_index_that_disagrees_with_its_files(samples, tmp_path):
@@ -339,8 +331,8 @@ BOMBS = {
     "many keys": b"{" + b",".join(b'"%d": {}' % index for index in range(MAX_ITEMS // 2 - 2)) + b"}",
     "many floats": b'{"a": [' + b"1.5," * (MAX_ITEMS - 8) + b"1]}",
     "a long text": b'{"a": "' + b"x" * (60 << 20) + b'"}',
-    "a wide text": '{"a": "\U0001f600'.encode() + b"x" * (7 << 20) + b'"}',
-    "an escaped wide text": b'{"a": "\\ud83d\\ude00' + b"x" * (7 << 20) + b'"}',
+    "a wide text": '{"a": "\U0001f600'.encode() + b"x" * (3 << 20) + b'"}',
+    "an escaped wide text": b'{"a": "\\ud83d\\ude00' + b"x" * (3 << 20) + b'"}',
     "a long key twice": b'{"%s": 1, "%s": 1}' % (b"x" * (10 << 20), b"x" * (10 << 20)),
 }
 TOO_LARGE = {
@@ -370,7 +362,7 @@ def test_memory_for_json(tmp_path, name, memory):
 def test_memory_for_headers(tmp_path, memory):
     """A file that is nothing but a header."""
     entry = '"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
-    raw = ("{" + ",".join(entry % index for index in range(60_000)) + "}").encode()
+    raw = ("{" + ",".join(entry % index for index in range(40_000)) + "}").encode()
     path = tmp_path / "model.safetensors"
     path.write_bytes(len(raw).to_bytes(8, "little") + raw)
-    assert memory(lambda: read_or_refuse(path), len(raw))
+    assert len(memory(lambda: open_checkpoint(path), len(raw)).tensors) == 40_000

@@ -155,8 +155,14 @@ def test_companions_are_copied_and_made(tmp_path):
     folder = float_model(tmp_path / "source")
     (folder / "chat_template.jinja").write_text("{{ x }}")
     (folder / "secrets.txt").write_text("not a part of the model")
-    source = replace(open_checkpoint(folder), layers=mixed(folder).layers)
-    written = write_checkpoint(source, tmp_path / "out", companions={"vocab.json": b"{}"})
+
+    def refuse():
+        raise tmac.FormatError("no such tokenizer")
+
+    texts = {"vocab.json": lambda: "{}", "merges.txt": refuse}
+    source = replace(open_checkpoint(folder), layers=mixed(folder).layers, texts=texts)
+    written = write_checkpoint(source, tmp_path / "out")
+    assert written.left_out == {"merges.txt": "no such tokenizer"}
     beside = {"chat_template.jinja", "generation_config.json", "tokenizer.json", "vocab.json"}
     assert set(written.companions) == beside
     assert {each.name for each in (tmp_path / "out").iterdir()} == {*beside, "config.json", "model.safetensors"}
