@@ -145,7 +145,7 @@ struct Nibbles {
         if constexpr (Bits > 4) {
             const uint8_t* place = in_region<Nibbles>(codes, regions, 1);
             rest = load_bytes(place);
-            if constexpr (Bits == 5) {  // two lines after eight of the other stream: the CPU comes late (0.84 to 0.88)
+            if constexpr (Bits == 5) {  // two lines after eight of the other stream: the CPU comes late (0.83 to 0.87)
                 TMAC_PREFETCH(place + 256);
             }
         }
