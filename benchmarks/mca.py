@@ -24,7 +24,7 @@ from benchmarks.inner_loops import MARK, Loop, cycles, loops_of, run
 CPUS = ("neoverse-n1", "neoverse-v1", "apple-m1")
 WITHOUT_I8MM = ("neoverse-n1", "apple-m1")
 WEIGHTS = 256
-LAYOUTS = {32: "planes", 20: "trits", 40: "trits"}  # by the columns of a loop, else nibbles
+LAYOUTS = {32: "planes", 20: "trits", 40: "trits"}  # by the columns of a loop
 LUT_GROUP = 4  # columns per look-up, ours and T-MAC's
 PANEL_TOKENS = 128  # that share an unpacked panel: kMaxTokens (kernel.h)
 TMAC_FUNCTION = "tbl_g4_int8_float_update_impl"  # <has_scale, K, Bits, ActK, FastAggregation, ...>
@@ -103,6 +103,13 @@ def compile_marked(build: Path, target: Path) -> Iterator[Path]:
             yield output
 
 
+def layout_of(bits: int, columns: int) -> str:
+    """Of a loop of products."""
+    if bits > 4:
+        return "nibbles"
+    return LAYOUTS.get(columns, "nibbles" if bits == 4 else "crumbs")
+
+
 def our_rows(objects: list[Path], args: argparse.Namespace) -> Iterator[Row]:
     fills: dict[tuple[str, int, str], dict[str, float]] = {}
     panels: dict[tuple[str, int, int], dict[str, float]] = {}
@@ -112,7 +119,7 @@ def our_rows(objects: list[Path], args: argparse.Namespace) -> Iterator[Row]:
             for mark in loop.marks:
                 method, *numbers = mark.removeprefix(f"{MARK}.").split(".")[:5]
                 bits, tokens, columns, rows = (int(number[1:]) for number in numbers)
-                layout = LAYOUTS.get(columns, "nibbles")
+                layout = layout_of(bits, columns)
                 found = per_weights(loop, columns * rows * tokens, args)
                 if method == "fill":
                     fills[tech, bits, layout] = found

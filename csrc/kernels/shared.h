@@ -267,7 +267,8 @@ TMAC_ALWAYS_INLINE const uint8_t* in_region(const uint8_t* codes, const Regions&
     const uint8_t* place = codes + region * regions.stride;
     if constexpr (Codes::kLastBytes != Codes::kChunkBytes) {
         if (region == Codes::kRegions - 1) {
-            place -= (codes - regions.first) / Codes::kChunkBytes * (Codes::kChunkBytes - Codes::kLastBytes);
+            const auto chunk = static_cast<uint64_t>(codes - regions.first) / Codes::kChunkBytes;
+            place -= chunk * (Codes::kChunkBytes - Codes::kLastBytes);
         }
     }
     return place;
