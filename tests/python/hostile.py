@@ -4,8 +4,11 @@ import json
 import math
 import struct
 
+import numpy as np
+
 from tmac import FormatError, UnsupportedSpecError
 from tmac.formats import open_checkpoint
+from tmac.formats.safetensors_file import DTYPES as STORED
 
 REFUSALS = (FormatError, UnsupportedSpecError, OSError)
 INTEGERS = (
@@ -46,7 +49,7 @@ def read_everything(path):
         array = tensor.read()
         assert tensor.name == name
         assert array.shape == tensor.shape
-        assert array.nbytes == tensor.nbytes
+        assert array.itemsize == np.dtype(STORED.get(tensor.dtype, "u1")).itemsize
     return checkpoint
 
 

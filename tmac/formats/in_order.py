@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from queue import SimpleQueue
 from threading import Condition, Thread
 from typing import Generic, TypeVar
@@ -13,18 +13,19 @@ Result = TypeVar("Result")
 
 def in_order(
     items: Sequence[Item], prepare: Callable[[Item], Result], use: Callable[[Result], None], num_threads: int = 2
-) -> Iterator[Item]:
+) -> Generator[Item, None, None]:
     """Yields every item after `use(prepare(item))`.
 
     Threads prepare different items at the same time, each one at a time, so that there are never more results than
     threads. `use` is called by one thread at a time, in the order of the items. The first exception ends the others'
-    work and is raised; so does closing the iterator.
+    work and is raised; so does closing the iterator, which waits for them: close it where the loop may be left early.
     """
     turns = _Turns(items, prepare, use)
-    threads = [Thread(target=turns.run, daemon=True) for _ in range(min(num_threads, len(items)))]
-    for thread in threads:
-        thread.start()
+    threads: list[Thread] = []
     try:
+        for _ in range(min(num_threads, len(items))):
+            threads.append(Thread(target=turns.run, daemon=True))
+            threads[-1].start()
         for _ in items:
             done = turns.done.get()
             if isinstance(done, BaseException):
@@ -33,7 +34,8 @@ def in_order(
     finally:
         turns.stop()
         for thread in threads:
-            thread.join()
+            if thread.ident is not None:  # an interruption may come between the two lines above
+                thread.join()
 
 
 class _Turns(Generic[Item, Result]):

@@ -39,8 +39,9 @@ def new_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
     clear_stale(out)
     if os.path.lexists(out) and not replace:
         raise FileExistsError(f"{out} exists already")
-    folder, lock = _create(out)
+    unfinished = _Unfinished(out)
     try:
+        folder = unfinished.create()
         yield folder
         sync_folder(folder)
         if os.path.lexists(out):
@@ -49,8 +50,7 @@ def new_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
             folder.rename(out)
         sync_folder(out.parent)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        _unlock(lock)
+        unfinished.remove()
 
 
 def clear_stale(out: Path) -> None:
@@ -84,18 +84,31 @@ def _leftovers(out: Path, ending: str) -> list[Path]:
     return [child for child in out.parent.iterdir() if child.name.startswith(start) and child.name.endswith(ending)]
 
 
-def _create(out: Path) -> tuple[Path, int | None]:
-    """A new folder and the lock that says that its owner lives; None where folders cannot be locked."""
-    while True:
-        folder = out.parent / f".{out.name}.{secrets.token_hex(4)}{UNFINISHED}"
-        folder.mkdir()
-        try:
-            lock = _lock(folder)
-        except (BlockingIOError, FileNotFoundError):
-            continue  # another process takes it for a leftover: it came between the two lines
-        if folder.exists():
-            return folder, lock
-        _unlock(lock)
+class _Unfinished:
+    """A new folder beside `out` and the lock that says that its owner lives."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.folder: Path | None = None
+        self.lock: int | None = None
+
+    def create(self) -> Path:
+        while True:
+            self.folder = self.out.parent / f".{self.out.name}.{secrets.token_hex(4)}{UNFINISHED}"
+            self.folder.mkdir()
+            try:
+                self.lock = _lock(self.folder)
+            except (BlockingIOError, FileNotFoundError):
+                continue  # another process takes it for a leftover: it came between the two lines
+            if self.folder.exists():
+                return self.folder
+            _unlock(self.lock)
+            self.lock = None
+
+    def remove(self) -> None:
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        _unlock(self.lock)
 
 
 def _lock(folder: Path) -> int | None:

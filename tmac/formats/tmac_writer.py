@@ -92,8 +92,9 @@ def write_checkpoint(
                 if entry is not None:
                     written.layers[tensors[0].name.rpartition(".")[0]] = entry
 
-            for _ in progress(in_order(items, _prepare, use), len(items)):
-                pass
+            with closing(in_order(items, _prepare, use)) as finished:  # no thread writes when the folder goes
+                for _ in progress(finished, len(items)):
+                    pass
             writer.finish()
             written.nbytes, written.seconds = writer.nbytes, time.perf_counter() - started
         write_file(folder / "config.json", _config(checkpoint, written))
