@@ -27,7 +27,7 @@ struct Shape {
     /// Chunks with sums of their own: few sums alone would wait for the latency of vpdpbusd. More columns together are
     /// too many instructions to look ahead over.
     static constexpr int kWanted = kRegisters <= 2 ? 4 : kRegisters <= 4 ? 2 : 1;
-    static constexpr int kChunks = kWanted > 2 && kWanted * Codes::kColumns > 32 ? 2 : kWanted;
+    static constexpr int kChunks = kWanted > 2 && kWanted* Codes::kColumns > 32 ? 2 : kWanted;
 };
 
 /// Integer sums of 16 rows and one token.

@@ -4,7 +4,6 @@ import gguf
 import numpy as np
 import pytest
 
-from tmac.codes import Codes
 from tmac.formats import FormatError
 from tmac.formats.gguf import GgufFile
 from tmac.formats.gguf_blocks import EXACT_TYPES
@@ -34,8 +33,6 @@ WITHOUT_REFERENCE = {"Q1_0", "Q2_0", "I2_S"}
 INEXACT = [
     name for name in sorted(TYPE_NAMES) if name not in EXACT_TYPES and name not in PLAIN and can_dequantize(name)
 ]
-TWO_LEVELS = hasattr(Codes, "super_scales")
-READABLE = [name for name in EXACT_TYPES if TWO_LEVELS or EXACT_TYPES[name].spec.scale_format != "two_level"]
 
 
 def bits_of(values):
@@ -93,7 +90,7 @@ def test_values_have_the_bits_that_the_package_computes(tmp_path, name):
     assert np.array_equal(bits_of(write(tmp_path / "t.gguf", name, blocks, shape).read("weight")), bits_of(expected))
 
 
-@pytest.mark.parametrize("name", [name for name in READABLE if name not in WITHOUT_REFERENCE])
+@pytest.mark.parametrize("name", [name for name in EXACT_TYPES if name not in WITHOUT_REFERENCE])
 def test_codes_have_the_bits_that_the_package_computes(tmp_path, name):
     shape = (6, 1536)
     blocks = random_blocks(name, *shape)
@@ -105,7 +102,7 @@ def test_codes_have_the_bits_that_the_package_computes(tmp_path, name):
     assert codes.spec == EXACT_TYPES[name].spec
 
 
-@pytest.mark.parametrize("name", [name for name in READABLE if name not in WITHOUT_REFERENCE])
+@pytest.mark.parametrize("name", [name for name in EXACT_TYPES if name not in WITHOUT_REFERENCE])
 def test_reads_in_pieces_and_rows_in_another_order(tmp_path, monkeypatch, name):
     monkeypatch.setattr("tmac.formats.gguf.CHUNK_ELEMENTS", 512)
     shape, rows = (3, 5, 512), np.array([4, 0, 3, 1, 2])
@@ -159,7 +156,7 @@ def test_i2_s(tmp_path, columns):
     assert (codes.spec.codebook, codes.spec.group_size, codes.spec.activation) == ("ternary", -1, "token")
 
 
-@pytest.mark.parametrize("name", [name for name in READABLE if name != "I2_S"])
+@pytest.mark.parametrize("name", [name for name in EXACT_TYPES if name != "I2_S"])
 @pytest.mark.parametrize("half", [b"\x00\x7c", b"\x01\xfe", b"\x01\x7c"], ids=["inf", "nan", "snan"])
 def test_scales_that_are_no_numbers(tmp_path, name, half):
     shape = (2, 256)
