@@ -75,7 +75,7 @@ def _reader(source: Source) -> str:
     """The module that reads these files."""
     method = source.quantization.get("quant_method")
     if not source.quantization:
-        return "hqq" if any(name.endswith(".W_q") for name in source.store.entries) else "float_file"
+        return "hqq" if any(name.endswith((".W_q", ".packing")) for name in source.store.entries) else "float_file"
     if method is None and "bits" in source.quantization:
         method = "gptq"  # files of AutoGPTQ, which had no such key
     elif method is None and "w_bit" in source.quantization:
