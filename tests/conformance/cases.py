@@ -150,7 +150,9 @@ def make_activations(rng: np.random.Generator, m: int, k: int) -> F32:
     return x.astype(np.float32)
 
 
-def pack(weight: Weight, kernel: str = "", num_threads: int = 1) -> _core.PackedWeight:
+def pack(
+    weight: Weight, kernel: str = "", num_threads: int = 1, perm: NDArray[np.int32] | None = None
+) -> _core.PackedWeight:
     planes = _core.codes_to_planes(np.ascontiguousarray(weight.codes), weight.spec.bits)
     return _core.pack(
         weight.spec,
@@ -158,6 +160,7 @@ def pack(weight: Weight, kernel: str = "", num_threads: int = 1) -> _core.Packed
         weight.codes.shape[1],
         weight.scales,
         weight.zeros,
+        perm,
         kernel=kernel,
         num_threads=num_threads,
         super_scales=weight.super_scales,

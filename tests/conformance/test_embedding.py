@@ -43,8 +43,7 @@ def test_rows_are_those_of_the_whole_weight(case: Case) -> None:
             spec = make_spec(row["bits"], row["codebook"], activation, GROUP_SIZES[at], kind)
             weight = make_weight(rng, spec, n, k, kind.dtype)
             perm = rng.permutation(k).astype(np.int32) if at % 2 else None
-            planes = _core.codes_to_planes(weight.codes, spec.bits)
-            packed = _core.pack(spec, planes, k, weight.scales, weight.zeros, perm, row["name"])
+            packed = pack(weight, row["name"], perm=perm)
             want = weight.dequantize_f32()
             if perm is not None:
                 want[:, perm] = want.copy()

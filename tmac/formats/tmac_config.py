@@ -20,6 +20,7 @@ class LayerEntry:
     spec: QuantSpec
     in_features: int
     kind: Kind = "linear"
+    input_norm_eps: float | None = None
 
 
 def quantization_config(
@@ -69,4 +70,6 @@ def _differences(entry: LayerEntry, default: QuantSpec) -> dict[str, Any]:
         changes["in_features"] = entry.in_features
     if entry.kind != "linear":
         changes["kind"] = entry.kind
+    if entry.input_norm_eps is not None:
+        changes["input_norm_eps"] = entry.input_norm_eps
     return changes

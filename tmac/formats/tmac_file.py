@@ -15,7 +15,7 @@ from tmac.formats.tmac_config import FORMAT_VERSION, with_changes
 from tmac.spec import QuantSpec
 
 SUFFIXES = (".planes", ".trits")
-LAYER_KEYS = ("in_features", "kind")
+LAYER_KEYS = ("in_features", "kind", "input_norm_eps")
 CONFIG_KEYS = ("quant_method", "format_version", "modules_to_not_convert", "tied", "layers")
 
 
@@ -102,7 +102,12 @@ def _layer(source: Source, name: str, default: QuantSpec, fields: Mapping[str, A
         except ValueError as error:
             raise format_error(codes.file, f"expected a weight of {spec} ({error})", name) from error
 
-    return QuantizedLayer(name, spec, out_features, in_features, bias, nbytes, read, kind)
+    eps = fields.get("input_norm_eps")
+    if eps is not None:
+        if type(eps) not in (int, float) or not 0 < eps < 1:
+            raise format_error(source.config_path, f"expected an input_norm_eps between 0 and 1, found {eps!r}", name)
+        source.store.expect(f"{name}.rms_norm.weight", ("F32", "F16", "BF16"), (in_features,))
+    return QuantizedLayer(name, spec, out_features, in_features, bias, nbytes, read, kind, input_norm_eps=eps)
 
 
 def _parts(store: TensorStore, name: str) -> list[str]:

@@ -106,7 +106,7 @@ def _prepare(item: Item) -> tuple[list[OutTensor], LayerEntry | None]:
     if isinstance(item, StoredTensor):
         return [OutTensor(item.name, item.dtype, item.read())], None
     codes = item.read()
-    entry = LayerEntry(codes.spec, codes.in_features, item.kind)
+    entry = LayerEntry(codes.spec, codes.in_features, item.kind, item.input_norm_eps)
     tensors = codes.to_tensors(f"{item.name}.")
     return [OutTensor(name, DTYPES[array.dtype.name], array) for name, array in tensors.items()], entry
 

@@ -14,9 +14,10 @@ from torch import nn
 from tmac.codes import Codes
 from tmac.formats.checkpoint import Checkpoint, QuantizedLayer
 from tmac.formats.errors import format_error
-from tmac.nn import PackedModule, QuantEmbedding, QuantExperts, QuantLinear
+from tmac.nn import NormedQuantLinear, PackedModule, QuantEmbedding, QuantExperts, QuantLinear
 from tmac.nn.embedding import is_plain_embedding
 from tmac.nn.experts import PROJECTIONS
+from tmac.nn.normed_linear import InputNorm
 from tmac.nn.swap import Site, find_experts, find_modules
 from tmac.spec import Activation
 
@@ -26,13 +27,15 @@ _EXPERT = re.compile(r"^(.*)\.(\d+)\.([^.]+)$")
 class Pending(nn.Module):
     """Stands for a module of the model, without its weights, until they are read."""
 
-    def __init__(self, original: Any, keep_bias: bool = False) -> None:
+    def __init__(self, original: Any, keep_bias: bool = False, norm_eps: float | None = None) -> None:
         super().__init__()
         bias = getattr(original, "bias", None) if keep_bias else None
         if bias is not None:
             self.bias = nn.Parameter(bias.detach().float(), requires_grad=False)
         for parameter in original.parameters():
             parameter._is_hf_initialized = True  # models that initialize their children's weights leave these alone
+        if norm_eps is not None:
+            self.rms_norm = InputNorm(original.in_features, norm_eps)  # its weight is a tensor like others
         self.__dict__["original"] = original  # not a child: its parameters must not be seen
 
     def __getattr__(self, name: str) -> Any:
@@ -67,7 +70,18 @@ class Target:
         codes = _read(self.layers[0, "weight"], activation)
         if isinstance(original, nn.Embedding):
             return QuantEmbedding.from_codes(codes, original)
-        return QuantLinear.from_codes(_with_bias_of(original, codes))
+        norm = self.site.module._modules.get("rms_norm")
+        if norm is None:
+            return QuantLinear.from_codes(_with_bias_of(original, codes))
+        layer = NormedQuantLinear.from_codes(_with_bias_of(original, codes))
+        layer.rms_norm = norm
+        return layer
+
+    @property
+    def norm_eps(self) -> float | None:
+        """The epsilon of the norm that the input passes first."""
+        layer = self.layers.get((0, "weight"))
+        return None if layer is None else layer.input_norm_eps
 
 
 def _read(layer: QuantizedLayer, activation: Activation | None) -> Codes:
@@ -130,8 +144,8 @@ def _check(path: Path, module: Any, layer: QuantizedLayer, part: str) -> None:
         raise format_error(path, f"expected a weight of {list(shape)}, found {list(found)}", layer.name)
     if bias and not layer.bias:
         raise format_error(path, "expected a bias, found none", layer.name)
-    if layer.input_norm_eps is not None:
-        raise format_error(path, "an RMSNorm inside of the layer is not supported", layer.name)
+    if layer.input_norm_eps is not None and not isinstance(module, nn.Linear):
+        raise format_error(path, "an RMSNorm is supported inside of a linear layer", layer.name)
 
 
 def _check_experts(path: Path, target: Target) -> None:
@@ -156,7 +170,8 @@ def own_place(name: str, modules: Mapping[str, object], fused: set[str]) -> tupl
 def hold(targets: Iterable[Target]) -> None:
     """Puts a `Pending` in the place of every target."""
     for target in targets:
-        pending = Pending(target.site.module)
+        with torch.device("meta"):
+            pending = Pending(target.site.module, norm_eps=target.norm_eps)
         target.site.replace(pending)
         target.site.module = pending
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tmac.formats.tmac_config import LayerEntry, quantization_config
 from tmac.hf.config import TMACConfig
 from tmac.hf.modules import packed_modules
-from tmac.nn import PackedModule, QuantEmbedding
+from tmac.nn import NormedQuantLinear, PackedModule, QuantEmbedding
 
 
 def describe(model: nn.Module, requested: TMACConfig) -> TMACConfig:
@@ -23,7 +23,8 @@ def describe(model: nn.Module, requested: TMACConfig) -> TMACConfig:
             tied[name] = names[id(owner)]
         else:
             kind: Any = "embedding" if isinstance(module, QuantEmbedding) else "linear"
-            entries[name] = LayerEntry(module.spec, module.in_features, kind)
+            eps = module.rms_norm.eps if isinstance(module, NormedQuantLinear) else None
+            entries[name] = LayerEntry(module.spec, module.in_features, kind, eps)
     if not entries:
         return requested
     floats = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]

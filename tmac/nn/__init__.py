@@ -10,10 +10,12 @@ except ModuleNotFoundError as error:
 from tmac.nn.embedding import QuantEmbedding
 from tmac.nn.experts import QuantExpert, QuantExperts
 from tmac.nn.linear import QuantLinear
+from tmac.nn.normed_linear import NormedQuantLinear
 from tmac.nn.packed import PackedModule
 from tmac.nn.swap import Site, find_experts, find_linears
 
 __all__ = [
+    "NormedQuantLinear",
     "PackedModule",
     "QuantEmbedding",
     "QuantExpert",

@@ -171,7 +171,13 @@ class PackedModule(nn.Module):
         missing = [prefix + name for name in shapes if name not in found]
         missing_keys.extend(missing)
         if strict:
-            unexpected_keys.extend(key for key in state_dict if key.startswith(prefix) and key not in known)
+            unexpected_keys.extend(
+                key
+                for key in state_dict
+                if key.startswith(prefix)
+                and key not in known
+                and key[len(prefix) :].partition(".")[0] not in self._modules
+            )
         wrong = [name for name, shape in shapes.items() if name in found and tuple(found[name].shape) != shape]
         error_msgs.extend(
             f"size mismatch for {prefix}{name}: copying a param with shape {list(found[name].shape)} from checkpoint, "

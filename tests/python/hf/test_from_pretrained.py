@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from families import IDS, assert_same_state, logits, tiny
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import tmac
 from tmac import Codes, QuantConfig, TMACConfig
+from tmac.cli import main
 from tmac.formats import FormatError
 from tmac.nn import QuantEmbedding, QuantExperts, QuantLinear
 
@@ -181,3 +183,36 @@ def test_gguf(tiny_gguf):
     want = logits(dense)
     assert (logits(model) - want).norm() <= 1e-5 * want.norm()
     assert tmac.load_tokenizer(tiny_gguf).get_vocab() == tokenizer.get_vocab()
+
+
+def test_bitnet_layers_that_normalize_their_input(fixtures_dir, tmp_path):
+    """`use_rms_norm`: as the model without norms, whose layers are given the normed input by hooks."""
+    source = fixtures_dir / "bitnet-bitlinear"
+    config = json.loads((source / "config.json").read_text())
+    config["quantization_config"].update(use_rms_norm=True, rms_norm_eps=1e-3)
+    tensors = load_file(source / "model.safetensors")
+    plain = tmac.from_pretrained(source)
+    norms = {}
+    for name, module in plain.named_modules():
+        if isinstance(module, QuantLinear):
+            generator = torch.Generator().manual_seed(len(norms))
+            norms[name] = torch.nn.RMSNorm(module.in_features, eps=1e-3)
+            norms[name].weight.data = 1 + torch.rand(module.in_features, generator=generator)
+            tensors[f"{name}.rms_norm.weight"] = norms[name].weight.data
+            module.register_forward_pre_hook(lambda _, inputs, norm=norms[name]: norm(inputs[0]))
+    folder = tmp_path / "normed"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / "model.safetensors")
+    ids = torch.arange(4, 36)[None]
+    with torch.no_grad():
+        expected = plain(ids).logits
+        model = tmac.from_pretrained(folder)
+        logits = model(ids).logits
+        assert norms
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+        model.save_pretrained(tmp_path / "saved")
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+        assert torch.equal(again(ids).logits, logits)
+        assert main(["convert", str(folder), str(tmp_path / "converted")]) == 0
+        assert torch.equal(tmac.from_pretrained(tmp_path / "converted")(ids).logits, logits)
