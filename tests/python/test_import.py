@@ -53,15 +53,19 @@ def test_importing_a_package_without_torch_names_the_extra(name):
 
 
 @pytest.mark.parametrize(
-    ("missing", "module", "message"),
+    ("missing", "code", "message"),
     [
-        ("gguf", "formats.gguf", "tmac.formats.gguf needs the gguf package: pip install 'tmac-cpu[engine]'"),
-        ("torch", "hf", "tmac.hf needs torch: pip install 'tmac-cpu[hf]'"),
-        ("transformers", "hf", "tmac.hf needs transformers: pip install 'tmac-cpu[hf]'"),
+        (
+            "gguf",
+            "from tmac.formats.gguf_floats import can_dequantize; can_dequantize('IQ4_XS')",
+            "GGUF files with IQ4_XS need the gguf package: pip install 'tmac-cpu[engine]'",
+        ),
+        ("torch", "import tmac.hf", "tmac.hf needs torch: pip install 'tmac-cpu[hf]'"),
+        ("transformers", "import tmac.hf", "tmac.hf needs transformers: pip install 'tmac-cpu[hf]'"),
     ],
 )
-def test_without_a_package_of_a_reader_the_extra_is_named(missing, module, message):
-    result = run(BLOCK.format(name=missing) + f"import tmac.{module}")
+def test_without_a_package_of_a_reader_the_extra_is_named(missing, code, message):
+    result = run(BLOCK.format(name=missing) + code)
     assert result.stderr.splitlines()[-1] == f"ImportError: {message}"
 
 

@@ -267,16 +267,16 @@ def test_weights_are_made_and_read_with_the_threads_of_the_setting(operation: st
     codes = tmac.round_to_nearest(np.ones((4, 32), np.float32), SPEC)
     buffer = codes.pack().buffer()
 
-    def spy(*arguments: object) -> object:
-        counts.append(arguments[-1])
-        return plain(*arguments)
+    def spy(*arguments: object, **options: object) -> object:
+        counts.append(options.get("num_threads", arguments[-1]))
+        return plain(*arguments, **options)
 
     monkeypatch.setattr(_core, name, spy)
     monkeypatch.setattr(tmac.codes, "get_num_threads", lambda: 5)
     if operation == "dequantize":
-        linear = pytest.importorskip("tmac.nn.linear")
-        monkeypatch.setattr(linear, "get_num_threads", lambda: 5)
-        linear.QuantLinear.from_codes(codes).dequantize()
+        packed = pytest.importorskip("tmac.nn.packed")
+        monkeypatch.setattr(packed, "get_num_threads", lambda: 5)
+        tmac.nn.QuantLinear.from_codes(codes).dequantize()
     else:
         {
             "round_to_nearest": lambda: tmac.round_to_nearest(np.ones((4, 32), np.float32), SPEC),

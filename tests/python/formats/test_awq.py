@@ -106,7 +106,11 @@ ERRORS = {
     ),
     "no inputs": ({}, ("qweight", np.zeros((0, 2), np.int32)), r"at least one input, found 16 outputs and 0 inputs"),
     "no multiple of 8": ({}, ("scales", np.ones((2, 15), np.float16)), r"expected a multiple of 8 outputs"),
-    "scale NaN": ({}, ("scales", np.full((2, 16), np.nan, np.float16)), rf"{NAME}.scales: expected finite scales"),
+    "scale NaN": (
+        {},
+        ("scales", np.full((2, 16), np.nan, np.float16)),
+        rf"{NAME}.scales: expected finite numbers, found nan at 0",
+    ),
 }
 
 

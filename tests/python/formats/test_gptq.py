@@ -250,7 +250,7 @@ TENSOR_ERRORS = {
     "no zeros": (without("qzeros"), r"qzeros: expected this tensor, but it is missing"),
     "scales of integers": (
         changed("scales", lambda a: a.astype(np.int32)),
-        r"scales: expected F16 or BF16 or F32, found I32",
+        r"scales: expected F32 or F16 or BF16, found I32",
     ),
     "scales of one group less": (
         changed("scales", lambda a: a[:-1]),
@@ -266,16 +266,22 @@ TENSOR_ERRORS = {
     "bias of another length": (changed("bias", lambda a: a[1:]), r"bias: expected shape \[48\], found \[47\]"),
     "bias of integers": (
         changed("bias", lambda a: a.astype(np.int32)),
-        r"bias: expected F16 or BF16 or F32, found I32",
+        r"bias: expected F32 or F16 or BF16, found I32",
     ),
     "index of floats": (changed("g_idx", lambda a: a.astype(np.float32)), r"g_idx: expected I32 or I64, found F32"),
     "index too short": (changed("g_idx", lambda a: a[:-8]), r"qweight: expected shape \[11, 48\], found \[12, 48\]"),
     "index empty": (changed("g_idx", lambda a: a[:0]), r"expected at least one input"),
-    "scale NaN": (changed("scales", poisoned(np.nan)), r"scales: expected finite scales, found NaN or Inf"),
-    "scale Inf": (changed("scales", poisoned(-np.inf)), r"scales: expected finite scales, found NaN or Inf"),
-    "group too large": (changed("g_idx", grouped((5, 3))), r"g_idx: expected groups from 0 to 2, found 0 to 3"),
-    "group negative": (changed("g_idx", grouped((5, -1))), r"g_idx: expected groups from 0 to 2, found -1 to 2"),
-    "group too full": (changed("g_idx", grouped((5, 2))), r"g_idx: expected groups of 32 columns, found 31 in group 0"),
+    "scale NaN": (changed("scales", poisoned(np.nan)), r"scales: expected finite numbers, found nan at"),
+    "scale Inf": (changed("scales", poisoned(-np.inf)), r"scales: expected finite numbers, found -inf"),
+    "group too large": (
+        changed("g_idx", grouped((5, 3))),
+        r"g_idx: expected groups from 0 to 2, found group 3 at column 5",
+    ),
+    "group negative": (
+        changed("g_idx", grouped((5, -1))),
+        r"g_idx: expected groups from 0 to 2, found group -1 at column 5",
+    ),
+    "group too full": (changed("g_idx", grouped((5, 2))), r"g_idx: expected 32 columns in group 0, found 31"),
 }
 
 
