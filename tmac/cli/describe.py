@@ -24,9 +24,11 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
         FormatError: the files are damaged, or of a format that is not supported.
         OSError: a file cannot be opened.
     """
-    from tmac.formats import open_checkpoint
+    from tmac.formats import gguf_file, open_checkpoint
+    from tmac.formats.gguf_blocks import EXACT_TYPES
 
-    checkpoint = open_checkpoint(path)
+    gguf = path.exists() and gguf_file(path) is not None
+    checkpoint = open_checkpoint(path, requantize="all" if gguf else ())
     layers, tensors = checkpoint.layers.values(), checkpoint.tensors.values()
     files = [*(file.name for file in checkpoint.files), *checkpoint.texts]
     weights = sum(layer.out_features * layer.in_features for layer in layers)
@@ -41,6 +43,7 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
         "bits_per_weight": 8 * quantized_bytes / weights if weights else None,
         "other_tensors": dict(Counter(tensor.dtype for tensor in tensors)),
         "other_bytes": sum(tensor.nbytes for tensor in tensors),
+        "inexact_types": sorted({layer.source_type for layer in layers} - EXACT_TYPES.keys()) if gguf else [],
         "tied": dict(checkpoint.tied),
         "tokenizer": tokenizer_file(files),
         "files": files,
@@ -140,6 +143,8 @@ def lines(facts: Mapping[str, Any], every_layer: bool) -> Iterable[str]:
         yield "quantized: nothing; `tmac convert --bits` rounds a float model"
     kinds = ", ".join(f"{count} {dtype}" for dtype, count in facts["other_tensors"].items()) or "none"
     yield f"others:    {sum(facts['other_tensors'].values())} tensors, {facts['other_bytes'] / MB:.1f} MB ({kinds})"
+    if types := ",".join(facts["inexact_types"]):
+        yield f"inexact:   {types}; `tmac convert --requantize {types}` rounds to what is said below"
     for name, target in facts["tied"].items():
         yield f"shared:    {name} has the weight of {target}"
     yield f"tokenizer: {facts['tokenizer'] or 'none'}"

@@ -44,7 +44,7 @@ def open_checkpoint(path: str | Path, *, requantize: Requantize = ()) -> Checkpo
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"[open_checkpoint] there is no file or folder {path}")
-    gguf = _gguf_file(path)
+    gguf = gguf_file(path)
     if gguf is not None:
         from tmac.formats.gguf_checkpoint import open_checkpoint as open_gguf
 
@@ -56,7 +56,7 @@ def open_checkpoint(path: str | Path, *, requantize: Requantize = ()) -> Checkpo
     return checkpoint
 
 
-def _gguf_file(path: Path) -> Path | None:
+def gguf_file(path: Path) -> Path | None:
     """The GGUF file that `path` is, or the only one in a folder without safetensors; the first of a split model."""
     if not path.is_dir():
         return path if path.suffix == ".gguf" else None

@@ -210,8 +210,8 @@ class _Layer:
     def _ternarize(self) -> tuple[NDArray[np.uint8], float]:
         """What `WeightQuant` of transformers makes of a float weight.
 
-        It sums |w| in f32 in an order that depends on the machine; here the sum is rounded once. The scale is rounded
-        to the weight's own type, as there.
+        It sums |w| in f32 in an order that depends on the machine; here the sum is rounded once. There the product is
+        rounded to the type that the model is loaded in, which is not known here: the scale stays f32.
         """
         name = f"{self.name}.weight"
         weight = read_finite(self.store, name)
@@ -223,7 +223,7 @@ class _Layer:
         for block in blocks:  # each stays in the cache between the steps
             values = np.rint(weight[block] * inverse)
             np.add(values.clip(-1, 1, out=values), 1, out=codes[block], casting="unsafe")
-        return codes, _rounded(float(np.float32(1) / inverse), self.store.entry(name).dtype)
+        return codes, float(np.float32(1) / inverse)
 
 
 def _rows(source: Source, name: str, packed: int) -> int:
@@ -260,13 +260,3 @@ def _unpack(store: TensorStore, name: str, rows: int) -> NDArray[np.uint8]:
     if codes[rows:].any():
         raise format_error(store.entry(name).file, f"expected {rows} rows and zero bits behind them", name)
     return codes[:rows]
-
-
-def _rounded(value: float, dtype: str) -> float:
-    """An f32 rounded to a float type, to nearest even."""
-    if dtype == "F16":
-        return float(np.float16(value))
-    if dtype == "BF16":
-        bits = int(np.array(value, np.float32).view(np.uint32))
-        return float(np.array((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000, np.uint32).view(np.float32))
-    return value

@@ -49,8 +49,8 @@ def rounded(checkpoint: Checkpoint, rounding: Rounding) -> Checkpoint:
     """
     config = checkpoint.config or {}
     if config.get("model_type") in TRANSPOSED:
-        message = f"expected linear layers, but {config['model_type']} keeps its weights transposed: quantize the model"
-        raise format_error(checkpoint.path, f"{message} with tmac.quantize_ instead", "model_type")
+        message = f"expected linear layers, but {config['model_type']} keeps its weights transposed"
+        raise format_error(checkpoint.path, message, "model_type")
     layers = {layer.name: layer for layer in _layers(checkpoint.path, checkpoint.tensors, rounding)}
     if not any(name.rpartition(".")[2] not in (*HEADS, *EMBEDDINGS) for name in layers):
         raise format_error(checkpoint.path, "expected the matrices of linear layers, found none")

@@ -28,7 +28,7 @@ _LOADING = ("attn_implementation", "experts_implementation", "generation_config"
 def from_pretrained(
     path_or_id: str | Path,
     *,
-    quantization_config: TMACConfig | QuantConfig | None = None,
+    quantization_config: TMACConfig | QuantConfig | Mapping[str, Any] | None = None,
     activation: Activation | None = None,
     head_bits: int | None = None,
     embedding_bits: int | None = None,
@@ -51,7 +51,8 @@ def from_pretrained(
         head_bits: quantizes an output head that the checkpoint has as floats.
         embedding_bits: the same for the input embedding.
         requantize: types of a GGUF file without an exact form that may be rounded to the nearest one, or "all".
-        dtype: of the float parts; None is the checkpoint's, but float32 where that is float16, which CPUs are slow at.
+        dtype: of the float parts; None or "auto" is the checkpoint's, but float32 where that is float16, which CPUs are
+            slow at.
         auto_class: `AutoModelForSequenceClassification` and the like; None is the class that the checkpoint names.
         revision: of a repository on the hub.
         progress: True or False; None shows a bar on a terminal when it takes over two seconds.
@@ -69,6 +70,11 @@ def from_pretrained(
     Example:
         >>> model = tmac.from_pretrained("Qwen2.5-0.5B-Instruct-GPTQ-Int4")
     """
+    if "output_loading_info" in options:
+        raise ValueError("[from_pretrained] output_loading_info is not supported: what is missing raises FormatError")
+    dtype = options.pop("torch_dtype", None) if dtype is None else dtype
+    if isinstance(quantization_config, Mapping):
+        quantization_config = TMACConfig(**quantization_config)
     path = local_path(path_or_id, revision)
     checkpoint = open_checkpoint(path, requantize=requantize)
     config = _model_config(checkpoint)
@@ -182,7 +188,7 @@ def _rest(
 
 
 def _dtype(config: Any, dtype: torch.dtype | str | None) -> torch.dtype | str:
-    if dtype is not None:
+    if dtype not in (None, "auto"):
         return dtype
     stored = getattr(config, "dtype", None)
     stored = getattr(torch, stored) if isinstance(stored, str) else stored

@@ -30,7 +30,8 @@ from tmac.formats.source import Source
 from tmac.hf.config import TMACConfig
 from tmac.hf.modules import Pending, Target, fill, find_targets, hold, own_place
 from tmac.hf.saving import describe, state_to_save
-from tmac.nn import PackedModule, QuantExperts, QuantLinear
+from tmac.nn import NormedQuantLinear, PackedModule, QuantExperts, QuantLinear
+from tmac.nn.normed_linear import NormedLinear
 from tmac.nn.swap import find_experts
 from tmac.progress import with_progress
 from tmac.quant import quantize
@@ -91,7 +92,7 @@ class TMACQuantizer(HfQuantizer):
 
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
         devices = set(device_map.values()) if isinstance(device_map, dict) else {device_map} - {None, "auto"}
-        others = sorted(str(device) for device in devices if torch.device(str(device)).type != "cpu")
+        others = sorted(str(device) for device in devices if str(device) != "cpu")
         if others:
             raise ValueError(f"[tmac] device_map asks for {', '.join(others)}, but tmac runs on the CPU")
 
@@ -134,8 +135,16 @@ class TMACQuantizer(HfQuantizer):
         model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), *patterns}
 
     def _prepare_to_quantize(self, model: Any) -> None:
+        config = self.quantization_config
+        saved: dict[str, Any] = {"layers": {}, "tied": {}, "fixed_zero": None, "scale_format": "f16"}
+        given = [key for key, default in saved.items() if getattr(config, key) != default]
+        if given:
+            raise ValueError(f"[TMACConfig] {', '.join(given)} describe a saved model, but this one is to be quantized")
         tied = set(model.all_tied_weights_keys) | set(model.all_tied_weights_keys.values())
-        for job in make_plan(model, self.quantization_config.quant_config()):
+        plan = make_plan(model, config.quant_config())
+        if not plan:
+            logger.warning(f"tmac finds no layer to quantize in {type(model).__name__}: it stays a float model")
+        for job in plan:
             weights = {f"{name}.{part}": part for name in job.site.names for part in job.weights()}
             if tied.isdisjoint(weights) and not job.sharing:  # what is tied waits for its weight to be loaded
                 self._jobs.update({name: (job, part) for name, part in weights.items()})
@@ -239,6 +248,8 @@ def dequantize_(model: Any, dtype: torch.dtype | str | None) -> Any:
         for part, buffer in plain.named_buffers():
             setattr(plain, part, torch.empty_like(buffer, device="cpu"))
         model._init_weights(plain)  # constants that transformers keeps in buffers, as Gemma's scale
+        if isinstance(module, NormedQuantLinear):
+            plain = NormedLinear(plain, module.rms_norm.to(dtype))
         plain.train(module.training)
         model.set_submodule(name, plain)
     model.tie_weights()

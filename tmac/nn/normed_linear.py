@@ -31,6 +31,19 @@ class InputNorm(nn.Module):
         return f"{len(self.weight)}, eps={self.eps}"
 
 
+class NormedLinear(nn.Linear):
+    """`nn.Linear(rms_norm(x))`: a dequantized `NormedQuantLinear`, with the weights of a float layer."""
+
+    def __init__(self, linear: nn.Linear, norm: InputNorm) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self.rms_norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.rms_norm(x))
+
+
 class NormedQuantLinear(QuantLinear):
     """`QuantLinear(rms_norm(x))`.
 

@@ -47,3 +47,10 @@ def test_a_wrong_override_is_one_line(tmac_command, tiny_gguf, command, variable
     assert len(done.stderr.splitlines()) == 1
     assert variable in done.stderr
     assert "nonsense" in done.stderr
+
+
+def test_a_file_with_types_that_have_no_exact_form_is_described(tmac_command, fixtures_dir):
+    path = fixtures_dir / "gguf" / "pyquant.gguf"
+    facts = json.loads(tmac_command("info", str(path), "--json").stdout)
+    assert facts["inexact_types"] == ["MXFP4"]
+    assert "tmac convert --requantize MXFP4" in tmac_command("info", str(path)).stdout

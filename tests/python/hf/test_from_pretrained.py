@@ -214,5 +214,21 @@ def test_bitnet_layers_that_normalize_their_input(fixtures_dir, tmp_path):
         model.save_pretrained(tmp_path / "saved")
         again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
         assert torch.equal(again(ids).logits, logits)
+        exact = tmac.from_pretrained(folder, activation="float")
+        wanted = exact(ids).logits
+        torch.testing.assert_close(exact.dequantize()(ids).logits, wanted, rtol=1e-4, atol=1e-4)
         assert main(["convert", str(folder), str(tmp_path / "converted")]) == 0
         assert torch.equal(tmac.from_pretrained(tmp_path / "converted")(ids).logits, logits)
+
+
+def test_arguments_as_transformers_takes_them(fixtures_dir):
+    base = fixtures_dir / "base256-fp16"
+    low = tmac.from_pretrained(base, quantization_config={"bits": 4, "group_size": 64}, torch_dtype=torch.bfloat16)
+    assert isinstance(low.model.layers[0].mlp.up_proj, QuantLinear)
+    assert low.model.norm.weight.dtype is torch.bfloat16
+    assert tmac.from_pretrained(base, torch_dtype="auto").model.norm.weight.dtype is torch.float32
+    with pytest.raises(ValueError, match="output_loading_info is not supported"):
+        tmac.from_pretrained(base, output_loading_info=True)
+    for options in ({"layers": {"lm_head": {"bits": 8}}}, {"scale_format": "f32"}, {"sym": True, "fixed_zero": 3.0}):
+        with pytest.raises(ValueError, match="describe a saved model, but this one is to be quantized"):
+            AutoModelForCausalLM.from_pretrained(base, quantization_config=TMACConfig(**options))
