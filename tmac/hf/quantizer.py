@@ -26,7 +26,7 @@ from tmac.formats import tmac_file
 from tmac.formats.checkpoint import Checkpoint
 from tmac.formats.errors import format_error
 from tmac.formats.safetensors_file import Entry, TensorStore, open_file
-from tmac.formats.source import Source
+from tmac.formats.source import Source, refuse_pickles
 from tmac.hf.config import TMACConfig
 from tmac.hf.modules import Pending, Target, fill, find_targets, hold, own_place
 from tmac.hf.saving import describe, state_to_save
@@ -100,6 +100,8 @@ class TMACQuantizer(HfQuantizer):
         return {"": "cpu"} if device_map == "auto" else device_map
 
     def _process_model_before_weight_loading(self, model: Any, checkpoint_files: Any = None, **kwargs: Any) -> Any:
+        for file in checkpoint_files or []:
+            refuse_pickles(Path(file))
         if not self.pre_quantized:
             self._prepare_to_quantize(model)
             return model

@@ -252,3 +252,11 @@ print("tmac" in auto.AUTO_QUANTIZER_MAPPING)"""
     result = run(code)
     assert result.stdout.split() == ["False"], result.stderr
     assert "tmac cannot register with transformers" in result.stderr
+
+
+def test_a_pickled_model_is_refused(tmp_path):
+    model = tiny("Llama")
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(FormatError, match="a pickle can run any code"):
+        AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=TMACConfig(bits=4))
