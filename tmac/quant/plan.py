@@ -17,6 +17,7 @@ from tmac.quant.methods.rtn import rtn
 from tmac.spec import QuantSpec
 
 Filter = Callable[[nn.Module, str], bool]
+_ROUTERS = ("gate", "router", "shared_expert_gate")
 _SMALLEST = 2.0**-20  # sixteen of the smallest f16
 _LARGEST = 2.0**15  # so that a scale, at most twice this, and an offset are finite in f16
 
@@ -87,6 +88,7 @@ def make_plan(model: nn.Module, config: QuantConfig, filter_fn: Filter | None = 
         names = site.names
         return (
             all(config.converts(name) and kept.isdisjoint(name.split(".")) for name in names)
+            and not _chooses_experts(site)
             and (filter_fn is None or filter_fn(site.module, site.name))
         )  # fmt: skip
 
@@ -99,6 +101,11 @@ def make_plan(model: nn.Module, config: QuantConfig, filter_fn: Filter | None = 
         if spec is not None and id(site.module) not in taken:
             jobs.append(Job(site, spec))
     return jobs + tables
+
+
+def _chooses_experts(site: Site) -> bool:
+    """Whether the layer weighs the experts beside it: its choices must not change, and it has a few rows."""
+    return any(attribute in _ROUTERS and hasattr(parent, "experts") for parent, attribute in site.places)
 
 
 def _embedding_jobs(

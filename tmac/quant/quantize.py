@@ -30,7 +30,8 @@ def quantize_(
     are then quantized one after the other and each float weight is let go at once: the most memory in use is the
     model and one more layer.
 
-    Mixtures of experts with fused weights as in Mixtral and Qwen-MoE become `tmac.nn.QuantExperts`.
+    Mixtures of experts with fused weights as in Mixtral and Qwen-MoE become `tmac.nn.QuantExperts`; the layers
+    beside them that choose among the experts (`gate`, `router`, `shared_expert_gate`) stay float.
 
     The output head (`model.get_output_embeddings()`) stays as it is unless `config.head_bits` is given. A head that
     shares its weight with the input embedding is then untied, and the embedding stays float. `config.embedding_bits`

@@ -50,9 +50,8 @@ def test_quantized_while_loading_saved_and_read_back(saved, tmp_path, family, ca
     assert_same_state(model, in_place)
     want = logits(in_place)
     assert torch.equal(logits(model), want)
-    assert not [
-        name for name, module in model.named_modules() if type(module) is torch.nn.Linear and "head" not in name
-    ]
+    kept = [name for name, module in model.named_modules() if type(module) is torch.nn.Linear]
+    assert all("head" in name or name.endswith("shared_expert_gate") for name in kept)
     for source, size in ((model, "50GB"), (in_place, "20KB")):
         twin = reload(source, tmp_path / size, max_shard_size=size)
         assert_same_state(twin, model)

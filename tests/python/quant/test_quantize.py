@@ -193,3 +193,19 @@ def test_errors_stay_in_their_budgets():
     errors = [error_of(Language(), QuantConfig(bits=bits)) for bits in budgets]
     assert all(error < budget for error, budget in zip(errors, budgets.values(), strict=True)), errors
     assert errors[0] < errors[3] < errors[4] < errors[5]
+
+
+def test_what_chooses_among_experts_stays_float():
+    model = nn.Module()
+    model.experts, model.gate, model.shared_expert_gate = (
+        nn.ModuleList([nn.Linear(8, 8)]),
+        nn.Linear(8, 4),
+        nn.Linear(8, 1),
+    )
+    plain = nn.Module()
+    plain.gate = nn.Linear(8, 4)
+    outer = nn.ModuleDict({"block": model, "plain": plain})
+    tmac.quantize_(outer, tmac.QuantConfig(bits=4, group_size=8))
+    assert type(model.gate) is type(model.shared_expert_gate) is nn.Linear
+    assert isinstance(model.experts[0], tmac.nn.QuantLinear)
+    assert isinstance(plain.gate, tmac.nn.QuantLinear)
