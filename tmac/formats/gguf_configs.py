@@ -13,8 +13,8 @@ from tmac.formats.gguf_family import Model
 from tmac.formats.gguf_rope import llama_rope, longrope, rope_parameters
 
 
-def _base_config(model: Model) -> dict[str, Any]:
-    """The keys that most families share."""
+def _sizes(model: Model) -> dict[str, Any]:
+    """The keys that all families share."""
     sizes = model.sizes
     return {
         "vocab_size": sizes["vocab"],
@@ -22,8 +22,15 @@ def _base_config(model: Model) -> dict[str, Any]:
         "intermediate_size": sizes["ffn"],
         "num_hidden_layers": sizes["layers"],
         "num_attention_heads": sizes["heads"],
-        "num_key_value_heads": sizes["key_heads"],
         "max_position_embeddings": model.positive("context_length"),
+    }
+
+
+def _base_config(model: Model) -> dict[str, Any]:
+    """The keys that most families share."""
+    return {
+        **_sizes(model),
+        "num_key_value_heads": model.sizes["key_heads"],
         "rms_norm_eps": model.number("attention.layer_norm_rms_epsilon"),
     }
 
@@ -192,15 +199,7 @@ def _base_config_neox(model: Model) -> dict[str, Any]:
     sizes = model.sizes
     if sizes["heads"] != sizes["key_heads"]:
         raise model.error("attention.head_count_kv", f"expected {sizes['heads']}, found {sizes['key_heads']}")
-    return {
-        "vocab_size": sizes["vocab"],
-        "hidden_size": sizes["hidden"],
-        "intermediate_size": sizes["ffn"],
-        "num_hidden_layers": sizes["layers"],
-        "num_attention_heads": sizes["heads"],
-        "max_position_embeddings": model.positive("context_length"),
-        "layer_norm_eps": model.number("attention.layer_norm_epsilon"),
-    }
+    return {**_sizes(model), "layer_norm_eps": model.number("attention.layer_norm_epsilon")}
 
 
 def bitnet(activation: str) -> Callable[[Model], dict[str, Any]]:
