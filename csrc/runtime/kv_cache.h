@@ -33,11 +33,14 @@ inline constexpr int64_t kMaxSequenceLength = int64_t{1} << 22;
 /// by as many.
 inline constexpr int64_t kRollbackPositions = kPagePositions;
 
+/// save() writes pieces of at most so many bytes, and restore() asks for such.
+inline constexpr int64_t kSavePiece = int64_t{1} << 20;
+
 /// Keys and values of several sequences, in pages of kPagePositions positions.
 ///
 /// Layers with the same window are a group; a page of a group holds its positions for all layers of the group. Pages
 /// are counted, not owned: sequences that were forked share them, and who writes into a shared one first takes a copy.
-/// Where every layer of a group has a window, pages that no position will attend to again are used for others.
+/// Pages of a group with a window that no position will attend to again are used for others.
 ///
 /// Not thread-safe, but what pages() and page() return may be used from any thread until the sequence changes. An id
 /// that is not of a live sequence is a std::invalid_argument everywhere; ids are not used again.
@@ -71,7 +74,7 @@ public:
     bool holds(int64_t id, int64_t length) const;
 
     /// Forgets positions from `length` on, and what was reserved. False, and nothing has changed, unless
-    /// holds(id, length). Always works for the last kRollbackPositions positions.
+    /// holds(id, length), which it does for the last kRollbackPositions positions of the longest that it has been.
     bool truncate(int64_t id, int64_t length);
 
     /// Memory that is this sequence's own for positions [length, length + count). All or nothing: throws CacheFull or
@@ -122,25 +125,29 @@ private:
     Sequence& sequence(int64_t id) const;
     void check_layer(int32_t layer) const;
     bool holds(const Sequence& sequence, int64_t length) const;
+    int64_t pages_to_take(const Sequence& sequence, size_t group, int64_t count) const;
     void reserve(Sequence& sequence, int64_t count);
-    void cut(Sequence& sequence, int64_t num_pages);
-    void drop_before_windows(Sequence& sequence);
-    void place(Sequence& sequence, size_t group, int64_t index, Page* page);
+    void place(Sequence& sequence, size_t group, int64_t index, Page* page) noexcept;
+    void own_last_page(Sequence& sequence, size_t group) noexcept;
+    void cut(Sequence& sequence, int64_t num_pages) noexcept;
+    void drop_before_windows(Sequence& sequence) noexcept;
     int64_t insert(std::unique_ptr<Sequence> sequence);
-    std::vector<int64_t> saved_first_pages(const Sequence& sequence) const;
+    int64_t saved_first_page(const Sequence& sequence, size_t group) const;
     std::vector<uint8_t> saved_header(const Sequence& sequence) const;
+    int64_t header_bytes() const;
+    std::unique_ptr<Sequence> read_header(int64_t size, const std::function<void(uint8_t*, int64_t)>& read,
+                                          int64_t& length) const;
+    void clear_padding(const Sequence& sequence, int64_t length);
 
     CacheType type_;
     std::vector<CacheLayer> layers_;
-    std::vector<CacheLayout> layouts_;
-    std::vector<int32_t> group_of_;   ///< [layers]
-    std::vector<int64_t> offset_of_;  ///< [layers]: of the layer in a page of its group
+    std::vector<CacheLayout> layouts_;  ///< [layers]
+    std::vector<size_t> group_of_;      ///< [layers]
+    std::vector<int64_t> offset_of_;    ///< [layers]: of the layer in a page of its group
     std::vector<Group> groups_;
     std::unordered_map<int64_t, std::unique_ptr<Sequence>> sequences_;
     int64_t max_positions_;
     int64_t next_id_ = 0;
 };
-
-inline constexpr int64_t kSavePiece = int64_t{1} << 20;
 
 }  // namespace tmac
