@@ -14,7 +14,7 @@ VOCAB = 300
 PAGE = 4
 
 
-class CacheFull(RuntimeError):  # noqa: N818
+class CacheFullError(RuntimeError):
     """As the compiled core's."""
 
 
@@ -59,7 +59,7 @@ class FakeDecoder:
         del self.sequences[seq][length:]
         return True
 
-    def forward(self, ids, tokens, phase, wanted, rope_lengths=None):
+    def forward(self, ids, tokens, phase, wanted, rope_lengths=None, num_threads=0):
         self._exclusive()
         try:
             return self._forward(ids, tokens, phase, wanted, rope_lengths)
@@ -119,7 +119,7 @@ class FakeDecoder:
 
     def _check_room(self, pages):
         if self.max_positions and pages > -(-self.max_positions // PAGE):
-            raise CacheFull("the cache is full")
+            raise CacheFullError("the cache is full")
 
     def _logits(self, state, token):
         if token == self.nan_after:
