@@ -89,7 +89,7 @@ class Task:
         self._deliver = deliver
         self._sampler = options.sampling.make_sampler(model.vocab_size)
         self._history = np.array(prompt, np.int32) if options.sampling.uses_history else NO_HISTORY
-        self._seen = len(self._history)
+        self._seen = self._prompt_size = len(self._history)
         self._detokenizer = Detokenizer(model.tokenizer, prompt if continues else (), model.byte_ids)
         self._stops = StopStrings(options.stop)
         self._token_ids: list[int] = []  # not yet delivered
@@ -111,16 +111,15 @@ class Task:
             self._timings = replace(self._timings, queued=self._time - self._arrived, reused_tokens=reused)
 
     def accept(self, logits: Floats) -> None:
-        """The next token from the logits of the last one, f32 `[vocab]`, which are changed. Delivers what is certain.
+        """The next token from the logits of the last one, f32 `[vocab]`. Delivers what is certain.
 
         Raises:
             ValueError: the logits are no numbers, or the constraint allows no token.
         """
-        raw = logits.copy() if self._logprobs is not None else logits
         mask = None if self.constraint is None else self.constraint.mask()
-        token = int(self._sampler.sample(logits, self._history[: self._seen], mask))
+        token = int(self._sampler.sample(logits, self._history[: self._seen], mask, self._prompt_size))
         if self._logprobs is not None:
-            self._logprobs.append(self._logprob(raw, token))
+            self._logprobs.append(self._logprob(logits, token))
         if self.constraint is not None:
             self.constraint.accept(token)
         self._append(token)

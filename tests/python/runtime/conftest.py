@@ -27,8 +27,8 @@ def fake_core(monkeypatch):
 class ChatTemplate:
     """As the real one, but for Jinja."""
 
-    def render(self, messages, add_generation_prompt=True, tools=None):
-        text = "".join(f"[{message['role']}]{message['content']}\n" for message in messages)
+    def render(self, messages, add_generation_prompt=True, tools=None, greeting=""):
+        text = greeting + "".join(f"[{message['role']}]{message['content']}\n" for message in messages)
         return text + "[assistant]" * add_generation_prompt
 
 
