@@ -133,7 +133,7 @@ class Engine:
             FormatError: the checkpoint is damaged.
             ValueError: an argument is wrong, or the model is of an unknown family.
         """
-        loading = importlib.import_module("tmac.runtime.loading")
+        loading = _loading()
         parts = loading.load_engine_parts(
             path,
             activation=activation,
@@ -390,13 +390,14 @@ class Engine:
         all_ids = [self._ids(prompt, options.add_special_tokens) for prompt in prompts]
         requests, tasks = [], []
         for index, ids in enumerate(all_ids):
-            request = Request(self._scheduler, len(ids), index, outbox, on_chunk, owner=self)
+            request = Request(self._scheduler, len(ids), outbox, on_chunk, owner=self)
             task = Task(
                 self._model,
                 ids,
                 options,
                 constraint=self._grammars.constraint(options),
                 continues=continues,
+                index=index,
                 **_weak_callbacks(request),
             )
             requests.append(request)
@@ -417,6 +418,17 @@ class Engine:
     def _use_prompt_cache(self, path: Any) -> None:
         if path is not None:
             self._evaluator.load(path)
+
+
+def _loading() -> Any:
+    """`tmac.runtime.loading`, which needs packages of an extra."""
+    try:
+        return importlib.import_module("tmac.runtime.loading")
+    except ModuleNotFoundError as error:
+        if error.name not in ("tokenizers", "jinja2"):
+            raise
+        message = f"tmac.Engine needs {error.name}: pip install 'tmac-cpu[engine]'"
+        raise ImportError(message, name=error.name) from error
 
 
 def _weak_callbacks(request: Request) -> dict[str, Any]:

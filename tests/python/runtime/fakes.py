@@ -176,3 +176,11 @@ def top_log_probabilities(row, n):
     values = log_softmax(row[None])[0]
     ids = np.argsort(-values, kind="stable")[:n].astype(np.int32)
     return ids, values[ids]
+
+
+class ChatTemplate:
+    """As the real one, but for Jinja."""
+
+    def render(self, messages, add_generation_prompt=True, tools=None, greeting=""):
+        text = greeting + "".join(f"[{message['role']}]{message['content']}\n" for message in messages)
+        return text + "[assistant]" * add_generation_prompt
