@@ -133,10 +133,10 @@ def random_matrix(rng: np.random.Generator, kind: str, shape: tuple[int, ...]) -
     """Rows of blocks, u8 `[rows, bytes]`, or f16 `[rows, columns]`."""
     rows, columns = shape
     if kind == "F16":
-        pool = (rng.standard_normal(1 << 20, np.float32) / math.sqrt(columns)).astype(np.float16)
-        return np.resize(pool, shape)
-    pool = random_blocks(rng, kind, POOL_BLOCKS, columns)
-    return np.resize(pool, (rows, matrix_bytes(kind, shape) // rows))
+        halves = (rng.standard_normal(1 << 20, np.float32) / math.sqrt(columns)).astype(np.float16)
+        return np.resize(halves, shape)
+    blocks = random_blocks(rng, kind, POOL_BLOCKS, columns)
+    return np.resize(blocks, (rows, matrix_bytes(kind, shape) // rows))
 
 
 def gguf_file(folder: Path, shape: str, mix_name: str) -> Path:

@@ -99,15 +99,16 @@ def _subject(args: argparse.Namespace, positions: int) -> tuple[dict[str, Any], 
 
 def _checkpoint(args: argparse.Namespace) -> tuple[dict[str, Any], Subject]:
     from tmac import _core
-    from tmac.runtime.loading import load_model
+    from tmac.runtime.loading import load_weights, open_model
     from tmac.runtime.speed import Subject
 
     if args.head_bits == TERNARY:
         raise CommandError(f"--head-bits {TERNARY} is for --shape")
-    core: Any = _core
-    options = {"requantize": args.requantize or (), "head_bits": args.head_bits, "embedding_bits": args.embedding_bits}
-    opened, model = load_model(args.path, core.ModelBuilder, **options)
+    opened = open_model(args.path, requantize=args.requantize or ())
     config = opened.description.config
+    builder: Any = _core.ModelBuilder(config)
+    load_weights(opened, builder, head_bits=args.head_bits, embedding_bits=args.embedding_bits)
+    model = builder.build()
     return _about(args.path.name, model, args, None), Subject(model, config, args.cache_type, args.chunk_size)
 
 

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,7 +14,8 @@ from tmac import _core
 from tmac.runtime.energy import CostMeter
 
 PROBE_BYTES = 512 << 20  # more than any cache holds
-ELEMENT_BYTES = {"f32": 4, "f16": 2, "int8": 1}
+CacheType = Literal["f32", "f16", "int8"]
+ELEMENT_BYTES: Mapping[str, int] = {"f32": 4, "f16": 2, "int8": 1}
 STAGES = ("embedding", "qkv", "attention", "output", "gate_up", "down", "experts", "head")
 
 
@@ -85,16 +86,17 @@ class Subject:
     """A model under test.
 
     Args:
-        model: a `_core.Model`.
+        model: its weights.
         config: the runtime's configuration that it was built with.
         cache_type: of keys and values: "f32", "f16" or "int8".
         chunk_size: tokens of a prompt that are evaluated together.
     """
 
-    def __init__(self, model: Any, config: Mapping[str, Any], cache_type: str = "f16", chunk_size: int = 256) -> None:
-        core: Any = _core
+    def __init__(
+        self, model: _core.Model, config: Mapping[str, Any], cache_type: CacheType = "f16", chunk_size: int = 256
+    ) -> None:
         self.model, self.config, self.cache_type, self.chunk_size = model, config, cache_type, chunk_size
-        self.decoder = core.Decoder(model, cache_type=cache_type)
+        self.decoder = _core.Decoder(model, cache_type=cache_type)
         self.tokens = np.random.default_rng(0).integers(0, config["vocab_size"], 4096, dtype=np.int32)
         self._filled: dict[int, int] = {}
 
