@@ -72,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError("nothing to measure: expected a positive number in -p or -n, and in -t")
     try:
         about, subject = _subject(args, max(test.depth + test.tokens for test in wanted))
-        results = measure(subject, wanted, threads, args.repetitions, ReadProbe())
+        pairs = [(test, count) for count in threads for test in wanted]
+        results = measure([subject], pairs, args.repetitions, ReadProbe())
         profiles = [_profile(subject, result) for result in results] if args.profile else []
     except ValueError as error:
         raise CommandError(str(error)) from error

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -120,6 +120,10 @@ class Subject:
         cached = sum(cache_bytes(self.config, self.cache_type, position) for position in positions)
         return int(self.model.bytes_per_token) + cached // max(1, test.generated)
 
+    def core_seconds(self) -> float:
+        """CPU time of this process so far."""
+        return time.process_time()
+
     def profile(self, test: Case, threads: int) -> dict[str, float]:
         """Seconds per pass of each stage of a run, of everything beside the stages ("rest"), and of all ("total")."""
         self.run(test, threads)
@@ -157,11 +161,25 @@ class Subject:
             self.decoder.forward([sequence], [token], "decode", [wanted], num_threads=threads)
 
 
+class Runner(Protocol):
+    """What `measure` times: a `Subject`, or another engine."""
+
+    def run(self, test: Case, threads: int) -> float:
+        """Seconds of one run."""
+
+    def bytes_per_token(self, test: Case) -> int:
+        """What a generated token of the test reads."""
+
+    def core_seconds(self) -> float:
+        """CPU time of all its threads so far."""
+
+
 @dataclass
 class Result:
     """The runs of one test with one number of threads.
 
     Args:
+        runner: what ran.
         test: what was timed.
         threads: of the model and of the reading passes.
         bytes_per_token: that a generated token reads; None for prompts, which are not held to the bandwidth.
@@ -171,6 +189,7 @@ class Result:
         joules: of the CPU's packages, other processes' included; None where no counter can be read.
     """
 
+    runner: Runner
     test: Case
     threads: int
     bytes_per_token: int | None = None
@@ -225,37 +244,38 @@ class Result:
 
 
 def measure(
-    subject: Subject,
-    wanted: Sequence[Case],
-    threads: Sequence[int],
+    runners: Sequence[Runner],
+    wanted: Sequence[tuple[Case, int]],
     repetitions: int,
     probe: ReadProbe,
     meter: Callable[[], CostMeter] = CostMeter,
 ) -> list[Result]:
-    """Every test with every number of threads, in turn, so that a busy minute slows all of it.
+    """Every test by every runner, all in turn, so that a busy minute slows all of it.
 
     Args:
-        subject: the model.
-        wanted: the tests.
-        threads: numbers of threads.
+        runners: what is compared.
+        wanted: the tests, each with a number of threads.
         repetitions: timed runs of each; one more before them is not timed.
         probe: reads before and after each run.
         meter: makes what counts energy.
+
+    Returns:
+        the runners' results beside each other, in the order of the tests.
     """
-    results = [Result(test, count) for count in threads for test in wanted]
+    results = [Result(runner, test, threads) for test, threads in wanted for runner in runners]
     meters = [meter() for _ in results]
     for result in results:
         if result.test.generated:
-            result.bytes_per_token = subject.bytes_per_token(result.test)
-        subject.run(result.test, result.threads)
+            result.bytes_per_token = result.runner.bytes_per_token(result.test)
+        result.runner.run(result.test, result.threads)
     for _ in range(repetitions):
         for result, energy in zip(results, meters, strict=True):
             before = probe.gb_per_second(result.threads)
-            busy = time.process_time()
+            busy = result.runner.core_seconds()
             energy.start()
-            seconds = subject.run(result.test, result.threads)
+            seconds = result.runner.run(result.test, result.threads)
             energy.stop()
-            result.core_seconds += time.process_time() - busy
+            result.core_seconds += result.runner.core_seconds() - busy
             result.reads.append((before + probe.gb_per_second(result.threads)) / 2)
             result.samples.append(result.test.tokens / seconds)
     for result, energy in zip(results, meters, strict=True):
