@@ -141,6 +141,14 @@ TEST_CASE("temperature 0 takes the largest logit, of equal ones the first") {
     CHECK(sample(sampler, {1.0F, 3.0F, -2.0F, 3.0F}) == 1);
     CHECK(sample(sampler, {-0.0F, 0.0F}) == 0);
     CHECK(sample(sampler, {-kInfinity, -5.0F}) == 1);
+    Random random(6);
+    for (const int64_t vocab : {1, 1023, 1024, 1025, 5000}) {
+        std::vector<float> logits = random.floats(vocab);
+        for (const int64_t at : {vocab - 1, vocab / 2, int64_t{0}}) {
+            logits[static_cast<size_t>(at)] = 1.5F;  // the ones before stay: the first is now this one
+            CHECK(sample(sampler, logits) == at);
+        }
+    }
     SamplingParams tiny;
     tiny.temperature = std::numeric_limits<float>::denorm_min();
     Sampler almost(tiny);
