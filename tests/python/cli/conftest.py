@@ -23,17 +23,3 @@ def tmac_command():
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env)
 
     return run
-
-
-@pytest.fixture(scope="session")
-def smollm2():
-    """The demo's real model, fetched as the demo fetches it. Offline and not in the cache: skips, and fails in CI."""
-    from tmac.cli.demo_model import demo_model
-    from tmac.cli.errors import CommandError
-
-    try:
-        return demo_model()
-    except CommandError as error:
-        if os.environ.get("CI", "").lower() in ("1", "true"):
-            pytest.fail(str(error))
-        pytest.skip(str(error))
