@@ -13,7 +13,7 @@ namespace {
 
 struct Lanes {
     static constexpr int kAccumulators = 6;
-    static constexpr int kRowTokens = 1;
+    static constexpr int kRowSums = 5;
 
     struct F {
         __m256 low;

@@ -13,7 +13,7 @@ namespace {
 
 struct Lanes {
     static constexpr int kAccumulators = 16;
-    static constexpr int kRowTokens = 6;
+    static constexpr int kRowSums = 24;
 
     using F = __m512;
 

@@ -14,7 +14,7 @@ namespace {
 
 struct Lanes {
     static constexpr int kAccumulators = 4;
-    static constexpr int kRowTokens = 1;
+    static constexpr int kRowSums = 1;
 
     struct F {
         float lane[16];
