@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.nn import Module
 
 from tmac import _core
 from tmac.hf.native_weights import NativeWeights, read_weights
@@ -114,8 +115,9 @@ def attach(model: Any, *, cache_type: CacheType | None = None) -> Any:
 
 def detach(model: Any) -> None:
     """Frees what `attach` has made, once no cache of `native_generate` uses it; a model without it stays as it is."""
-    with _LOCK:
-        _ATTACHMENTS.pop(model, None)
+    if isinstance(model, Module):
+        with _LOCK:
+            _ATTACHMENTS.pop(model, None)
 
 
 def current_attachment(model: Any) -> Attachment:

@@ -234,9 +234,13 @@ def _columns(
         raise ValueError("[native_generate] a sequence is empty: at least one token is needed to go on from")
     if bool((ids[keep] < 0).any()) or bool((ids[keep] >= vocab).any()):
         raise ValueError(f"[native_generate] ids are {int(ids.min())} to {int(ids.max())}, but the model has {vocab}")
-    has_holes = bool((keep[:, 1:] < keep[:, :-1]).any())
-    if not keep[:, -1].all() or (has_holes and attachment.has_windows):
+    if not keep[:, -1].all():
         raise ValueError("[native_generate] padding must be on the left: set tokenizer.padding_side='left'")
+    if attachment.has_windows and bool((keep[:, 1:] < keep[:, :-1]).any()):
+        raise ValueError(
+            "[native_generate] the attention mask leaves out ids between others, which the sliding windows of this "
+            "model count; padding on the left is possible (where there is none, give a mask of ones)"
+        )
     positions = model_kwargs.get("position_ids")
     if positions is not None:
         expected = (keep.long().cumsum(-1) - 1).masked_fill(~keep, 0)
