@@ -148,35 +148,35 @@ void bind_decoder(py::module_& module) {
             [](SharedDecoder& shared, int64_t id, int64_t length) {
                 return shared.use([&](Decoder& d) { return d.cache().fork(id, length); });
             },
-            py::arg("id"), py::arg("length"))
+            py::arg("sequence"), py::arg("length"))
         .def(
             "release",
             [](SharedDecoder& shared, int64_t id) { shared.use([&](Decoder& d) { d.cache().release(id); }); },
-            py::arg("id"))
+            py::arg("sequence"))
         .def(
             "truncate",
             [](SharedDecoder& shared, int64_t id, int64_t length) {
                 return shared.use([&](Decoder& d) { return d.cache().truncate(id, length); });
             },
-            py::arg("id"), py::arg("length"))
+            py::arg("sequence"), py::arg("length"))
         .def(
             "length",
             [](SharedDecoder& shared, int64_t id) {
                 return shared.use([&](Decoder& d) { return d.cache().length(id); });
             },
-            py::arg("id"))
+            py::arg("sequence"))
         .def("trim", [](SharedDecoder& shared) { shared.use([](Decoder& d) { d.cache().trim(); }); })
         .def("forward", &forward, py::arg("ids"), py::arg("tokens"), py::arg("phase"), py::arg("wanted"),
              py::arg("rope_lengths") = py::none(), py::arg("num_threads") = 0)
-        .def("forward_tree", &forward_tree, py::arg("id"), py::arg("tokens"), py::arg("parents"),
+        .def("forward_tree", &forward_tree, py::arg("sequence"), py::arg("tokens"), py::arg("parents"),
              py::arg("num_threads") = 0)
         .def(
             "keep",
             [](SharedDecoder& shared, int64_t id, const std::vector<int64_t>& nodes) {
                 shared.use([&](Decoder& d) { d.keep(id, nodes); });
             },
-            py::arg("id"), py::arg("nodes"))
-        .def("save", &save, py::arg("id"))
+            py::arg("sequence"), py::arg("nodes"))
+        .def("save", &save, py::arg("sequence"))
         .def("restore", &restore, py::arg("data"))
         .def(
             "profile", [](SharedDecoder& shared, bool on) { shared.use([&](Decoder& d) { d.profile().on = on; }); },
