@@ -47,7 +47,12 @@ class Attachment:
         return any(self.weights.config["windows"])
 
     def forward(
-        self, sequences: list[int], tokens: list[Ints], phase: str, wanted: list[Ints], rope_lengths: list[int]
+        self,
+        sequences: list[int],
+        tokens: list[Ints],
+        phase: Literal["prompt", "decode"],
+        wanted: list[Ints],
+        rope_lengths: list[int],
     ) -> NDArray[np.float32]:
         """Appends tokens to the sequences; the logits of the wanted rows, `[sum of wanted, vocab_size]`."""
         with self._lock:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,11 @@ from tmac.nn import PackedModule
 from tmac.runtime.description import ModelDescription, Weight
 from tmac.runtime.families import FAMILIES, describe
 
-DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+DTYPES: dict[torch.dtype, Literal["F32", "F16", "BF16"]] = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+}
 
 
 @dataclass(frozen=True)
