@@ -1,9 +1,11 @@
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
+from fake_engine import FakeEngine
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +25,13 @@ def tmac_command():
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env)
 
     return run
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """The engine that `tmac generate` and `tmac chat` load."""
+    fake = FakeEngine()
+    module = types.ModuleType("tmac.runtime.engine")
+    module.Engine = fake
+    monkeypatch.setitem(sys.modules, "tmac.runtime.engine", module)
+    return fake
