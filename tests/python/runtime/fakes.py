@@ -1,0 +1,177 @@
+"""A decoder and a sampler that are small, exact and strict, in place of the compiled ones.
+
+The state of a row is a hash of the state before it, its token, its position and its phase, as the real bits depend on
+them; logits are numbers from that state. So a row that is evaluated twice, in the wrong phase, at the wrong position or
+over another prefix changes the text.
+"""
+
+import hashlib
+import threading
+
+import numpy as np
+
+VOCAB = 300
+PAGE = 4
+
+
+class CacheFullError(RuntimeError):
+    """As the compiled core's."""
+
+
+class FakeDecoder:
+    """A model whose logits are numbers from a hash, over sequences that are lists of states.
+
+    Args:
+        max_positions: of all sequences together, in whole pages; nothing is shared.
+        window: a sequence cannot be cut back, nor forked, further than this from its end; 0: to any length.
+        on_pass: called with the phase and the number of rows in the middle of every pass.
+    """
+
+    def __init__(self, vocab=VOCAB, max_positions=0, window=0, on_pass=None, temperature=8.0):
+        self.vocab, self.max_positions, self.window, self.on_pass = vocab, max_positions, window, on_pass
+        self.temperature = temperature
+        self.sequences = {}
+        self.passes = []  # (phase, rows of each chunk)
+        self.next_id = 0
+        self.busy = threading.Lock()
+        self.nan_after = None  # a token after which all logits are NaN
+
+    def _exclusive(self):
+        assert self.busy.acquire(blocking=False), "two threads use the decoder"
+
+    def create(self):
+        return self._insert([])
+
+    def fork(self, seq, length):
+        if not self._holds(seq, length):
+            raise ValueError(f"fork: sequence {seq} does not hold {length}")
+        return self._insert(self.sequences[seq][:length])
+
+    def release(self, seq):
+        del self.sequences[seq]
+
+    def length(self, seq):
+        return len(self.sequences[seq])
+
+    def truncate(self, seq, length):
+        if not self._holds(seq, length):
+            return False
+        del self.sequences[seq][length:]
+        return True
+
+    def forward(self, ids, tokens, phase, wanted, rope_lengths=None, num_threads=0):
+        self._exclusive()
+        try:
+            return self._forward(ids, tokens, phase, wanted, rope_lengths)
+        finally:
+            self.busy.release()
+
+    def _forward(self, ids, tokens, phase, wanted, rope_lengths):
+        assert phase in ("prompt", "decode")
+        assert len(ids) == len(set(ids)) == len(tokens) == len(wanted)
+        assert all(len(chunk) for chunk in tokens)
+        assert all(chunk.dtype == np.int32 for chunk in (*tokens, *wanted))
+        self._reserve(ids, tokens)
+        if self.on_pass:
+            self.on_pass(phase, sum(map(len, tokens)))
+        rows, grown = [], []
+        for number, (seq, chunk, want) in enumerate(zip(ids, tokens, wanted, strict=True)):
+            states = list(self.sequences[seq])
+            for token in chunk:
+                assert 0 <= token < self.vocab
+                rope = rope_lengths[number] if rope_lengths is not None else None
+                seed = repr((states[-1] if states else 0, int(token), len(states), phase, rope))
+                states.append(hashlib.sha256(seed.encode()).hexdigest()[:16])
+            first = len(states) - len(chunk)
+            rows += [self._logits(states[first + row], chunk[row]) for row in want]
+            grown.append(states)
+        for seq, states in zip(ids, grown, strict=True):
+            self.sequences[seq] = states
+        self.passes.append((phase, [len(chunk) for chunk in tokens]))
+        return np.stack(rows) if rows else np.empty((0, self.vocab), np.float32)
+
+    def save(self, seq):
+        return "\n".join(self.sequences[seq]).encode()
+
+    def restore(self, data):
+        states = bytes(data).decode().split()
+        self._check_room(sum(self._pages(len(states)) for states in self.sequences.values()) + self._pages(len(states)))
+        return self._insert(states)
+
+    def _insert(self, states):
+        self.sequences[self.next_id] = states
+        self.next_id += 1
+        return self.next_id - 1
+
+    def _holds(self, seq, length):
+        now = len(self.sequences[seq])
+        assert 0 <= length <= now
+        return not self.window or now - length <= self.window or length == 0
+
+    def _reserve(self, ids, tokens):
+        after = {seq: len(states) for seq, states in self.sequences.items()}
+        for seq, chunk in zip(ids, tokens, strict=True):
+            after[seq] += len(chunk)
+        self._check_room(sum(map(self._pages, after.values())))
+
+    def _pages(self, length):
+        return -(-length // PAGE)
+
+    def _check_room(self, pages):
+        if self.max_positions and pages > -(-self.max_positions // PAGE):
+            raise CacheFullError("the cache is full")
+
+    def _logits(self, state, token):
+        if token == self.nan_after:
+            return np.full(self.vocab, np.nan, np.float32)
+        rng = np.random.default_rng(int(state, 16))
+        return (rng.standard_normal(self.vocab) * self.temperature).astype(np.float32)
+
+
+class FakeSampler:
+    """Greedy, or a draw from the softmax by a number that depends on the seed and on how many came before."""
+
+    def __init__(self, **params):
+        self.params = params
+        self.draws = 0
+
+    def sample(self, logits, history, mask):
+        assert logits.dtype == np.float32
+        assert history.dtype == np.int32
+        values = logits.astype(np.float64)
+        for token, bias in self.params["logit_bias"]:
+            values[token] += bias
+        if self.params["repetition_penalty"] != 1:
+            seen = np.unique(history)
+            penalty = self.params["repetition_penalty"]
+            values[seen] = np.where(values[seen] > 0, values[seen] / penalty, values[seen] * penalty)
+        if mask is not None:
+            assert mask.dtype == np.uint32
+            bits = np.unpackbits(mask.view(np.uint8), bitorder="little")[: len(values)].astype(bool)
+            if not bits.any():
+                raise ValueError("[sample] the mask allows no token")
+            values[~bits] = -np.inf
+        if np.isnan(values).any():
+            raise ValueError("[sample] a logit is NaN")
+        logits[:] = 0  # the real one works in place as well
+        number, self.draws = self.draws, self.draws + 1
+        if self.params["temperature"] == 0:
+            return int(values.argmax())
+        weights = np.exp((values - values.max()) / self.params["temperature"])
+        return int(np.random.default_rng([self.params["seed"], number]).choice(len(weights), p=weights / weights.sum()))
+
+
+def log_softmax(rows):
+    rows = rows.astype(np.float64)
+    rows = rows - rows.max(-1, keepdims=True)
+    return (rows - np.log(np.exp(rows).sum(-1, keepdims=True))).astype(np.float32)
+
+
+def log_probabilities(logits, ids):
+    return log_softmax(logits)[np.arange(len(ids)), ids]
+
+
+def top_log_probabilities(row, n):
+    values = log_softmax(row[None])[0]
+    ids = np.argsort(-values, kind="stable")[:n].astype(np.int32)
+    return ids, values[ids]
