@@ -53,6 +53,8 @@ class QuantizedLayer:
         source_type: the file's own name of the type, where one format has many ("Q4_K").
         input_norm_eps: the layer's input first passes an RMSNorm with this epsilon (BitNet's `use_rms_norm`), whose
             weight `[in_features]` is the tensor `<name>.rms_norm.weight`. None: there is none.
+        read_tensors: gives the tensors of `tmac.codes.tensor_shapes` where the file holds these, without a detour over
+            codes; None where it does not. Raises FormatError.
     """
 
     name: str
@@ -65,6 +67,7 @@ class QuantizedLayer:
     kind: Kind = "linear"
     source_type: str = ""
     input_norm_eps: float | None = None
+    read_tensors: Callable[[], dict[str, Array]] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

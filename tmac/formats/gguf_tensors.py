@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,11 +46,15 @@ def stored_tensor(
     count = math.prod(shape) // kind.block
 
     def read() -> Array:
-        if layout:
-            pieces: list[Array] = [piece.reshape(-1).view(layout) for piece in file.blocks(info, index * count, count)]
-        else:
-            pieces = list(file.floats(info, index * count, count))
-        values = np.concatenate(pieces).reshape(shape)
+        first = index * count
+        pieces: Iterable[Array] = file.blocks(info, first, count) if layout else file.floats(info, first, count)
+        values: Array = np.empty(shape, layout or np.float32)
+        flat = values.reshape(-1).view(np.uint8)
+        at = 0
+        for piece in pieces:
+            raw = piece.reshape(-1).view(np.uint8)
+            flat[at : at + len(raw)] = raw
+            at += len(raw)
         if rows is not None:
             values = values[rows]
         return values - np.float32(shift) if shift else values

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from tmac.codes import Codes, tensor_shapes
-from tmac.formats.checkpoint import Checkpoint, Kind, QuantizedLayer, to_float32
+from tmac.formats.checkpoint import Array, Checkpoint, Kind, QuantizedLayer, to_float32
 from tmac.formats.errors import format_error
 from tmac.formats.safetensors_file import TensorStore
 from tmac.formats.source import Source
@@ -93,12 +93,15 @@ def _layer(source: Source, name: str, default: QuantSpec, fields: Mapping[str, A
     parts = _parts(source.store, name)
     nbytes = sum(source.store.tensor(f"{name}.{part}").nbytes for part in parts)
 
-    def read() -> Codes:
+    def read_tensors() -> dict[str, Array]:
         arrays = {part: source.store.read(f"{name}.{part}") for part in parts}
         if bias:
             arrays["bias"] = to_float32(arrays["bias"], source.store.entry(f"{name}.bias").dtype)
+        return arrays
+
+    def read() -> Codes:
         try:
-            return Codes.from_tensors(arrays, spec, in_features)
+            return Codes.from_tensors(read_tensors(), spec, in_features)
         except ValueError as error:
             raise format_error(codes.file, f"expected a weight of {spec} ({error})", name) from error
 
@@ -107,7 +110,18 @@ def _layer(source: Source, name: str, default: QuantSpec, fields: Mapping[str, A
         if type(eps) not in (int, float) or not 0 < eps < 1:
             raise format_error(source.config_path, f"expected an input_norm_eps between 0 and 1, found {eps!r}", name)
         source.store.expect(f"{name}.rms_norm.weight", ("F32", "F16", "BF16"), (in_features,))
-    return QuantizedLayer(name, spec, out_features, in_features, bias, nbytes, read, kind, input_norm_eps=eps)
+    return QuantizedLayer(
+        name,
+        spec,
+        out_features,
+        in_features,
+        bias,
+        nbytes,
+        read,
+        kind,
+        input_norm_eps=eps,
+        read_tensors=read_tensors,
+    )
 
 
 def _parts(store: TensorStore, name: str) -> list[str]:

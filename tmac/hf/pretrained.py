@@ -17,9 +17,9 @@ from tmac.formats.checkpoint import Checkpoint
 from tmac.formats.errors import format_error
 from tmac.hf.config import TMACConfig
 from tmac.hf.floats import lazy_floats
-from tmac.hf.hub import local_path
 from tmac.hf.quantizer import METHOD, Handover, handing
 from tmac.quant.config import QuantConfig
+from tmac.runtime.hub import local_path
 from tmac.spec import Activation
 
 _LOADING = ("attn_implementation", "experts_implementation", "generation_config")

@@ -1,1 +1,1 @@
-"""Text from a model without torch: `tmac.Engine`."""
+"""The native runtime: a decoder in C++ and thin Python around it. Never imports torch or transformers."""
