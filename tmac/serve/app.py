@@ -43,7 +43,7 @@ def create_app(engine: ServedEngine, settings: Settings) -> Starlette:
         try:
             yield
         finally:
-            service.close()
+            await service.close()
 
     middleware = [Middleware(Guard, service=service)]
     if settings.cors_origins:

@@ -53,7 +53,7 @@ class ChatCompletion:
             "created": int(time.time()),
             "model": service.settings.model_name,
         }
-        with_tools = request.tools is not None and knows_format(service.engine.chat_template)
+        with_tools = request.tools is not None and knows_format(service.engine.chat_template(True))
         self._answers = [Answer(service, with_tools, request.logprobs is not None) for _ in range(request.generation.n)]
         self._prompt_tokens = self._generated = 0
 
@@ -71,7 +71,7 @@ class ChatCompletion:
 
     async def _prompt(self) -> list[int]:
         engine, request = self._service.engine, self._request
-        if engine.chat_template is None:
+        if engine.chat_template() is None:
             raise unsupported("messages", "the model has no chat template: use /v1/completions")
         try:
             text = await self._service.in_thread(

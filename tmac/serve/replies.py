@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
@@ -89,7 +90,10 @@ class Reply(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers, as ASGI wants it."""
-        sender = Sender(send)
+        sender, task = Sender(send), asyncio.current_task()
+        assert task is not None
+        self._service.replies.add(task)
+        task.add_done_callback(self._service.replies.discard)
         work = asyncio.ensure_future(self._work(sender))
         gone = asyncio.ensure_future(_until_gone(receive))
         seconds = self._service.settings.request_timeout
@@ -105,7 +109,8 @@ class Reply(Response):
         finally:
             await _cancel(work, gone)
         if error is not None:
-            await asyncio.wait_for(sender.fail(error), LAST_WORDS_SECONDS)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(sender.fail(error), LAST_WORDS_SECONDS)
 
 
 async def _outcome(work: asyncio.Future[None], late: ApiError) -> ApiError | None:

@@ -15,6 +15,7 @@ from tmac.serve.slots import Slots
 from tmac.serve.token_texts import TokenTexts
 
 T = TypeVar("T")
+LAST_SECONDS = 2.0
 
 
 class EngineRequest(Protocol):
@@ -33,9 +34,8 @@ class ServedEngine(Protocol):
     def context_length(self) -> int: ...
     @property
     def vocab_size(self) -> int: ...
-    @property
-    def chat_template(self) -> str | None: ...
     def submit(self, prompt: list[int], /, **options: Any) -> EngineRequest: ...
+    def chat_template(self, with_tools: bool = False, /) -> str | None: ...
     def apply_chat_template(self, messages: list[dict[str, Any]], /, **options: Any) -> str: ...
     def token_logprobs(self, ids: list[int], top: int, /) -> Sequence[Any]: ...
 
@@ -57,9 +57,13 @@ class Service:
         self.generating = ThreadPoolExecutor(settings.max_requests, thread_name_prefix="tmac-serve-text")
         self._preparing = ThreadPoolExecutor(2, thread_name_prefix="tmac-serve-prompt")
         self.runs: set[asyncio.Task[None]] = set()  # held here: the event loop alone would let them go
+        self.replies: set[asyncio.Task[Any]] = set()
 
-    def close(self) -> None:
-        """Lets the threads end."""
+    async def close(self) -> None:
+        """Lets cancelled answers say so and the engine's texts end, then the threads."""
+        for tasks in (self.replies, self.runs):
+            if tasks:
+                await asyncio.wait(tasks, timeout=LAST_SECONDS)
         self.generating.shutdown(wait=False, cancel_futures=True)
         self._preparing.shutdown(wait=False, cancel_futures=True)
 

@@ -4,7 +4,7 @@ import json
 import threading
 from dataclasses import dataclass, field
 
-from engine_chunks import Chunk, TokenLogprob
+from tmac.runtime.generate import Chunk, TokenLogprob
 
 END, BEGIN, VOCAB = 256, 257, 258
 TEMPLATE = "{{ messages }}"
@@ -106,7 +106,7 @@ class FakeEngine:
     """
 
     def __init__(self, reply=lambda prompt: f"after {prompt}", context_length=4096, chat_template=TEMPLATE):
-        self.reply, self.context_length, self.chat_template = reply, context_length, chat_template
+        self.reply, self.context_length, self.template = reply, context_length, chat_template
         self.tokenizer, self.vocab_size = ByteTokenizer(), VOCAB
         self.requests = []
         self.go = threading.Semaphore(0)
@@ -131,6 +131,9 @@ class FakeEngine:
             while not self.go.acquire(timeout=0.02):
                 if request.cancelled.is_set():
                     return
+
+    def chat_template(self, with_tools=False):
+        return self.template
 
     def apply_chat_template(self, messages, add_generation_prompt=True, tools=None):
         assert add_generation_prompt
