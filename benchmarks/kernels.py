@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.checks import Checked
-from benchmarks.energy import CostMeter
 from benchmarks.machine import machine
 from benchmarks.multiply import fastest_reader, multiplier, prepared
 from benchmarks.report import command, report_text
@@ -29,6 +28,7 @@ from benchmarks.tables import QUICK, TABLES, Entry, Table, entries
 from benchmarks.timing import LEAST_RUNS, RUN_SECONDS, STREAMED_BYTES, Timed, Times, parse_shape
 from benchmarks.weights import Floats, Weights, gaussian
 from tmac import _core
+from tmac.runtime.energy import CostMeter
 
 AXES = ("shapes", "group_size", "zero_point", "m", "threads", "cached", "chain")
 

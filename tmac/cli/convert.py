@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tmac.cli.arguments import TERNARY, bits
+from tmac.cli.arguments import TERNARY, bits, types
 from tmac.cli.errors import CommandError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace OUT, where it is a checkpoint of this format")
     parser.add_argument(
         "--requantize",
-        type=_types,
+        type=types,
         default=(),
         metavar="TYPE,...",
         help="GGUF types without an exact form to round, IQ4_XS for instance, or all",
@@ -48,13 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-shard-size", type=_size, default=5_000_000_000, metavar="SIZE", help="of a file (default: 5GB)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-
-
-def _types(text: str) -> tuple[str, ...] | str:
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if not names:
-        raise argparse.ArgumentTypeError("expected names of types, IQ4_XS for instance, or all")
-    return "all" if names == ("all",) else names
 
 
 def _size(text: str) -> int:

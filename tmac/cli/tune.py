@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tmac.cli.arguments import TERNARY, bits, positive
 from tmac.cli.errors import CommandError
 from tmac.cli.info import check_overrides
+from tmac.cli.tables import print_table
 
 if TYPE_CHECKING:
     from tmac import QuantSpec
     from tmac.tuner import TunedShape, TuningReport
 
 SHAPES = [(4096, 4096), (11008, 4096), (4096, 11008)]
-PIPE_WIDTH = 160
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,9 +57,10 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(report.to_dict(), indent=2))
     elif args.show:
         for shape in report.shapes:
-            _print_table(_title(shape), ["decode", "prompt", *_heads(shape), ""], _candidates(shape))
+            heads = _heads(shape)
+            print_table(_title(shape), ["decode", "prompt", *heads, ""], _candidates(shape), heads)
     else:
-        _print_table(_summary(report), ["shape", "decode", "prompt"], [_chosen(shape) for shape in report.shapes])
+        print_table(_summary(report), ["shape", "decode", "prompt"], [_chosen(shape) for shape in report.shapes])
     return 0
 
 
@@ -137,25 +137,3 @@ def _candidates(shape: TunedShape) -> list[list[str]]:
 
 def _microseconds(seconds: float) -> str:
     return f"{seconds * 1e6:.1f}" if seconds < 1e-4 else f"{seconds * 1e6:.0f}"
-
-
-def _print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    try:
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-    except ImportError:
-        print(title, *_plain(head, rows), "", sep="\n")
-        return
-    table: Any = Table(title=Text(title), title_justify="left")
-    for name in head:
-        table.add_column(name, justify="right" if name.endswith("us") else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
-
-
-def _plain(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    for row in (head, *rows):
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

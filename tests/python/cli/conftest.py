@@ -1,9 +1,11 @@
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
+from fake_engine import FakeEngine
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +39,13 @@ def smollm2():
         if os.environ.get("CI", "").lower() in ("1", "true"):
             pytest.fail(str(error))
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """The engine that `tmac generate` and `tmac chat` load."""
+    fake = FakeEngine()
+    module = types.ModuleType("tmac.runtime.engine")
+    module.Engine = fake
+    monkeypatch.setitem(sys.modules, "tmac.runtime.engine", module)
+    return fake

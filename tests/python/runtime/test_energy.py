@@ -12,7 +12,7 @@ def package(folder, name, energy):
 
 
 def test_packages_are_added_and_their_parts_are_not(tmp_path):
-    from benchmarks.energy import CostMeter
+    from tmac.runtime.energy import CostMeter
 
     first, second = package(tmp_path, "intel-rapl:0", 1_000_000), package(tmp_path, "intel-rapl:1", 5_000_000)
     package(tmp_path, "intel-rapl:0:0", 7)
@@ -26,7 +26,7 @@ def test_packages_are_added_and_their_parts_are_not(tmp_path):
 
 
 def test_a_counter_that_starts_again_counts_on(tmp_path):
-    from benchmarks.energy import CostMeter
+    from tmac.runtime.energy import CostMeter
 
     counter = package(tmp_path, "intel-rapl:0", 9_000_000)
     meter = CostMeter(tmp_path)
@@ -37,7 +37,7 @@ def test_a_counter_that_starts_again_counts_on(tmp_path):
 
 
 def test_without_a_counter_cpu_time_is_summed(tmp_path):
-    from benchmarks.energy import CostMeter
+    from tmac.runtime.energy import CostMeter
 
     meter = CostMeter(tmp_path)
     assert meter.unit == "core-s"
