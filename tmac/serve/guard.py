@@ -16,6 +16,7 @@ from tmac.serve.service import Service
 from tmac.serve.texts import log_failure
 
 OPEN_PATHS = ("/health",)
+PATHS = ("/v1/completions", "/v1/chat/completions", "/health", "/metrics")
 
 
 def error_response(error: ApiError) -> Response:
@@ -48,8 +49,7 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                path = scope["route"].path if "route" in scope else "other"
-                self._service.metrics.requests[path, status] += 1
+                self._service.metrics.requests[_endpoint(scope["path"]), status] += 1
             await send(message)
 
         try:
@@ -73,6 +73,13 @@ class Guard:
         message = "a wrong API key was shown" if shown else "an API key is needed: Authorization: Bearer KEY"
         challenge = {"WWW-Authenticate": "Bearer"}
         return ApiError(401, message, code="invalid_api_key", kind="authentication_error", headers=challenge)
+
+
+def _endpoint(path: str) -> str:
+    """The path as a label: of those that clients make up there may be many."""
+    if path.startswith("/v1/models"):
+        return "/v1/models"
+    return path if path in PATHS else "other"
 
 
 def _digest(key: bytes) -> bytes:

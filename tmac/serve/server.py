@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import logging
+import signal
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import uvicorn
 
@@ -83,13 +86,46 @@ def run_server(
         ws="none",
         loop="asyncio",
         lifespan="on",
-        log_level=logging.INFO if access_log else logging.WARNING,
+        log_config=_log_config("INFO" if access_log else "WARNING"),
         access_log=access_log,
         server_header=False,
         timeout_graceful_shutdown=shutdown_timeout,
     )
-    with listener:
-        asyncio.run(_serve(uvicorn.Server(config), listener, lambda: announce(url)))
+    server = uvicorn.Server(config)
+    with listener, _told_to_end(server):
+        asyncio.run(_serve(server, listener, lambda: announce(url)))
+
+
+@contextmanager
+def _told_to_end(server: uvicorn.Server) -> Iterator[None]:
+    """SIGINT and SIGTERM end the server and nothing else: uvicorn sends them again, to the handlers that were there."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: object) -> None:
+        server.should_exit = True
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _log_config(access_level: str) -> dict[str, Any]:
+    """Everything to standard error; of requests address, path and status."""
+    loggers = {"uvicorn": "WARNING", "uvicorn.access": access_level, "tmac.serve": "INFO"}
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"plain": {"format": "%(asctime)s %(levelname)s %(message)s"}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "plain"}},
+        "loggers": {
+            name: {"handlers": ["stderr"], "level": level, "propagate": False} for name, level in loggers.items()
+        },
+    }
 
 
 async def _serve(server: uvicorn.Server, listener: socket.socket, announce: Callable[[], None]) -> None:
