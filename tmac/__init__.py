@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tmac.hf.pretrained import from_pretrained, load_tokenizer
     from tmac.quant.config import QuantConfig
     from tmac.quant.quantize import quantize_
+    from tmac.runtime.engine import Engine
     from tmac.tuner import tune
 
 __version__: str = _core.__version__
@@ -38,6 +39,7 @@ _LAZY: dict[str, str | None] = {
     "hf": None,
     "nn": None,
     "quant": None,
+    "Engine": "tmac.runtime.engine",
     "TMACConfig": "tmac.hf.config",
     "from_pretrained": "tmac.hf.pretrained",
     "load_tokenizer": "tmac.hf.pretrained",
@@ -48,6 +50,7 @@ _LAZY: dict[str, str | None] = {
 
 __all__ = [
     "Codes",
+    "Engine",
     "FormatError",
     "QuantConfig",
     "QuantSpec",
@@ -76,7 +79,9 @@ def __getattr__(name: str) -> Any:
     try:
         module = importlib.import_module(source or f"tmac.{name}")
     except ImportError as error:
-        extra = {"torch": "torch", "transformers": "hf", "tokenizers": "hf"}.get(error.name or "")
+        extra = {"torch": "torch", "transformers": "hf", "tokenizers": "engine", "jinja2": "engine"}.get(
+            error.name or ""
+        )
         if extra is None:
             raise
         raise ImportError(f"tmac.{name} needs {error.name}: pip install 'tmac-cpu[{extra}]'") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import threading
 from collections.abc import Mapping, Set
@@ -18,12 +17,13 @@ from tmac.runtime.native import Tokenizer, Words
 def guidance() -> Any:
     """The module llguidance. Raises ImportError naming the extra where it is not installed."""
     try:
-        return importlib.import_module("llguidance")
+        import llguidance
     except ModuleNotFoundError as error:
         if error.name != "llguidance":
             raise
         message = "json_schema, grammar and regex need llguidance: pip install 'tmac-cpu[constrained]'"
         raise ImportError(message, name="llguidance") from error
+    return llguidance
 
 
 class Grammars:

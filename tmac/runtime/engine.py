@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -101,6 +102,7 @@ class Engine:
         embedding_bits: int | None = None,
         num_threads: int | None = None,
         requantize: Sequence[str] = (),
+        revision: str | None = None,
         progress: bool | None = None,
         max_positions: int | None = None,
         chunk_size: int = 256,
@@ -119,6 +121,7 @@ class Engine:
             embedding_bits: the same for the embedding.
             num_threads: of this engine; None: those of the process.
             requantize: types of a GGUF file that may be rounded.
+            revision: of a Hub id.
             progress: a bar; None: if it takes long.
             max_positions: positions of all texts together that the cache may hold; None: no limit.
             chunk_size: prompt rows in a pass: running texts wait for no more.
@@ -130,13 +133,14 @@ class Engine:
             FormatError: the checkpoint is damaged.
             ValueError: an argument is wrong, or the model is of an unknown family.
         """
-        loading = importlib.import_module("tmac.runtime.loading")
+        loading = _loading()
         parts = loading.load_engine_parts(
             path,
             activation=activation,
             head_bits=head_bits,
             embedding_bits=embedding_bits,
             requantize=requantize,
+            revision=revision,
             progress=progress,
         )
         length = parts.context_length
@@ -199,6 +203,7 @@ class Engine:
         stream: bool = False,
         prompt_cache: Any = None,
         tools: Sequence[Any] | None = None,
+        template: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Any:
         """The assistant's answer to messages, dictionaries with `role` and `content`.
@@ -208,6 +213,7 @@ class Engine:
             stream: return an iterator of `Chunk`.
             prompt_cache: see `generate`.
             tools: descriptions of functions for the template.
+            template: what else the template may ask for, `{"enable_thinking": False}` for instance.
             options: as in `generate`, but for `add_special_tokens`: the template has them.
 
         Returns:
@@ -216,7 +222,7 @@ class Engine:
         Raises:
             ValueError: the model has no chat template, the template refuses the messages; else as in `generate`.
         """
-        text = self.apply_chat_template(messages, tools=tools)
+        text = self.apply_chat_template(messages, tools=tools, **(template or {}))
         options = {**options, "add_special_tokens": False}
         return self._run([text], True, stream, prompt_cache, options, continues=False)
 
@@ -225,8 +231,19 @@ class Engine:
         messages: Sequence[Mapping[str, Any]],
         add_generation_prompt: bool = True,
         tools: Sequence[Any] | None = None,
+        **variables: Any,
     ) -> str:
-        """Messages as the text that the model was trained on. Raises ValueError if the model has no template."""
+        """Messages as the text that the model was trained on; encode it without special tokens, for it has its own.
+
+        Args:
+            messages: with `role` and `content`.
+            add_generation_prompt: end with what makes the model answer.
+            tools: descriptions of functions for the template.
+            variables: what else the template may ask for.
+
+        Raises:
+            ValueError: the model has no template, or it refuses the messages.
+        """
         if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
             raise TypeError(f"messages: expected a list of dictionaries, found {shown(messages)}")
         if not messages:
@@ -236,8 +253,9 @@ class Engine:
                 raise TypeError(f"messages: expected dictionaries with a role, found {shown(message)}")
         if self._chat_template is None:
             raise ValueError("messages: the model has no chat template: use generate with a prompt of your own")
-        rendered = self._chat_template.render(messages, add_generation_prompt=add_generation_prompt, tools=tools)
-        return str(rendered)
+        return str(
+            self._chat_template.render(messages, add_generation_prompt=add_generation_prompt, tools=tools, **variables)
+        )
 
     def chat_template(self, with_tools: bool = False) -> str | None:
         """The source of the template that renders messages, or messages with tools; None: the model has none."""
@@ -341,6 +359,12 @@ class Engine:
         self._evaluator.save(path, ids)
         return len(ids)
 
+    @contextmanager
+    def exclusive(self) -> Iterator[Decoder]:
+        """The decoder, while no passes of others run: to measure, for instance. Raises RuntimeError when closed."""
+        with self._scheduler.exclusive():
+            yield self._passes.decoder
+
     def drop_prompts(self) -> None:
         """Releases the evaluated prompts that are kept for later ones that begin alike."""
         with self._scheduler.exclusive():
@@ -390,13 +414,14 @@ class Engine:
         all_ids = [self._ids(prompt, options.add_special_tokens) for prompt in prompts]
         requests, tasks = [], []
         for index, ids in enumerate(all_ids):
-            request = Request(self._scheduler, len(ids), index, outbox, on_chunk, owner=self)
+            request = Request(self._scheduler, len(ids), outbox, on_chunk, owner=self)
             task = Task(
                 self._model,
                 ids,
                 options,
                 constraint=self._grammars.constraint(options),
                 continues=continues,
+                index=index,
                 **_weak_callbacks(request),
             )
             requests.append(request)
@@ -417,6 +442,17 @@ class Engine:
     def _use_prompt_cache(self, path: Any) -> None:
         if path is not None:
             self._evaluator.load(path)
+
+
+def _loading() -> Any:
+    """`tmac.runtime.loading`, which needs packages of an extra."""
+    try:
+        return importlib.import_module("tmac.runtime.loading")
+    except ModuleNotFoundError as error:
+        if error.name not in ("tokenizers", "jinja2"):
+            raise
+        message = f"tmac.Engine needs {error.name}: pip install 'tmac-cpu[engine]'"
+        raise ImportError(message, name=error.name) from error
 
 
 def _weak_callbacks(request: Request) -> dict[str, Any]:

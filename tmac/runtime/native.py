@@ -40,7 +40,7 @@ class Decoder(Protocol):
 class Sampler(Protocol):
     """Draws tokens; the n-th draw depends on the seed, n and the logits alone."""
 
-    def sample(self, logits: Floats, history: Ids, mask: Words | None) -> int: ...
+    def sample(self, logits: Floats, history: Ids, mask: Words | None, prompt_size: int) -> int: ...
 
 
 class Tokenizer(Protocol):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Protocol
 
 from tmac.runtime.generate import Chunk, Generation
@@ -70,7 +69,6 @@ class Request:
     Args:
         driver: who lets it go on.
         prompt_tokens: in its prompt.
-        index: of the prompt in a batch.
         outbox: of the batch.
         on_chunk: called with each chunk in the thread that runs the passes; what it raises ends the request.
         owner: what must live as long as the request.
@@ -80,12 +78,11 @@ class Request:
         self,
         driver: Driver,
         prompt_tokens: int,
-        index: int = 0,
         outbox: Outbox | None = None,
         on_chunk: Callable[[Chunk], None] | None = None,
         owner: object = None,
     ) -> None:
-        self.prompt_tokens, self.index, self.cancelled = prompt_tokens, index, False
+        self.prompt_tokens, self.cancelled = prompt_tokens, False
         self._driver, self._outbox, self._on_chunk = driver, outbox or Outbox(), on_chunk
         self._owner = owner
         self._all: list[Chunk] = []
@@ -123,7 +120,6 @@ class Request:
 
     def deliver(self, chunk: Chunk) -> None:
         """The next chunk is there. Called by who runs the passes."""
-        chunk = replace(chunk, index=self.index)
         with self._outbox.condition:
             self._all.append(chunk)
             self._outbox.chunks.append(chunk)

@@ -26,8 +26,8 @@ class SamplingParams:
         top_p: of the most likely tokens as many as reach this probability together, in (0, 1].
         min_p: tokens of at least this share of the largest probability, in [0, 1].
         repetition_penalty: logits of tokens in the prompt or the text are divided by it (multiplied below 0).
-        presence_penalty: subtracted from the logit of a token that has occurred.
-        frequency_penalty: subtracted once for each time that it has occurred.
+        presence_penalty: subtracted from the logit of a token that the text has, the prompt not counted.
+        frequency_penalty: subtracted once for each time that the text has it.
         logit_bias: token id -> what is added to its logit; -inf forbids the token.
         seed: the same seed gives the same text, alone or in a batch, on any number of threads; None: a random one.
 

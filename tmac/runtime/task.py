@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -62,7 +62,9 @@ class Task:
         options: how it goes on.
         constraint: what it must be, or None.
         continues: the text goes on from the prompt's (the first word keeps its space), and is not a new one.
+        index: of the prompt in its batch.
         deliver: takes the chunks.
+        fail: takes what keeps the text from ending.
         abandoned: whether nobody waits for chunks any more.
     """
 
@@ -74,6 +76,7 @@ class Task:
         *,
         constraint: Constraint | None = None,
         continues: bool = True,
+        index: int = 0,
         deliver: Callable[[Chunk], None],
         fail: Callable[[BaseException], None],
         abandoned: Callable[[], bool],
@@ -89,14 +92,16 @@ class Task:
         self._deliver = deliver
         self._sampler = options.sampling.make_sampler(model.vocab_size)
         self._history = np.array(prompt, np.int32) if options.sampling.uses_history else NO_HISTORY
-        self._seen = len(self._history)
+        self._seen = self._prompt_size = len(self._history)
         self._detokenizer = Detokenizer(model.tokenizer, prompt if continues else (), model.byte_ids)
         self._stops = StopStrings(options.stop)
         self._token_ids: list[int] = []  # not yet delivered
         self._logprobs: list[TokenLogprob] | None = None if options.logprobs is None else []
-        self._timings = Timings(prompt_tokens=len(prompt))
-        self._arrived = self._time = time.perf_counter()
-        self._started = False
+        self._index = index
+        self._prompt_tokens, self._reused, self._generated = len(prompt), 0, 0
+        self._arrived = self._last = time.perf_counter()
+        self._started: float | None = None
+        self._first: float | None = None
 
     @property
     def prompt_rows(self) -> int:
@@ -105,22 +110,20 @@ class Task:
 
     def start(self, reused: int) -> None:
         """Its first pass is about to run; `reused` of its tokens have been evaluated by others."""
-        if not self._started:
-            self._started = True
-            self._time = time.perf_counter()
-            self._timings = replace(self._timings, queued=self._time - self._arrived, reused_tokens=reused)
+        if self._started is None:
+            self._started = time.perf_counter()
+            self._reused = reused
 
     def accept(self, logits: Floats) -> None:
-        """The next token from the logits of the last one, f32 `[vocab]`, which are changed. Delivers what is certain.
+        """The next token from the logits of the last one, f32 `[vocab]`. Delivers what is certain.
 
         Raises:
             ValueError: the logits are no numbers, or the constraint allows no token.
         """
-        raw = logits.copy() if self._logprobs is not None else logits
         mask = None if self.constraint is None else self.constraint.mask()
-        token = int(self._sampler.sample(logits, self._history[: self._seen], mask))
+        token = int(self._sampler.sample(logits, self._history[: self._seen], mask, self._prompt_size))
         if self._logprobs is not None:
-            self._logprobs.append(self._logprob(raw, token))
+            self._logprobs.append(self._logprob(logits, token))
         if self.constraint is not None:
             self.constraint.accept(token)
         self._append(token)
@@ -128,7 +131,7 @@ class Task:
         text = "" if ended else self._stops.feed(self._detokenizer.add(token))
         if self._stops.found is not None or ended or (self.constraint is not None and self.constraint.finished):
             self.finish("stop", text)
-        elif self._timings.generated_tokens == self.options.max_new_tokens or not self._has_room():
+        elif self._generated == self.options.max_new_tokens or not self._has_room():
             self.finish("length", text)
         elif text:
             self._send(text)
@@ -151,16 +154,25 @@ class Task:
         ids, last = tuple(self._token_ids), self.finish_reason is not None
         self._token_ids = []
         self._logprobs = None if self._logprobs is None else []
-        timings, stop = (self._timings, self._stops.found) if last else (None, None)
-        self._deliver(Chunk(text, ids, logprobs, self.finish_reason, timings=timings, stop=stop))
+        timings, stop = (self._timings(), self._stops.found) if last else (None, None)
+        self._deliver(Chunk(text, ids, logprobs, self.finish_reason, self._index, timings, stop))
+
+    def _timings(self) -> Timings:
+        now = time.perf_counter()
+        started, first = self._started or now, self._first or now
+        return Timings(
+            queued=started - self._arrived,
+            prompt=first - started,
+            generation=max(self._last - first, 0.0),
+            prompt_tokens=self._prompt_tokens,
+            reused_tokens=self._reused,
+            generated_tokens=self._generated,
+        )
 
     def _append(self, token: int) -> None:
-        now, count = time.perf_counter(), self._timings.generated_tokens
-        if count:
-            self._timings = replace(self._timings, generation=now - self._time, generated_tokens=count + 1)
-        else:
-            self._timings = replace(self._timings, prompt=now - self._time, generated_tokens=1)
-            self._time = now
+        self._last = time.perf_counter()
+        self._first = self._first or self._last
+        self._generated += 1
         self.tokens.append(token)
         self._token_ids.append(token)
         if self.options.sampling.uses_history:

@@ -112,7 +112,7 @@ PY_LAYERS = (
     PyLayer(
         "runtime/*",
         ours=(*VALUES, "formats", "runtime"),
-        others=("numpy", "tokenizers", "jinja2", "huggingface_hub"),
+        others=("numpy", "tokenizers", "jinja2", "huggingface_hub", "llguidance"),
     ),
     PyLayer(
         "serve/*",

@@ -2,7 +2,7 @@
 
 import fakes
 import pytest
-from fakes import FakeDecoder
+from fakes import ChatTemplate, FakeDecoder
 from small_tokenizers import byte_level
 
 from tmac.runtime.engine import Engine
@@ -22,14 +22,6 @@ def fake_core(monkeypatch):
     monkeypatch.setattr(core, "Sampler", fakes.FakeSampler, raising=False)
     monkeypatch.setattr(core, "log_probabilities", fakes.log_probabilities, raising=False)
     monkeypatch.setattr(core, "top_log_probabilities", fakes.top_log_probabilities, raising=False)
-
-
-class ChatTemplate:
-    """As the real one, but for Jinja."""
-
-    def render(self, messages, add_generation_prompt=True, tools=None):
-        text = "".join(f"[{message['role']}]{message['content']}\n" for message in messages)
-        return text + "[assistant]" * add_generation_prompt
 
 
 @pytest.fixture

@@ -135,7 +135,7 @@ class FakeSampler:
         self.params = params
         self.draws = 0
 
-    def sample(self, logits, history, mask):
+    def sample(self, logits, history, mask, prompt_size):
         assert logits.dtype == np.float32
         assert history.dtype == np.int32
         values = logits.astype(np.float64)
@@ -145,6 +145,8 @@ class FakeSampler:
             seen = np.unique(history)
             penalty = self.params["repetition_penalty"]
             values[seen] = np.where(values[seen] > 0, values[seen] / penalty, values[seen] * penalty)
+        new, counts = np.unique(history[prompt_size:], return_counts=True)
+        values[new] -= self.params["presence_penalty"] + self.params["frequency_penalty"] * counts
         if mask is not None:
             assert mask.dtype == np.uint32
             bits = np.unpackbits(mask.view(np.uint8), bitorder="little")[: len(values)].astype(bool)
@@ -153,7 +155,6 @@ class FakeSampler:
             values[~bits] = -np.inf
         if np.isnan(values).any():
             raise ValueError("[sample] a logit is NaN")
-        logits[:] = 0  # the real one works in place as well
         number, self.draws = self.draws, self.draws + 1
         if self.params["temperature"] == 0:
             return int(values.argmax())
@@ -175,3 +176,11 @@ def top_log_probabilities(row, n):
     values = log_softmax(row[None])[0]
     ids = np.argsort(-values, kind="stable")[:n].astype(np.int32)
     return ids, values[ids]
+
+
+class ChatTemplate:
+    """As the real one, but for Jinja."""
+
+    def render(self, messages, add_generation_prompt=True, tools=None, greeting=""):
+        text = greeting + "".join(f"[{message['role']}]{message['content']}\n" for message in messages)
+        return text + "[assistant]" * add_generation_prompt

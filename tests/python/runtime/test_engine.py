@@ -117,6 +117,19 @@ def test_penalties_see_the_prompt_and_the_text(make_engine):
     assert len({*result.token_ids, *prompt}) == len(result.token_ids) + len(set(prompt))
 
 
+def test_presence_and_frequency_are_those_of_the_text(make_engine):
+    engine = make_engine()
+    token = first_token(engine)
+    assert engine.generate([token], max_new_tokens=1, presence_penalty=1e6, logit_bias={token: 999.0}).token_ids == [
+        token
+    ]
+    result = engine.generate([1], max_new_tokens=3, frequency_penalty=400.0, logit_bias={token: 999.0})
+    assert result.token_ids == [token] * 3
+    assert (
+        engine.generate([1], max_new_tokens=4, frequency_penalty=400.0, logit_bias={token: 999.0}).token_ids[3] != token
+    )
+
+
 def test_logits_and_log_probabilities_do_not_depend_on_chunks(make_engine):
     ids = list(range(70))
     one, other = make_engine(chunk_size=1000), make_engine(chunk_size=9)
@@ -164,6 +177,8 @@ def test_chat_starts_a_new_text(make_engine):
     same = engine.generate("[user]Hello\n[assistant]", add_special_tokens=False, **WARM)
     assert answer.token_ids == same.token_ids
     assert "".join(chunk.text for chunk in engine.chat(messages, stream=True, **WARM)) == answer.text
+    greeted = engine.chat(messages, template={"greeting": "Hello"}, **WARM)
+    assert greeted.prompt_tokens == answer.prompt_tokens + len(engine.tokenizer.encode("Hello"))
 
 
 def test_nan_logits_are_an_error_of_their_own_text_only(make_engine):
