@@ -123,3 +123,17 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.line(f"{row['name']}: needs {', '.join(missing_features(row)) or 'another CPU'}")
     if not rows:
         terminalreporter.line("none: this CPU ran every kernel of the registry")
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The demo's real model, fetched as the demo fetches it. Offline and not in the cache: skips, and fails in CI."""
+    from tmac.cli.demo_model import demo_model
+    from tmac.cli.errors import CommandError
+
+    try:
+        return demo_model()
+    except CommandError as error:
+        if IN_CI:
+            pytest.fail(str(error))
+        pytest.skip(str(error))

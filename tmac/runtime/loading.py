@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tmac import _core
 from tmac._core import UnsupportedSpecError
 from tmac.codes import FormatError
 from tmac.formats import open_checkpoint
@@ -18,11 +19,13 @@ from tmac.formats.checkpoint import Array, Checkpoint, StoredTensor, to_float32
 from tmac.formats.errors import format_error
 from tmac.formats.in_order import in_order
 from tmac.progress import with_progress
+from tmac.runtime.chat_template import ChatTemplates
 from tmac.runtime.description import ModelDescription
 from tmac.runtime.families import describe
 from tmac.runtime.hub import local_path
 from tmac.runtime.low_bits import low_bit_spec, pack_floats, pack_layer
 from tmac.runtime.places import Place, find_places
+from tmac.runtime.tokenizer import Tokenizer, load_tokenizer
 from tmac.spec import Activation, QuantSpec
 
 LARGE = 64 << 20  # bytes; such weights are read one at a time, and first, while the model takes little memory
@@ -150,32 +153,6 @@ def load_weights(
         pass
 
 
-def load_model(
-    path_or_id: str | Path,
-    make_builder: Callable[[dict[str, Any]], Any],
-    *,
-    requantize: Sequence[str] | Literal["all"] = (),
-    revision: str | None = None,
-    **options: Any,
-) -> tuple[OpenModel, Any]:
-    """`open_model`, `load_weights` (which see) and `build`.
-
-    Args:
-        path_or_id: as of `open_model`.
-        make_builder: `_core.ModelBuilder`.
-        requantize: as of `open_model`.
-        revision: as of `open_model`.
-        options: of `load_weights`.
-
-    Returns:
-        the opened checkpoint, and what `build` gives.
-    """
-    opened = open_model(path_or_id, requantize=requantize, revision=revision)
-    builder = make_builder(opened.description.config)
-    load_weights(opened, builder, **options)
-    return opened, builder.build()
-
-
 @dataclass(frozen=True)
 class Ready:
     """A weight that has been read: packed, or floats."""
@@ -293,3 +270,57 @@ def _stacks_together(places: Sequence[Place]) -> list[list[Place]]:
         name = place.tensor.name if stacked and place.tensor is not None else place.name
         groups.setdefault(name, []).append(place)
     return list(groups.values())
+
+
+@dataclass(frozen=True)
+class EngineParts:
+    """What an engine is made of.
+
+    Args:
+        model: of the compiled core.
+        model_config: what it was made with.
+        config: `config.json`.
+        tokenizer: of the checkpoint.
+        eos_ids: tokens that end an answer.
+        chat_template: None where the checkpoint has none.
+        context_length: positions that the model was made for.
+    """
+
+    model: Any
+    model_config: dict[str, Any]
+    config: dict[str, Any]
+    tokenizer: Tokenizer
+    eos_ids: frozenset[int]
+    chat_template: ChatTemplates | None
+    context_length: int
+
+
+def load_engine_parts(
+    path_or_id: str | Path, *, make_builder: Callable[[dict[str, Any]], Any] | None = None, **options: Any
+) -> EngineParts:
+    """Model and tokenizer of a checkpoint.
+
+    Args:
+        path_or_id: as of `open_model`.
+        make_builder: None is `_core.ModelBuilder`.
+        options: of `open_model` and `load_weights`.
+
+    Raises:
+        FileNotFoundError: the checkpoint has no tokenizer.
+        FormatError, ValueError, OSError: as `open_model`, `load_weights` and `load_tokenizer`.
+    """
+    opening = {name: options.pop(name) for name in ("requantize", "revision") if name in options}
+    opened = open_model(path_or_id, **opening)
+    tokenizer = load_tokenizer(opened.checkpoint)
+    builder = (make_builder or vars(_core)["ModelBuilder"])(opened.description.config)
+    load_weights(opened, builder, **options)
+    content = opened.description.config
+    return EngineParts(
+        builder.build(),
+        content,
+        dict(opened.checkpoint.config or {}),
+        tokenizer,
+        tokenizer.eos_ids,
+        tokenizer.chat_template,
+        content["context_length"],
+    )

@@ -27,20 +27,6 @@ def tmac_command():
     return run
 
 
-@pytest.fixture(scope="session")
-def smollm2():
-    """The demo's real model, fetched as the demo fetches it. Offline and not in the cache: skips, and fails in CI."""
-    from tmac.cli.demo_model import demo_model
-    from tmac.cli.errors import CommandError
-
-    try:
-        return demo_model()
-    except CommandError as error:
-        if os.environ.get("CI", "").lower() in ("1", "true"):
-            pytest.fail(str(error))
-        pytest.skip(str(error))
-
-
 @pytest.fixture
 def engine(monkeypatch):
     """The engine that `tmac generate` and `tmac chat` load."""

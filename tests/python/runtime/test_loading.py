@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import tmac
 from tmac import FormatError, QuantConfig
 from tmac.formats import open_checkpoint
-from tmac.runtime.loading import load_model, load_weights, open_model
+from tmac.runtime.loading import load_weights, open_model
 from tmac.runtime.low_bits import low_bit_spec
 
 WITH_MODEL = (
@@ -43,7 +43,10 @@ WITH_MODEL = (
 
 
 def load(path, **options):
-    return load_model(path, RecordingBuilder, **options)
+    opened = open_model(path)
+    builder = RecordingBuilder(opened.description.config)
+    load_weights(opened, builder, **options)
+    return opened, builder
 
 
 def by_runtime_names(opened, model):
