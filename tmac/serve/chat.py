@@ -75,7 +75,7 @@ class ChatCompletion:
             raise unsupported("messages", "the model has no chat template: use /v1/completions")
         try:
             text = await self._service.in_thread(
-                lambda: engine.apply_chat_template(request.messages, add_generation_prompt=True, tools=request.tools)
+                lambda: engine.apply_chat_template(request.messages, tools=request.tools, **request.variables)
             )
         except Exception as error:
             if not _is_template_error(error):

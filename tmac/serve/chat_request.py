@@ -22,6 +22,7 @@ REFUSED = {
     "verbosity": "the model has no such setting",
     "web_search_options": "this server searches nothing",
 }
+OWN_VARIABLES = {"messages", "tools", "add_generation_prompt", "chat_template"}
 IGNORED = ("parallel_tool_calls", "prompt_cache_retention")
 
 
@@ -33,6 +34,7 @@ class ChatRequest:
         model: whose answers.
         messages: as chat templates take them.
         tools: as chat templates take them, or None.
+        variables: what else the template is given.
         logprobs: so many most likely tokens at each place; None: no log-probabilities.
         generation: the rest.
     """
@@ -40,6 +42,7 @@ class ChatRequest:
     model: str
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None
+    variables: dict[str, Any]
     logprobs: int | None
     generation: Generation
 
@@ -54,6 +57,7 @@ def read_chat(body: Any, settings: Settings, vocab_size: int) -> ChatRequest:
     model = fields.needed_string("model")
     messages = _messages(fields)
     tools = _tools(fields)
+    variables = _variables(fields)
     logprobs = _logprobs(fields)
     max_tokens = fields.integer("max_completion_tokens", 1)
     older = fields.integer("max_tokens", 1)
@@ -63,7 +67,7 @@ def read_chat(body: Any, settings: Settings, vocab_size: int) -> ChatRequest:
     fields.finish()
     if logprobs is not None:
         generation.options["logprobs"] = logprobs
-    return ChatRequest(model, messages, tools, logprobs, generation)
+    return ChatRequest(model, messages, tools, variables, logprobs, generation)
 
 
 def _logprobs(fields: Fields) -> int | None:
@@ -72,6 +76,20 @@ def _logprobs(fields: Fields) -> int | None:
     if top is not None and not wanted:
         raise invalid("top_logprobs", "only with logprobs: true")
     return (top or 0) if wanted else None
+
+
+def _variables(fields: Fields) -> dict[str, Any]:
+    """What the template may ask for, `enable_thinking` for instance; but not another template."""
+    name = "chat_template_kwargs"
+    value = fields.take(name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise invalid(name, f"expected an object, found {shown(value)}", "invalid_type")
+    taken = sorted(value.keys() & OWN_VARIABLES)
+    if taken:
+        raise unsupported(f"{name}.{taken[0]}", "the server sets it itself")
+    return value
 
 
 def _messages(fields: Fields) -> list[dict[str, Any]]:
@@ -95,7 +113,10 @@ def _message(fields: Fields) -> dict[str, Any]:
     name = fields.string("name")
     if name is not None:
         message["name"] = name
-    fields.ignore(("refusal", "annotations", "audio", "function_call", "reasoning_content"))
+    thought = fields.string("reasoning_content")
+    if thought is not None:
+        message["reasoning_content"] = thought
+    fields.ignore(("refusal", "annotations", "audio", "function_call"))
     fields.finish()
     return message
 

@@ -135,11 +135,11 @@ class FakeEngine:
     def chat_template(self, with_tools=False):
         return self.template
 
-    def apply_chat_template(self, messages, add_generation_prompt=True, tools=None):
+    def apply_chat_template(self, messages, add_generation_prompt=True, tools=None, **variables):
         assert add_generation_prompt
         if any(message["content"] == "refused" for message in messages):
             raise ValueError("roles must alternate")
-        return json.dumps({"messages": messages, "tools": tools})
+        return json.dumps({"messages": messages, "tools": tools, **variables})
 
     def token_logprobs(self, ids, top):
         return [logprob_of(token, top) for token in ids[1:]]

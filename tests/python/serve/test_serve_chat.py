@@ -113,6 +113,14 @@ def test_messages_of_every_role(client, plain):
     assert rendered(plain)["tools"] == [{"type": "function", "function": function}]
 
 
+def test_what_else_a_template_asks_for(client, plain):
+    ask(client, extra_body={"chat_template_kwargs": {"enable_thinking": False}})
+    assert rendered(plain)["enable_thinking"] is False
+    messages = [{"role": "assistant", "content": "a", "reasoning_content": "b"}]
+    assert plain.post("chat/completions", {"model": "fake", "messages": messages}).status_code == 200
+    assert rendered(plain)["messages"] == messages
+
+
 def test_tools_can_be_left_out(client, plain):
     ask(client, tools=[TOOL], tool_choice="none")
     assert rendered(plain)["tools"] is None

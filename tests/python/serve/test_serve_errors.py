@@ -93,7 +93,7 @@ def test_fields_of_both_endpoints(serve_limited, path, fields, param, words):
 
 @pytest.fixture(scope="module")
 def serve_limited():
-    from conftest import Running
+    from running import Running
 
     with Running(FakeEngine(), max_tokens=100) as server:
         yield server
@@ -173,6 +173,12 @@ NOW = {"name": "now"}
             {"tools": [{"type": "function", "function": {**NOW, "parameters": 1}}]},
             "tools[0].function.parameters",
             "expected a schema",
+        ),
+        ({"chat_template_kwargs": 1}, "chat_template_kwargs", "expected an object"),
+        (
+            {"chat_template_kwargs": {"chat_template": "{{ 1 }}"}},
+            "chat_template_kwargs.chat_template",
+            "the server sets it itself",
         ),
         ({"tool_choice": "required"}, "tool_choice", "only auto and none"),
         ({"messages": [{**USER, "content": "x" * 5000}]}, "messages", "the model's context holds 4096"),

@@ -6,7 +6,7 @@ import threading
 
 import openai
 import pytest
-from conftest import Running
+from running import Running
 
 import tmac
 
