@@ -326,17 +326,27 @@ class Engine:
         self._evaluator.logits(checked.tolist(), take)
         return found
 
-    def token_logprobs(self, ids: Sequence[int], top: int = 0) -> list[TokenLogprob]:
+    def token_logprobs(
+        self, ids: Sequence[int], top: int = 0, cancelled: Callable[[], bool] = lambda: False
+    ) -> list[TokenLogprob]:
         """What `log_probabilities` gives, with the `top` most likely tokens at each place.
+
+        Args:
+            ids: of a text.
+            top: how many.
+            cancelled: asked after every pass; True ends it.
 
         Raises:
             TypeError, ValueError: as in `logits`.
+            RuntimeError: it was cancelled.
         """
         checked, count = self._checked("ids", ids), integer("top", top, 0, self.vocab_size)
         found: list[TokenLogprob] = []
 
         def take(begin: int, rows: Floats) -> None:
             following = np.array(checked[begin + 1 : begin + 1 + len(rows)], np.int32)
+            if cancelled():
+                raise RuntimeError("[token_logprobs] cancelled")
             for row, token in zip(rows, following, strict=False):
                 value = float(core.log_probabilities(row[None], token[None])[0])
                 best = core.top_log_probabilities(row, count) if count else ()

@@ -12,7 +12,7 @@ from tmac.serve.completion_request import CompletionRequest
 from tmac.serve.logprobs import CompletionLogprobs, shown_tokens
 from tmac.serve.replies import Sender
 from tmac.serve.service import Service
-from tmac.serve.texts import Job, Texts
+from tmac.serve.texts import Job, Texts, score
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Completion:
         text = await self._service.in_thread(lambda: engine.tokenizer.decode(ids, skip_special_tokens=True))
         if top is None:
             return text, []
-        rest = await self._service.in_thread(lambda: engine.token_logprobs(ids, top)) if len(ids) > 1 else []
+        rest = await score(self._service, ids, top) if len(ids) > 1 else []
         return text, [FirstToken(ids[0]), *rest]
 
     def _pieces(self, echoes: list[tuple[str, list[Any]]], finish_reason: str | None) -> list[dict[str, Any]]:

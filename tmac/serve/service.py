@@ -43,7 +43,7 @@ class ServedEngine(Protocol):
         tools: list[Any] | None = None,
         **variables: Any,
     ) -> str: ...
-    def token_logprobs(self, ids: list[int], top: int, /) -> Sequence[Any]: ...
+    def token_logprobs(self, ids: list[int], top: int, cancelled: Callable[[], bool]) -> Sequence[Any]: ...
 
 
 class Service:
@@ -62,7 +62,7 @@ class Service:
         self.token_texts = TokenTexts(engine.tokenizer)
         self.generating = ThreadPoolExecutor(settings.max_requests, thread_name_prefix="tmac-serve-text")
         self._preparing = ThreadPoolExecutor(2, thread_name_prefix="tmac-serve-prompt")
-        self.runs: set[asyncio.Task[None]] = set()  # held here: the event loop alone would let them go
+        self.runs: set[asyncio.Task[Any]] = set()  # held here: the event loop alone would let them go
         self.replies: set[asyncio.Task[Any]] = set()
 
     async def close(self) -> None:

@@ -76,15 +76,15 @@ class Place:
 
     def __init__(self, slots: Slots) -> None:
         self._slots = slots
-        self._entered = self._left = False
+        self.entered = self._left = False
 
     async def enter(self) -> None:
         """Waits for the turn."""
         await self._slots.enter()
-        self._entered = True
+        self.entered = True
 
     def leave(self) -> None:
         """Gives the place back. Twice is once."""
         if not self._left:
             self._left = True
-            self._slots.give_back(self._entered)
+            self._slots.give_back(self.entered)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import threading
 import traceback
@@ -96,7 +97,7 @@ class _Run:
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._request: EngineRequest | None = None
-        self._stopped = self._entered = False
+        self._stopped = False
         self._task = self._loop.create_task(self._run())
         service.runs.add(self._task)
         self._task.add_done_callback(self._over)
@@ -105,14 +106,13 @@ class _Run:
         """Cancels it, wherever it is; harmless when it has ended."""
         with self._lock:
             self._stopped, request = True, self._request
-        if not self._entered:
+        if not self._place.entered:
             self._task.cancel()
         elif request is not None:
             request.cancel()
 
     async def _run(self) -> None:
         await self._place.enter()
-        self._entered = True
         await self._loop.run_in_executor(self._service.generating, self._generate)
 
     def _over(self, task: asyncio.Task[None]) -> None:
@@ -176,6 +176,38 @@ class _Run:
             if item.finish_reason is not None:
                 metrics.texts[item.finish_reason] += 1
         self._queue.put_nowait((self._index, item))
+
+
+async def score(service: Service, ids: list[int], top: int) -> Sequence[Any]:
+    """The `TokenLogprob`s of a prompt but for its first token; takes a text's place.
+
+    Raises:
+        ApiError: there is no place for it.
+    """
+    (place,) = service.slots.reserve(1)
+    cancelled = threading.Event()
+
+    async def run() -> Sequence[Any]:
+        await place.enter()
+        work = functools.partial(service.engine.token_logprobs, ids, top, cancelled.is_set)
+        return await asyncio.get_running_loop().run_in_executor(service.generating, work)
+
+    def over(done: asyncio.Task[Sequence[Any]]) -> None:
+        service.runs.discard(done)
+        place.leave()
+        if not done.cancelled():
+            done.exception()  # has been seen
+
+    task = asyncio.ensure_future(run())
+    service.runs.add(task)
+    task.add_done_callback(over)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        cancelled.set()
+        if not place.entered:
+            task.cancel()
+        raise
 
 
 def _refusal(error: Exception) -> ApiError:

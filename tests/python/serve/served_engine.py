@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from dataclasses import dataclass, field
 
 from tmac.runtime.generate import Chunk, TokenLogprob
@@ -26,15 +27,10 @@ class ByteTokenizer:
         return [BEGIN] * add_special_tokens + list(text.encode())
 
     def decode(self, ids, skip_special_tokens=True):
-        special = {END: "<end>", BEGIN: "<begin>"}
-        text, held = "", b""
-        for token in ids:
-            if token in special:
-                text += held.decode("utf-8", "replace") + ("" if skip_special_tokens else special[token])
-                held = b""
-            else:
-                held += bytes([token])
-        return text + held.decode("utf-8", "replace")
+        if skip_special_tokens:
+            return bytes(token for token in ids if token < END).decode("utf-8", "replace")
+        special = {END: b"<end>", BEGIN: b"<begin>"}
+        return b"".join(special.get(token) or bytes([token]) for token in ids).decode("utf-8", "replace")
 
     def to_json(self):
         vocab = {char: byte for byte, char in byte_level().items()}
@@ -113,6 +109,7 @@ class FakeEngine:
         self.held_from = None  # texts wait for `go` before this token
         self.failure = None  # (token, error)
         self.refusal = None
+        self.scoring_held = False
         self.changed = threading.Condition()
 
     def submit(self, prompt, **options):
@@ -141,7 +138,12 @@ class FakeEngine:
             raise ValueError("roles must alternate")
         return json.dumps({"messages": messages, "tools": tools, **variables})
 
-    def token_logprobs(self, ids, top):
+    def token_logprobs(self, ids, top, cancelled):
+        while self.scoring_held:
+            if cancelled():
+                self.scoring_held = False
+                raise RuntimeError("cancelled")
+            time.sleep(0.01)
         return [logprob_of(token, top) for token in ids[1:]]
 
     def await_requests(self, count, seconds=30):

@@ -201,6 +201,22 @@ def test_a_client_that_leaves_the_queue(serve):
     assert len(server.engine.requests) == 1
 
 
+def test_prompts_that_are_scored_take_places(serve):
+    server = serve(max_requests=1, max_queued=1)
+    server.engine.scoring_held = True
+    fields = {"model": "fake", "prompt": "abc", "echo": True, "logprobs": 1, "max_tokens": 0}
+    first, second = raw_request(server, fields), raw_request(server, fields)
+    server.until(lambda: server.metric("tmac_texts_running") == server.metric("tmac_texts_waiting") == 1)
+    assert server.complete(echo=True, logprobs=1).status_code == 429
+    second.close()
+    server.until(lambda: server.metric("tmac_texts_waiting") == 0)
+    assert server.engine.scoring_held
+    first.close()
+    server.until(lambda: not server.engine.scoring_held)  # who scores has been told
+    server.until(lambda: server.metric("tmac_texts_running") == 0)
+    assert server.complete(echo=True, logprobs=1).status_code == 200
+
+
 def test_the_openai_client_closes_a_stream(serve):
     server = serve(held(held_from=3))
     with server.client() as client:
@@ -270,18 +286,16 @@ def test_what_is_no_http(plain, data):
 
 
 def test_a_client_that_does_not_read(serve):
-    """Its stream fills the buffers and ends with its time; others are served meanwhile."""
-    server = serve(FakeEngine(lambda _: "x" * 50_000, context_length=100_000), request_timeout=2)
-    with socket.socket() as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.connect(("127.0.0.1", server.port))
-        data = json.dumps({"model": "fake", "prompt": "x", "stream": True, "max_tokens": 60_000}).encode()
-        head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-        connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
-        server.engine.await_requests(1)
-        assert server.complete(max_tokens=1).status_code == 200
-        server.until(lambda: 'status="200"} 1' in server.http.get("/metrics").text)
+    """What is sent to it fills the buffers, and ends with its time; others are served meanwhile."""
+    server = serve(FakeEngine(context_length=1 << 21), request_timeout=4)
+    echoes = {"model": "fake", "prompt": "x" * (1 << 20), "stream": True, "echo": True, "max_tokens": 1, "n": 20}
+    with raw_request(server, echoes):
+        server.engine.await_requests(20)
         server.until(lambda: server.metric("tmac_texts_running") == 0)
+        assert len(server.service.replies) == 1
+        assert server.complete().status_code == 200
+        server.until(lambda: not server.service.replies)
+    assert server.complete().status_code == 200
 
 
 def test_counters(serve):
