@@ -1,6 +1,6 @@
 """The compiled core. Arrays are C-contiguous; a wrong dtype or shape raises ValueError, never a silent copy."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 import numpy as np
@@ -166,6 +166,7 @@ def codes_to_planes(codes: NDArray[np.uint8], bits: int, num_threads: int = 0) -
 def planes_to_codes(planes: NDArray[np.uint8], in_features: int, num_threads: int = 0) -> NDArray[np.uint8]: ...
 def codes_to_trits(codes: NDArray[np.uint8], num_threads: int = 0) -> NDArray[np.uint8]: ...
 def trits_to_codes(trits: NDArray[np.uint8], in_features: int, num_threads: int = 0) -> NDArray[np.uint8]: ...
+def trits_to_planes(trits: NDArray[np.uint8], in_features: int, num_threads: int = 0) -> NDArray[np.uint8]: ...
 def unpack_stream(stream: NDArray[np.uint8], bits: int, count: int, num_threads: int = 0) -> NDArray[np.uint8]:
     """Bytes [rows, nbytes], each row a stream of codes from the least significant bit on -> codes [rows, count]."""
 
@@ -195,5 +196,124 @@ def get_num_threads() -> int: ...
 def thread_backend() -> Literal["own", "openmp"]:
     """What runs the next operation of more than one thread: our own workers, or, where torch is loaded, the OpenMP
     runtime that torch uses."""
+
+class CacheFullError(RuntimeError): ...
+
+class Model:
+    """The weights of a model in their places. Shared by any number of decoders."""
+
+    @property
+    def family(self) -> str: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def context_length(self) -> int: ...
+    @property
+    def weight_bytes(self) -> int: ...
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of weights that one generated token reads: no embedding, of the experts those it is sent to."""
+
+class ModelBuilder:
+    """Collects the weights of a model by name (docs/runtime.md). Matrices are not copied and must not change as long as
+    the model lives."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None: ...
+    def add_packed(self, name: str, buffer: NDArray[np.uint8], bias: NDArray[np.float32] | None = None) -> None:
+        """The bytes of a PackedWeight."""
+
+    def add_floats(
+        self,
+        name: str,
+        array: NDArray[Any],
+        dtype: Literal["F32", "F16", "BF16"],
+        bias: NDArray[np.float32] | None = None,
+    ) -> None:
+        """A matrix [n, k] of any of the types (bf16 as uint16), or a vector [n] of F32."""
+
+    def build(self) -> Model:
+        """Raises ValueError naming the weight that is missing, unknown, or of another shape than the config says."""
+
+class Decoder:
+    """Runs a model over sequences in a KV cache. One thread at a time: another one gets a RuntimeError."""
+
+    def __init__(
+        self, model: Model, cache_type: Literal["f32", "f16", "int8"] = "f16", max_positions: int = 0
+    ) -> None: ...
+    def create(self) -> int: ...
+    def fork(self, sequence: int, length: int) -> int:
+        """A sequence with the first `length` positions of another; they share memory until one of them grows."""
+
+    def release(self, sequence: int) -> None: ...
+    def truncate(self, sequence: int, length: int) -> bool:
+        """False, and nothing has changed, where a sliding window has dropped what the shorter sequence needs."""
+
+    def length(self, sequence: int) -> int: ...
+    def trim(self) -> None:
+        """Gives memory of released sequences back to the system."""
+
+    def forward(
+        self,
+        ids: Sequence[int],
+        tokens: Sequence[NDArray[np.int32]],
+        phase: Literal["prompt", "decode"],
+        wanted: Sequence[NDArray[np.int32]],
+        rope_lengths: Sequence[int] | None = None,
+        num_threads: int = 0,
+    ) -> NDArray[np.float32]:
+        """Appends tokens to sequences and gives the logits [rows, vocab_size] of the wanted rows of each chunk.
+
+        `rope_lengths`: the length of each prompt as a whole, for rotary frequencies that depend on it. Where it fails
+        or is interrupted, the sequences are as before. Raises CacheFullError above `max_positions`."""
+
+    def forward_tree(
+        self, sequence: int, tokens: NDArray[np.int32], parents: NDArray[np.int32], num_threads: int = 0
+    ) -> NDArray[np.float32]:
+        """Logits [nodes, vocab_size] of a token tree behind the sequence, which stays as it is until keep()."""
+
+    def keep(self, sequence: int, nodes: Sequence[int]) -> None:
+        """The sequence goes on with these nodes of its last tree, a path from a root."""
+
+    def save(self, sequence: int) -> bytes: ...
+    def restore(self, data: bytes | bytearray | memoryview) -> int: ...
+    def profile(self, on: bool) -> None: ...
+    def take_profile(self) -> dict[str, float]:
+        """Seconds by stage since the last call, "total" seconds, and how many "passes" and "rows"."""
+
+    @property
+    def cache_bytes(self) -> int: ...
+
+class Sampler:
+    """Chooses tokens: docs/runtime.md. The n-th choice depends on the seed, n, the logits and the history alone."""
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        seed: int = 0,
+        logit_bias: Sequence[tuple[int, float]] = (),
+    ) -> None: ...
+    def sample(
+        self,
+        logits: NDArray[np.float32],
+        history: NDArray[np.int32],
+        mask: NDArray[np.uint32] | None = None,
+        prompt_size: int = 0,
+    ) -> int:
+        """One token id. `logits` [vocab]; of `mask` bit i % 32 of word i / 32 allows token i; the first `prompt_size`
+        tokens of the history are the prompt, which presence and frequency penalties do not count."""
+    draws: int
+
+def log_probabilities(logits: NDArray[np.float32], ids: NDArray[np.int32], num_threads: int = 0) -> NDArray[np.float32]:
+    """Log-probability of ids[i] by row i of logits [rows, vocab]."""
+
+def top_log_probabilities(logits: NDArray[np.float32], count: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """(ids, log-probabilities) of the most probable tokens of one row, most probable first."""
 
 __version__: str

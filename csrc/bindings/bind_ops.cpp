@@ -1,6 +1,5 @@
-#include <chrono>
-
 #include "bindings/bindings.h"
+#include "bindings/signal_check.h"
 #include "kernels/registry.h"
 #include "ops/barrier_time.h"
 #include "ops/dot_peak.h"
@@ -64,10 +63,13 @@ py::list linear_shared(const py::array& x, const std::vector<py::array>& buffers
     const Phase phase = phase_from_name(phase_name);
     const auto* input = require_array<float>(x, "x", 2);
     const Tensor in{const_cast<float*>(input), DType::f32, x.shape(0), x.shape(1), x.shape(1)};
+    std::vector<WeightView> weights;
+    for (const py::array& buffer : buffers) {
+        weights.push_back(view_weight(require_array<uint8_t>(buffer, "buffer", 1), buffer.shape(0)));
+    }
     std::vector<Projection> projections;
     py::list results;
-    for (const py::array& buffer : buffers) {
-        const WeightView weight = view_weight(require_array<uint8_t>(buffer, "buffer", 1), buffer.shape(0));
+    for (const WeightView& weight : weights) {
         py::array_t<float> y({static_cast<int64_t>(x.shape(0)), weight.header.n});
         projections.push_back(
             {weight, nullptr, {y.mutable_data(), DType::f32, x.shape(0), weight.header.n, weight.header.n}});
@@ -102,25 +104,6 @@ uint64_t read_pass_array(const py::array& buffer, int num_threads, int streams) 
     const ReleasedGil release;
     return read_pass(data, bytes, streams, num_threads);
 }
-
-/// Lets Ctrl-C through, at most every fiftieth of a second: asking costs the GIL.
-class SignalCheck {
-public:
-    void operator()() {
-        const auto now = std::chrono::steady_clock::now();
-        if (now - last_ < std::chrono::milliseconds(20)) {
-            return;
-        }
-        const py::gil_scoped_acquire acquire;
-        if (PyErr_CheckSignals() != 0) {
-            throw py::error_already_set();
-        }
-        last_ = std::chrono::steady_clock::now();
-    }
-
-private:
-    std::chrono::steady_clock::time_point last_{};
-};
 
 py::list time_kernels_list(const py::object& spec_object, int64_t out_features, int64_t in_features,
                            std::vector<int64_t> tokens, int num_threads, int runs) {

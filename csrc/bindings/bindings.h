@@ -34,6 +34,9 @@ void bind_core(py::module_& module);
 void bind_weights(py::module_& module);
 void bind_ops(py::module_& module);
 void bind_streams(py::module_& module);
+void bind_model(py::module_& module);
+void bind_decoder(py::module_& module);
+void bind_sampler(py::module_& module);
 
 /// Reads the attributes of tmac.QuantSpec and validates them.
 QuantSpec spec_from_python(const py::handle& object);

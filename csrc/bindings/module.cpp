@@ -5,5 +5,8 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
     tmac::bind_weights(module);
     tmac::bind_ops(module);
     tmac::bind_streams(module);
+    tmac::bind_model(module);
+    tmac::bind_decoder(module);
+    tmac::bind_sampler(module);
     module.attr("__version__") = TMAC_VERSION;
 }

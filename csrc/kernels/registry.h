@@ -7,6 +7,7 @@
 
 #include "core/quant_spec.h"
 #include "kernels/kernel.h"
+#include "kernels/vector_ops.h"
 
 namespace tmac {
 
@@ -70,6 +71,12 @@ Selection make_selection(uint32_t features, const std::string& isa, const std::s
 
 /// TMAC_CPU_FEATURES, TMAC_ISA, TMAC_KERNEL and TMAC_METHOD of this process.
 const Selection& selection();
+
+/// The float operations of this process: the best that it may run, or those of TMAC_ISA.
+const VectorOps& vector_ops();
+
+/// Those of an instruction set, or null: what this build has, whether the CPU can run it or not.
+const VectorOps* find_vector_ops(std::string_view name);
 
 /// The kernels for `spec`. Throws UnsupportedSpec when the selection has none.
 KernelPair select_kernels(const QuantSpec& spec, const Selection& selection);

@@ -23,6 +23,15 @@ inline void load_row(const Tensor& x, int64_t row, float* out) {
     }
 }
 
+/// Row `row` of `x` as f32: where it lies if it is, else in `scratch`, [columns].
+inline const float* row_of(const Tensor& x, int64_t row, float* scratch) {
+    if (x.type == DType::f32) {
+        return static_cast<const float*>(x.data) + row * x.stride;
+    }
+    load_row(x, row, scratch);
+    return scratch;
+}
+
 /// Columns [begin, end) of row `row` of `y`, rounded to its type.
 inline void store_columns(const Tensor& y, int64_t row, int64_t begin, int64_t end, const float* values) {
     const int64_t first = row * y.stride;

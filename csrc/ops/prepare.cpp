@@ -53,6 +53,31 @@ Place place_of(const PreparedInput& input, int32_t tokens, int32_t token) {
     return {first * input.act_bytes + (token - first) * 4, count * 4};
 }
 
+/// The columns in the weight's order: the row itself where it already is.
+const float* in_weight_order(const float* x, const WeightView& weight, std::vector<float>& permuted) {
+    const int32_t* perm = weight.perm();
+    if (perm == nullptr) {
+        return x;
+    }
+    const auto k = static_cast<size_t>(weight.header.k);
+    permuted.resize(k);
+    for (size_t i = 0; i < k; ++i) {
+        permuted[i] = x[perm[i]];
+    }
+    return permuted.data();
+}
+
+/// NaN, where a sum has overflowed already, or so large that one over groups might.
+bool any_huge(const float* act_scales, size_t count) {
+    return std::any_of(act_scales, act_scales + count, [](float value) { return !(value < kHugeActScale); });
+}
+
+bool all_finite(const float* values, int64_t count) {
+    return std::all_of(values, values + count, [](float value) { return std::isfinite(value); });
+}
+
+}  // namespace
+
 void reserve(const Kernel& kernel, const WeightView& weight, int32_t tokens, PreparedInput& out) {
     const LayoutShape shape = layout_shape(weight.header.layout, weight.header.spec.bits);
     out.act_groups = make_act_groups(weight.header.spec, weight.header.k, shape.k_chunk);
@@ -67,41 +92,15 @@ void reserve(const Kernel& kernel, const WeightView& weight, int32_t tokens, Pre
     out.scaled_down.assign(static_cast<size_t>(tokens), 0);
 }
 
-/// A token as f32 in the weight's column order: the input itself where it already is.
-const float* gather_row(const Tensor& x, int64_t row, const int32_t* perm, std::vector<float>& scratch) {
-    if (x.type == DType::f32 && perm == nullptr) {
-        return static_cast<const float*>(x.data) + row * x.stride;
-    }
-    const auto k = static_cast<size_t>(x.columns);
-    scratch.resize(2 * k);
-    float* plain = scratch.data();
-    load_row(x, row, plain);
-    if (perm == nullptr) {
-        return plain;
-    }
-    float* permuted = plain + k;
-    for (size_t i = 0; i < k; ++i) {
-        permuted[i] = plain[perm[i]];
-    }
-    return permuted;
-}
-
-/// NaN, where a sum has overflowed already, or so large that one over groups might.
-bool any_huge(const float* act_scales, size_t count) {
-    return std::any_of(act_scales, act_scales + count, [](float value) { return !(value < kHugeActScale); });
-}
-
-bool all_finite(const float* values, int64_t count) {
-    return std::all_of(values, values + count, [](float value) { return std::isfinite(value); });
-}
-
-void prepare_token(const Kernel& kernel, const WeightView& weight, const float* x, int32_t token, PreparedInput& out) {
+void prepare_token(const Kernel& kernel, const WeightView& weight, const float* x, int32_t token,
+                   std::vector<float>& permuted, PreparedInput& out) {
+    const float* columns = in_weight_order(x, weight, permuted);
     const size_t groups = out.act_groups.size();
     const size_t first = static_cast<size_t>(token) * groups;
     const Place place = place_of(out, static_cast<int32_t>(out.scaled_down.size()), token);
     PrepareArgs args{&weight.header.spec,
                      weight.header.layout,
-                     x,
+                     columns,
                      weight.header.k,
                      out.act_groups.data(),
                      static_cast<int32_t>(groups),
@@ -111,19 +110,17 @@ void prepare_token(const Kernel& kernel, const WeightView& weight, const float* 
                      out.act_sum.data() + first,
                      out.act_isum.data() + first};
     kernel.prepare(args);
-    const bool overflow =
-        kernel.method != Method::float_exact && any_huge(args.act_scale, groups) && all_finite(x, weight.header.k);
+    const bool overflow = kernel.method != Method::float_exact && any_huge(args.act_scale, groups) &&
+                          all_finite(columns, weight.header.k);
     if (!overflow) {
         return;
     }
-    std::vector<float> smaller(x, x + weight.header.k);
+    std::vector<float> smaller(columns, columns + weight.header.k);
     std::for_each(smaller.begin(), smaller.end(), [](float& value) { value *= kScaleDown; });
     args.x = smaller.data();
     kernel.prepare(args);
     out.scaled_down[static_cast<size_t>(token)] = 1;
 }
-
-}  // namespace
 
 int64_t tokens_at_once(const Kernel& kernel) {
     return kernel.method == Method::lut || kernel.method == Method::lut_fast ? kMaxLutTokens : kMaxTokens;
@@ -143,10 +140,11 @@ void prepare(const Kernel& kernel, const WeightView& weight, const Tensor& x, in
              int num_threads, PreparedInput& out) {
     reserve(kernel, weight, tokens, out);
     parallel_for(tokens, 1, tokens * x.columns < 4096 ? 1 : num_threads, [&](Range range) {
-        std::vector<float> scratch;
+        std::vector<float> row(static_cast<size_t>(x.columns));
+        std::vector<float> permuted;
         for (int64_t token = range.begin; token < range.end; ++token) {
-            const float* row = gather_row(x, first + token, weight.perm(), scratch);
-            prepare_token(kernel, weight, row, static_cast<int32_t>(token), out);
+            const float* values = row_of(x, first + token, row.data());
+            prepare_token(kernel, weight, values, static_cast<int32_t>(token), permuted, out);
         }
     });
 }

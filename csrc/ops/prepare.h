@@ -33,6 +33,14 @@ int64_t tokens_at_once(const Kernel& kernel);
 /// Whether one encoding of an input serves both kernels over their weights.
 bool same_encoding(const Kernel& kernel, const WeightView& weight, const Kernel& other_kernel, const WeightView& other);
 
+/// Makes room for `tokens` tokens, encoded for one of the weight's kernels.
+void reserve(const Kernel& kernel, const WeightView& weight, int32_t tokens, PreparedInput& out);
+
+/// Encodes one token, `x` f32 [k] in the checkpoint's order, as number `token` of those that reserve() made room for.
+/// Several threads may encode tokens of the same input. `permuted` is a buffer that grows.
+void prepare_token(const Kernel& kernel, const WeightView& weight, const float* x, int32_t token,
+                   std::vector<float>& permuted, PreparedInput& out);
+
 /// Encodes rows [first, first + tokens) of `x`, whose columns are in the checkpoint's order, for one of the weight's
 /// kernels.
 void prepare(const Kernel& kernel, const WeightView& weight, const Tensor& x, int64_t first, int32_t tokens,

@@ -152,10 +152,13 @@ TEST_CASE("weights of one layout and several widths share an input", "[linear]")
                 pack(make_weight(random, spec, 40, 100).canonical(), select_kernels(spec, selection()), 1));
         }
         std::vector<std::vector<float>> results(packed.size(), std::vector<float>(3 * 40));
+        std::vector<WeightView> views;
+        for (const PackedWeight& weight : packed) {
+            views.push_back(view_weight(weight.data(), weight.size()));
+        }
         std::vector<Projection> projections;
         for (size_t i = 0; i < packed.size(); ++i) {
-            projections.push_back(
-                {view_weight(packed[i].data(), packed[i].size()), nullptr, {results[i].data(), DType::f32, 3, 40, 40}});
+            projections.push_back({views[i], nullptr, {results[i].data(), DType::f32, 3, 40, 40}});
         }
         linear(in, projections, Phase::by_tokens, 1);
         for (size_t i = 0; i < packed.size(); ++i) {

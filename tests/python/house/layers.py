@@ -34,12 +34,18 @@ PLAIN_CORE = tuple(
     f"core/{name}.h"
     for name in ("bits", "cpu_features", "group_value", "half", "layout", "portable", "quant_spec", "trit_byte")
 )
+# The float operations and their templates, one for all instruction sets.
+VECTOR_MATH = ("core/cache_layout.h", "kernels/vector_*.h")
 
 
 def kernel_layer(isa: str) -> CppLayer:
     return CppLayer(
         f"kernels/{isa}/*",
-        ours=("kernels/kernel.h", "kernels/shared.h", "kernels/averages.h", f"kernels/{isa}/*", *PLAIN_CORE),
+        ours=(
+            *("kernels/kernel.h", "kernels/shared.h", "kernels/averages.h", f"kernels/{isa}/*"),
+            *VECTOR_MATH,
+            *PLAIN_CORE,
+        ),
         system=BARE,
     )
 
@@ -52,25 +58,45 @@ CPP_LAYERS = (
     CppLayer("kernels/kernel.h", ours=PLAIN_CORE, system=("cstdint",)),
     CppLayer("kernels/shared.h", ours=("kernels/kernel.h", *PLAIN_CORE), system=BARE),
     CppLayer("kernels/averages.h", ours=("kernels/kernel.h", *PLAIN_CORE), system=BARE),
+    CppLayer("kernels/vector_ops.h", ours=("kernels/kernel.h", *VECTOR_MATH), system=("cstdint",)),
+    CppLayer("kernels/vector_*.h", ours=("kernels/kernel.h", *VECTOR_MATH, *PLAIN_CORE), system=BARE),
     CppLayer("kernels/registry.*", ours=("core/*", "kernels/*"), never=(*FOREIGN, *INTRINSICS)),
     CppLayer("kernels/registry_choice.cpp", ours=("core/*", "kernels/registry.h"), never=(*FOREIGN, *INTRINSICS)),
+    CppLayer("kernels/registry_vector.cpp", ours=("core/*", "kernels/*"), never=(*FOREIGN, *INTRINSICS)),
     kernel_layer("scalar"),
     kernel_layer("avx2"),
     kernel_layer("avx512"),
     kernel_layer("neon"),
     CppLayer(
         "ops/*",
-        ours=("core/*", "layout/*", "kernels/kernel.h", "kernels/registry.h", "ops/*"),
+        ours=("core/*", "layout/*", "kernels/kernel.h", "kernels/vector_ops.h", "kernels/registry.h", "ops/*"),
         never=(*FOREIGN, OWN_POOL, *INTRINSICS),
     ),
     CppLayer(
         "runtime/*",
-        ours=("core/*", "layout/*", "kernels/kernel.h", "kernels/registry.h", "ops/*", "runtime/*"),
+        ours=(
+            "core/*",
+            "layout/*",
+            "kernels/kernel.h",
+            "kernels/vector_ops.h",
+            "kernels/registry.h",
+            "ops/*",
+            "runtime/*",
+        ),
         never=(*FOREIGN, OWN_POOL, *INTRINSICS),
     ),
     CppLayer(
         "bindings/*",
-        ours=("core/*", "layout/*", "kernels/kernel.h", "kernels/registry.h", "ops/*", "runtime/*", "bindings/*"),
+        ours=(
+            "core/*",
+            "layout/*",
+            "kernels/kernel.h",
+            "kernels/vector_ops.h",
+            "kernels/registry.h",
+            "ops/*",
+            "runtime/*",
+            "bindings/*",
+        ),
         never=("omp.h", "torch/*", "ATen/*", OWN_POOL, *INTRINSICS),
     ),
 )

@@ -25,11 +25,12 @@ class FakeDecoder:
         max_positions: of all sequences together, in whole pages; nothing is shared.
         window: a sequence cannot be cut back, nor forked, further than this from its end; 0: to any length.
         on_pass: called with the phase and the number of rows in the middle of every pass.
+        after_pass: the same at its end.
     """
 
-    def __init__(self, vocab=VOCAB, max_positions=0, window=0, on_pass=None, temperature=8.0):
+    def __init__(self, vocab=VOCAB, max_positions=0, window=0, on_pass=None, after_pass=None, temperature=8.0):
         self.vocab, self.max_positions, self.window, self.on_pass = vocab, max_positions, window, on_pass
-        self.temperature = temperature
+        self.temperature, self.after_pass = temperature, after_pass
         self.sequences = {}
         self.passes = []  # (phase, rows of each chunk)
         self.next_id = 0
@@ -88,6 +89,8 @@ class FakeDecoder:
         for seq, states in zip(ids, grown, strict=True):
             self.sequences[seq] = states
         self.passes.append((phase, [len(chunk) for chunk in tokens]))
+        if self.after_pass:
+            self.after_pass(phase, sum(map(len, tokens)))
         return np.stack(rows) if rows else np.empty((0, self.vocab), np.float32)
 
     def save(self, seq):

@@ -74,9 +74,13 @@ def test_generate_from_many_threads_while_the_main_one_generates(make_engine):
 def test_evaluation_comes_between_the_passes_of_others(make_engine):
     engine = make_engine(context_length=4000)
     expected = engine.logits(LONG)
-    request = engine.submit([1], **{**OPTIONS, "max_new_tokens": 3000})
+    engine.decoder.on_pass = lambda phase, rows: time.sleep(0.002)
+    request = engine.submit([1], **{**OPTIONS, "max_new_tokens": None})
+    next(request)
     for _ in range(5):
+        before = len(engine.decoder.passes)
         assert (engine.logits(LONG) == expected).all()
+        assert len(engine.decoder.passes) - before < 4 + 10  # its own four and hardly any others
     assert not request.done
     request.cancel()
     assert request.result().finish_reason == "cancelled"
@@ -182,18 +186,20 @@ def test_an_interrupted_pass_leaves_the_engine_usable(make_engine, at, stream):
     assert [result.token_ids for result in engine.generate([LONG, [1]], **OPTIONS)] == expected
 
 
-def test_another_stream_goes_on_after_an_interrupt(make_engine):
-    engine = make_engine()
+@pytest.mark.parametrize("window", [0, 4])
+@pytest.mark.parametrize("hook", ["on_pass", "after_pass"])
+def test_another_stream_goes_on_after_an_interrupt(make_engine, hook, window):
+    engine = make_engine(window=window)
     expected = alone(make_engine, [[1], LONG])[0]
     other = engine.generate([1], stream=True, **OPTIONS)
     found = list(next(other).token_ids)
 
     def interrupt(phase, rows):
         if phase == "decode" and rows == 2:
-            engine.decoder.on_pass = None
+            setattr(engine.decoder, hook, None)
             raise KeyboardInterrupt
 
-    engine.decoder.on_pass = interrupt
+    setattr(engine.decoder, hook, interrupt)
     with pytest.raises(KeyboardInterrupt):
         engine.generate(LONG, **OPTIONS)
     found += [token for chunk in other for token in chunk.token_ids]

@@ -1,0 +1,203 @@
+#include <memory>
+
+#include "bindings/bindings.h"
+#include "runtime/model.h"
+
+namespace tmac {
+namespace {
+
+/// The names of ActivationFn, in the order of the enumerators.
+constexpr const char* kActivationFnNames[] = {"silu", "gelu", "gelu_tanh", "relu", "relu2"};
+
+template <class T>
+T get(const py::dict& values, const char* key) {
+    TMAC_CHECK(values.contains(key), "[ModelConfig] '", key, "' is missing");
+    try {
+        return values[key].cast<T>();
+    } catch (const py::cast_error&) {
+        fail("[ModelConfig] '", key, "' cannot be ", py::repr(values[key]).cast<std::string>());
+    }
+}
+
+template <class T>
+T get(const py::dict& values, const char* key, T otherwise) {
+    return values.contains(key) ? get<T>(values, key) : otherwise;
+}
+
+ActivationFn activation_from_name(const std::string& name) {
+    int index = 0;
+    std::string known;
+    for (const char* each : kActivationFnNames) {
+        if (name == each) {
+            return static_cast<ActivationFn>(index);
+        }
+        known += known.empty() ? each : std::string(", ") + each;
+        ++index;
+    }
+    fail("[ModelConfig] activation='", name, "' is not one of ", known);
+}
+
+Rope rope_from_python(const py::dict& values) {
+    Rope rope;
+    rope.inv_freq = get<std::vector<float>>(values, "inv_freq");
+    rope.scale = get<float>(values, "scale", 1.0F);
+    if (!values.contains("dynamic") || values["dynamic"].is_none()) {
+        return rope;
+    }
+    const auto dynamic = get<py::dict>(values, "dynamic");
+    const auto kind = get<std::string>(dynamic, "kind");
+    rope.original = get<int64_t>(dynamic, "original");
+    if (kind == "ntk") {
+        rope.dynamic = Rope::Dynamic::ntk;
+        rope.base = get<float>(dynamic, "base");
+        rope.factor = get<float>(dynamic, "factor");
+    } else if (kind == "longrope") {
+        rope.dynamic = Rope::Dynamic::longrope;
+        rope.long_inv_freq = get<std::vector<float>>(dynamic, "long_inv_freq");
+    } else {
+        fail("[ModelConfig] unknown kind of dynamic rope '", kind, "'; known are ntk, longrope");
+    }
+    return rope;
+}
+
+ModelConfig config_from_python(const py::dict& values) {
+    ModelConfig config;
+    config.family = get<std::string>(values, "family");
+    config.vocab_size = get<int64_t>(values, "vocab_size");
+    config.hidden_size = get<int64_t>(values, "hidden_size");
+    config.intermediate_size = get<int64_t>(values, "intermediate_size", 0);
+    config.num_layers = get<int32_t>(values, "num_layers");
+    config.num_heads = get<int32_t>(values, "num_heads");
+    config.num_kv_heads = get<int32_t>(values, "num_kv_heads");
+    config.head_dim = get<int32_t>(values, "head_dim");
+    config.context_length = get<int64_t>(values, "context_length");
+    config.norm_eps = get<float>(values, "norm_eps");
+    config.input_norm_eps = get<float>(values, "input_norm_eps", config.norm_eps);
+    config.activation = activation_from_name(get<std::string>(values, "activation"));
+    config.attention_scale = get<float>(values, "attention_scale");
+    config.attention_softcap = get<float>(values, "attention_softcap", 0.0F);
+    config.logit_softcap = get<float>(values, "logit_softcap", 0.0F);
+    config.embedding_scale = get<float>(values, "embedding_scale", 1.0F);
+    config.residual_scale = get<float>(values, "residual_scale", 1.0F);
+    config.logit_scale = get<float>(values, "logit_scale", 1.0F);
+    config.parallel_residual = get<bool>(values, "parallel_residual", false);
+    const auto layers =
+        static_cast<size_t>(config.num_layers > 0 && config.num_layers < (1 << 16) ? config.num_layers : 0);
+    config.windows = get(values, "windows", std::vector<int64_t>(layers, 0));
+    for (const py::dict& rope : get<std::vector<py::dict>>(values, "rope")) {
+        config.ropes.push_back(rope_from_python(rope));
+    }
+    config.layer_rope = get(values, "layer_rope", std::vector<int32_t>(layers, config.ropes.empty() ? -1 : 0));
+    config.sparse_layers = get(values, "sparse_layers", std::vector<bool>(layers, false));
+    config.num_experts = get<int32_t>(values, "num_experts", 0);
+    config.experts_per_token = get<int32_t>(values, "experts_per_token", 0);
+    config.normalize_experts = get<bool>(values, "normalize_experts", false);
+    config.moe_intermediate_size = get<int64_t>(values, "moe_intermediate_size", 0);
+    config.shared_intermediate_size = get<int64_t>(values, "shared_intermediate_size", 0);
+    validate(config);
+    return config;
+}
+
+/// Keeps a Python object alive from C++, which may let it go on any thread.
+std::shared_ptr<const void> keep_alive(const py::object& object) {
+    return {object.ptr(), [held = object.inc_ref().ptr()](const void*) {
+                const py::gil_scoped_acquire acquire;
+                Py_DECREF(held);
+            }};
+}
+
+std::vector<float> floats_of(const std::optional<py::array>& array, const char* name) {
+    if (!array) {
+        return {};
+    }
+    const auto* data = require_array<float>(*array, name, 1);
+    return {data, data + array->shape(0)};
+}
+
+struct FloatKind {
+    const char* name;
+    const char* dtype;
+    DType type;
+};
+constexpr FloatKind kFloatKinds[] = {{"F32", "f4", DType::f32}, {"F16", "f2", DType::f16}, {"BF16", "u2", DType::bf16}};
+
+const FloatKind& float_kind(const py::array& array, const std::string& dtype, const std::string& name) {
+    for (const FloatKind& kind : kFloatKinds) {
+        if (dtype == kind.name) {
+            TMAC_CHECK(py::dtype(kind.dtype).equal(array.dtype()), "[ModelBuilder] ", name, ": dtype ", dtype,
+                       " is not what an array of ", py::str(array.dtype()).cast<std::string>(), " holds");
+            return kind;
+        }
+    }
+    fail("[ModelBuilder] ", name, ": unknown dtype '", dtype, "'; known are F32, F16, BF16");
+}
+
+/// Collects weights by name. Arrays are not copied (but vectors are): they must not change as long as the model lives.
+class ModelBuilder {
+public:
+    explicit ModelBuilder(const py::dict& config) : config_(config_from_python(config)) {}
+
+    void add_packed(const std::string& name, const py::array& buffer, const std::optional<py::array>& bias) {
+        Matrix matrix;
+        matrix.packed = view_weight(require_array<uint8_t>(buffer, "buffer", 1), buffer.shape(0));
+        matrix.bytes = matrix.packed->parts.bytes;
+        matrix.bias = floats_of(bias, "bias");
+        matrix.owner = keep_alive(buffer);
+        add(name, std::move(matrix));
+    }
+
+    void add_floats(const std::string& name, const py::array& array, const std::string& dtype,
+                    const std::optional<py::array>& bias) {
+        const FloatKind& kind = float_kind(array, dtype, name);
+        TMAC_CHECK((array.flags() & py::array::c_style) != 0, "[ModelBuilder] ", name, " must be C-contiguous");
+        if (array.ndim() == 1) {
+            TMAC_CHECK(kind.type == DType::f32, "[ModelBuilder] ", name, ": a vector must be F32");
+            const auto* data = static_cast<const float*>(array.data());
+            const bool added = weights_.vectors.try_emplace(name, data, data + array.shape(0)).second;
+            TMAC_CHECK(added, "[ModelBuilder] weight '", name, "' is given twice");
+            return;
+        }
+        TMAC_CHECK(array.ndim() == 2 && array.shape(0) >= 1 && array.shape(1) >= 1, "[ModelBuilder] ", name,
+                   ": expected a matrix or a vector, got ", array.ndim(), " dimensions");
+        Matrix matrix;
+        matrix.floats = {array.data(), kind.type, array.shape(0), array.shape(1)};
+        matrix.bytes = array.nbytes();
+        matrix.bias = floats_of(bias, "bias");
+        matrix.owner = keep_alive(array);
+        add(name, std::move(matrix));
+    }
+
+    std::shared_ptr<const Model> build() {
+        NamedWeights weights;
+        std::swap(weights, weights_);
+        return build_model(config_, std::move(weights));
+    }
+
+private:
+    void add(const std::string& name, Matrix&& matrix) {
+        const bool added = weights_.matrices.try_emplace(name, std::move(matrix)).second;
+        TMAC_CHECK(added, "[ModelBuilder] weight '", name, "' is given twice");
+    }
+
+    ModelConfig config_;
+    NamedWeights weights_;
+};
+
+}  // namespace
+
+void bind_model(py::module_& module) {
+    py::class_<Model, std::shared_ptr<Model>>(module, "Model")
+        .def_property_readonly("family", [](const Model& model) { return model.config.family; })
+        .def_property_readonly("vocab_size", [](const Model& model) { return model.config.vocab_size; })
+        .def_property_readonly("context_length", [](const Model& model) { return model.config.context_length; })
+        .def_property_readonly("weight_bytes", &Model::weight_bytes)
+        .def_property_readonly("bytes_per_token", &Model::bytes_per_token);
+    py::class_<ModelBuilder>(module, "ModelBuilder")
+        .def(py::init<const py::dict&>(), py::arg("config"))
+        .def("add_packed", &ModelBuilder::add_packed, py::arg("name"), py::arg("buffer"), py::arg("bias") = py::none())
+        .def("add_floats", &ModelBuilder::add_floats, py::arg("name"), py::arg("array"), py::arg("dtype"),
+             py::arg("bias") = py::none())
+        .def("build", [](ModelBuilder& builder) { return std::const_pointer_cast<Model>(builder.build()); });
+}
+
+}  // namespace tmac

@@ -1,0 +1,135 @@
+#pragma once
+
+#include <arm_neon.h>
+
+#include <cstdint>
+
+#include "core/portable.h"
+
+// Sixteen floats in four registers: what kernels/vector_math.h asks for.
+
+namespace tmac::neon {
+namespace {
+
+struct Lanes {
+    static constexpr int kAccumulators = 6;
+    static constexpr int kRowSums = 5;
+
+    struct F {
+        float32x4_t four[4];
+    };
+
+    /// One operation on all registers.
+    template <class Op, class... Fs>
+    static TMAC_ALWAYS_INLINE F each(const Op& op, const Fs&... a) {
+        return {{op(a.four[0]...), op(a.four[1]...), op(a.four[2]...), op(a.four[3]...)}};
+    }
+
+    static TMAC_ALWAYS_INLINE void prefetch(const uint8_t* line) { TMAC_PREFETCH(line); }
+    static TMAC_ALWAYS_INLINE F set1(float value) {
+        const float32x4_t four = vdupq_n_f32(value);
+        return {{four, four, four, four}};
+    }
+    static TMAC_ALWAYS_INLINE F load(const float* values) {
+        return {{vld1q_f32(values), vld1q_f32(values + 4), vld1q_f32(values + 8), vld1q_f32(values + 12)}};
+    }
+    static TMAC_ALWAYS_INLINE F load_f16(const uint16_t* halves) {
+        const uint16x8_t low = vld1q_u16(halves);
+        const uint16x8_t high = vld1q_u16(halves + 8);
+        const auto widen = [](uint16x4_t four) { return vcvt_f32_f16(vreinterpret_f16_u16(four)); };
+        return {{widen(vget_low_u16(low)), widen(vget_high_u16(low)), widen(vget_low_u16(high)),
+                 widen(vget_high_u16(high))}};
+    }
+    static TMAC_ALWAYS_INLINE F load_bf16(const uint16_t* halves) {
+        const uint16x8_t low = vld1q_u16(halves);
+        const uint16x8_t high = vld1q_u16(halves + 8);
+        const auto widen = [](uint16x4_t four) { return vreinterpretq_f32_u32(vshll_n_u16(four, 16)); };
+        return {{widen(vget_low_u16(low)), widen(vget_high_u16(low)), widen(vget_low_u16(high)),
+                 widen(vget_high_u16(high))}};
+    }
+    static TMAC_ALWAYS_INLINE F load_i8(const int8_t* bytes) {
+        const int8x16_t all = vld1q_s8(bytes);
+        const int16x8_t low = vmovl_s8(vget_low_s8(all));
+        const int16x8_t high = vmovl_s8(vget_high_s8(all));
+        const auto widen = [](int16x4_t four) { return vcvtq_f32_s32(vmovl_s16(four)); };
+        return {{widen(vget_low_s16(low)), widen(vget_high_s16(low)), widen(vget_low_s16(high)),
+                 widen(vget_high_s16(high))}};
+    }
+    static TMAC_ALWAYS_INLINE void store(float* to, const F& a) {
+        for (int i = 0; i < 4; ++i) {
+            vst1q_f32(to + 4 * i, a.four[i]);
+        }
+    }
+    static TMAC_ALWAYS_INLINE void store_f16(uint16_t* to, const F& a) {
+        for (int i = 0; i < 4; ++i) {
+            vst1_u16(to + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(a.four[i])));
+        }
+    }
+
+    static TMAC_ALWAYS_INLINE F add(const F& a, const F& b) {
+        return each([](float32x4_t x, float32x4_t y) { return vaddq_f32(x, y); }, a, b);
+    }
+    static TMAC_ALWAYS_INLINE F subtract(const F& a, const F& b) {
+        return each([](float32x4_t x, float32x4_t y) { return vsubq_f32(x, y); }, a, b);
+    }
+    static TMAC_ALWAYS_INLINE F multiply(const F& a, const F& b) {
+        return each([](float32x4_t x, float32x4_t y) { return vmulq_f32(x, y); }, a, b);
+    }
+    static TMAC_ALWAYS_INLINE F divide(const F& a, const F& b) {
+        return each([](float32x4_t x, float32x4_t y) { return vdivq_f32(x, y); }, a, b);
+    }
+    static TMAC_ALWAYS_INLINE F fma(const F& a, const F& b, const F& c) {
+        return each([](float32x4_t x, float32x4_t y, float32x4_t z) { return vfmaq_f32(z, x, y); }, a, b, c);
+    }
+    static TMAC_ALWAYS_INLINE F max(const F& a, const F& b) {
+        return each([](float32x4_t x, float32x4_t y) { return vbslq_f32(vcgtq_f32(x, y), x, y); }, a, b);
+    }
+    static TMAC_ALWAYS_INLINE F abs(const F& a) {
+        return each([](float32x4_t x) { return vabsq_f32(x); }, a);
+    }
+    static TMAC_ALWAYS_INLINE F copy_sign(const F& magnitude, const F& sign) {
+        const auto copy = [](float32x4_t to, float32x4_t from) {
+            return vbslq_f32(vdupq_n_u32(0x80000000U), from, to);
+        };
+        return each(copy, magnitude, sign);
+    }
+    static TMAC_ALWAYS_INLINE F shift_to_exponent(const F& a) {
+        const auto shift = [](float32x4_t x) {
+            const uint32x4_t shifted = vshlq_n_u32(vreinterpretq_u32_f32(x), 23);
+            return vreinterpretq_f32_u32(vaddq_u32(shifted, vdupq_n_u32(0x3f000000U)));
+        };
+        return each(shift, a);
+    }
+    static TMAC_ALWAYS_INLINE F select_less(const F& a, const F& b, const F& yes, const F& no) {
+        const auto select = [](float32x4_t left, float32x4_t right, float32x4_t then, float32x4_t otherwise) {
+            return vbslq_f32(vcltq_f32(left, right), then, otherwise);
+        };
+        return each(select, a, b, yes, no);
+    }
+    static TMAC_ALWAYS_INLINE F select_ordered(const F& a, const F& yes, const F& no) {
+        const auto select = [](float32x4_t x, float32x4_t then, float32x4_t otherwise) {
+            return vbslq_f32(vceqq_f32(x, x), then, otherwise);
+        };
+        return each(select, a, yes, no);
+    }
+    static TMAC_ALWAYS_INLINE F select_range(const F& inside, const F& outside, int32_t begin, int32_t end) {
+        static constexpr int32_t kFirst[] = {0, 1, 2, 3};
+        F result;
+        for (int i = 0; i < 4; ++i) {
+            const int32x4_t lane = vaddq_s32(vld1q_s32(kFirst), vdupq_n_s32(4 * i));
+            const uint32x4_t chosen = vandq_u32(vcgeq_s32(lane, vdupq_n_s32(begin)), vcltq_s32(lane, vdupq_n_s32(end)));
+            result.four[i] = vbslq_f32(chosen, inside.four[i], outside.four[i]);
+        }
+        return result;
+    }
+    static TMAC_ALWAYS_INLINE float fold(const F& a) {
+        const float32x4_t low = vaddq_f32(a.four[0], a.four[2]);
+        const float32x4_t high = vaddq_f32(a.four[1], a.four[3]);
+        const float32x4_t four = vaddq_f32(low, high);
+        const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
+        return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
+    }
+};
+
+}  // namespace
+}  // namespace tmac::neon

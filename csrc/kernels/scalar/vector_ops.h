@@ -1,0 +1,13 @@
+#pragma once
+
+#include "kernels/vector_ops.h"
+
+namespace tmac::scalar {
+
+extern const NormOps norm;
+extern const ElementOps elements;
+extern const SoftmaxOps softmax;
+extern const FloatRowsOps float_rows;
+extern const AttentionOps attention;
+
+}  // namespace tmac::scalar

@@ -1,0 +1,97 @@
+#pragma once
+
+#include <cstdint>
+
+#include "core/cache_layout.h"
+#include "kernels/kernel.h"
+
+namespace tmac {
+
+enum class ActivationFn : uint8_t { silu, gelu, gelu_tanh, relu, relu2 };  ///< gelu: with erf; relu2: relu squared
+enum class FloatType : uint8_t { f32, f16, bf16 };
+
+/// y[token, row] = sum over k of w[row, k] * x[token, k], for rows [row_begin, row_end) and tokens [0, m).
+struct FloatRowsArgs {
+    FloatType type;
+    const void* weights;  ///< [n][k]
+    int64_t k;
+    const float* x;
+    int64_t x_stride;  ///< floats from one token to the next
+    float* y;          ///< y[token * ldy + row]
+    int64_t ldy;
+    int64_t row_begin;
+    int64_t row_end;
+    int32_t m;
+};
+
+/// One span of one key head, for the queries that read it: softmax over the positions [begin, end) of the span and the
+/// sum of their values, not yet divided. Positions outside are never read.
+struct AttendArgs {
+    CacheType type;
+    int32_t head_dim;
+    const uint8_t* const* keys;        ///< [kSpanGroups] groups of the span; any pointer where no query reads
+    const uint8_t* const* values;      ///< the same
+    const float* const* key_scales;    ///< [kSpanGroups] -> [kKeyGroup]; i8 only
+    const float* const* value_scales;  ///< the same
+    const float* const* queries;       ///< [num_queries] -> [head_dim]
+    int32_t num_queries;
+    const int32_t* begin;  ///< [num_queries], in the span
+    const int32_t* end;    ///< [num_queries]; at most begin: no position
+    float scale;           ///< of the scores
+    float softcap;         ///< 0: none
+    float* partials;       ///< [num_queries][partial_stride]: partial_floats(head_dim) each
+    int64_t partial_stride;
+    const uint8_t* const* next_keys = nullptr;  ///< [kSpanGroups] of the call to come, to be fetched early; or null
+};
+
+/// Floats of a partial result: acc[padded_dim], the largest score, the sum of the weights. No position: zeros, -inf, 0.
+constexpr int64_t partial_floats(int32_t head_dim) { return round_up(head_dim, kKeyGroup) + 2; }
+
+struct NormOps {
+    /// y = x / sqrt(mean(x^2) + eps) * weight; `weight` may be null. y may be x.
+    void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* y);
+    /// y = (x - mean) / sqrt(variance + eps) * weight + bias; `weight` and `bias` may be null. y may be x.
+    void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int64_t n, float* y);
+};
+
+struct ElementOps {
+    void (*add)(float* x, const float* y, int64_t n);                       ///< x += y
+    void (*add_scaled)(float* x, float factor, const float* y, int64_t n);  ///< x = fma(factor, y, x)
+    void (*scale)(float* x, float factor, int64_t n);                       ///< x *= factor
+    /// y = fn(gate) * up; `up` may be null. y may be gate or up.
+    void (*activate)(ActivationFn fn, const float* gate, const float* up, int64_t n, float* y);
+    void (*softcap)(float* x, float cap, int64_t n);  ///< x = cap * tanh(x / cap)
+    /// Rotates the pairs (x[i], x[i + half]) by the angles of `cos` and `sin`, [half] each.
+    void (*rope)(float* x, const float* cos, const float* sin, int64_t half);
+};
+
+struct SoftmaxOps {
+    float (*max)(const float* x, int64_t n);                       ///< NaN where an x is NaN; -inf for n = 0
+    double (*sum_exp)(const float* x, float subtract, int64_t n);  ///< sum of exp(x - subtract)
+    /// y = exp((x - subtract) * factor). y may be x.
+    void (*exp)(const float* x, float subtract, float factor, int64_t n, float* y);
+};
+
+struct FloatRowsOps {
+    void (*float_rows)(const FloatRowsArgs& args);
+};
+
+struct AttentionOps {
+    /// Stores a position's key (its value) as `lane` of a group of 16. `scale`: where its scale goes; i8 only.
+    void (*store_key)(CacheType type, const float* k, int32_t head_dim, uint8_t* group, int32_t lane, float* scale);
+    void (*store_value)(CacheType type, const float* v, int32_t head_dim, uint8_t* group, int32_t lane, float* scale);
+    void (*attend)(const AttendArgs& args);
+    /// Adds the partial result of a later span to that of the spans before it.
+    void (*merge)(const float* from, float* into, int32_t head_dim);
+    void (*finish)(const float* partial, int32_t head_dim, float* y);  ///< y[head_dim] = acc / sum of the weights
+};
+
+/// The float operations that multiply no packed codes, for one instruction set. Results have the same bits on every
+/// one (docs/numerics.md). As a kernel, an operation allocates nothing, starts no thread and checks nothing.
+struct VectorOps : NormOps, ElementOps, SoftmaxOps, FloatRowsOps, AttentionOps {
+    const char* name;  ///< that of the instruction set
+    Isa isa;
+    uint32_t features;  ///< CpuFeature bits that must be present
+};
+
+}  // namespace tmac

@@ -1,0 +1,193 @@
+#include "runtime/decoder.h"
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "core/check.h"
+#include "core/thread_pool.h"
+#include "kernels/registry.h"
+#include "ops/convert.h"
+#include "ops/embedding.h"
+#include "runtime/models/families.h"
+
+namespace tmac {
+namespace {
+
+std::vector<CacheLayer> cache_layers(const ModelConfig& config) {
+    std::vector<CacheLayer> layers;
+    for (const int64_t window : config.windows) {
+        layers.push_back({config.num_kv_heads, config.head_dim, window});
+    }
+    return layers;
+}
+
+/// The wanted rows of the last hidden state, normalized.
+class LastRows final : public InputRows {
+public:
+    LastRows(NormRows normed, const std::vector<int64_t>& wanted) : normed_(std::move(normed)), wanted_(wanted) {}
+    const float* row(int64_t token, float* scratch) const override {
+        return normed_.row(wanted_[static_cast<size_t>(token)], scratch);
+    }
+
+private:
+    NormRows normed_;
+    const std::vector<int64_t>& wanted_;
+};
+
+void add_rows(const Chunk& chunk, int64_t length, PassRows& rows) {
+    for (size_t i = 0; i < chunk.tokens.size(); ++i) {
+        const int64_t position = length + static_cast<int64_t>(i);
+        rows.sequences.push_back(chunk.sequence);
+        rows.slots.push_back(position);
+        rows.positions.push_back(position);
+        rows.rope_lengths.push_back(std::max(chunk.rope_length, position + 1));
+    }
+}
+
+}  // namespace
+
+Decoder::Decoder(std::shared_ptr<const Model> model, CacheType cache_type, int64_t max_positions)
+    : model_(std::move(model)), cache_(cache_type, cache_layers(model_->config), max_positions) {}
+
+void Decoder::check_tokens(const std::vector<int32_t>& tokens) const {
+    for (const int32_t token : tokens) {
+        TMAC_CHECK(token >= 0 && token < model_->config.vocab_size, "[Decoder] token ", token,
+                   " is not one of the model's ", model_->config.vocab_size);
+    }
+}
+
+void Decoder::forward(const std::vector<Chunk>& chunks, Phase phase, int num_threads,
+                      const std::function<void()>& checkpoint, float* logits) {
+    tree_sequence_ = -1;
+    PassRows rows;
+    std::vector<int32_t> tokens;
+    std::vector<int64_t> wanted;
+    for (size_t i = 0; i < chunks.size(); ++i) {
+        const Chunk& chunk = chunks[i];
+        check_tokens(chunk.tokens);
+        for (size_t j = 0; j < i; ++j) {
+            TMAC_CHECK(chunks[j].sequence != chunk.sequence, "[Decoder] sequence ", chunk.sequence, " is given twice");
+        }
+        for (const int32_t row : chunk.wanted) {
+            TMAC_CHECK(row >= 0 && row < static_cast<int64_t>(chunk.tokens.size()), "[Decoder] wanted row ", row,
+                       " is not one of the chunk's ", chunk.tokens.size());
+            wanted.push_back(static_cast<int64_t>(tokens.size()) + row);
+        }
+        add_rows(chunk, cache_.length(chunk.sequence), rows);
+        tokens.insert(tokens.end(), chunk.tokens.begin(), chunk.tokens.end());
+    }
+    // What a failed pass has reserved is given back at the sequence's next change.
+    for (const Chunk& chunk : chunks) {
+        cache_.reserve(chunk.sequence, static_cast<int64_t>(chunk.tokens.size()));
+    }
+    run(rows, tokens, wanted, phase, num_threads, checkpoint, logits);
+    for (const Chunk& chunk : chunks) {
+        cache_.commit(chunk.sequence, static_cast<int64_t>(chunk.tokens.size()));
+    }
+}
+
+void Decoder::forward_tree(int64_t sequence, const std::vector<int32_t>& tokens, const std::vector<int32_t>& parents,
+                           int num_threads, const std::function<void()>& checkpoint, float* logits) {
+    tree_sequence_ = -1;
+    check_tokens(tokens);
+    TMAC_CHECK(tokens.size() == parents.size(), "[Decoder] ", tokens.size(), " tokens, but ", parents.size(),
+               " parents");
+    const int64_t length = cache_.length(sequence);
+    PassRows rows;
+    std::vector<int64_t> wanted;
+    for (size_t i = 0; i < tokens.size(); ++i) {
+        const int32_t parent = parents[i];
+        TMAC_CHECK(parent >= -1 && parent < static_cast<int64_t>(i), "[Decoder] the parent of node ", i, " is ", parent,
+                   ", not a node before it or -1");
+        rows.sequences.push_back(sequence);
+        rows.slots.push_back(length + static_cast<int64_t>(i));
+        rows.positions.push_back(parent < 0 ? length : rows.positions[static_cast<size_t>(parent)] + 1);
+        rows.rope_lengths.push_back(rows.positions.back() + 1);
+        wanted.push_back(static_cast<int64_t>(i));
+    }
+    rows.parents = parents;
+    cache_.reserve(sequence, static_cast<int64_t>(tokens.size()));
+    run(rows, tokens, wanted, Phase::decode, num_threads, checkpoint, logits);
+    tree_sequence_ = sequence;
+    tree_parents_ = parents;
+}
+
+void Decoder::keep(int64_t sequence, const std::vector<int64_t>& nodes) {
+    TMAC_CHECK(sequence == tree_sequence_, "[Decoder] the last pass was not a token tree of sequence ", sequence);
+    int64_t before = -1;
+    for (const int64_t node : nodes) {
+        TMAC_CHECK(node >= 0 && node < static_cast<int64_t>(tree_parents_.size()) &&
+                       tree_parents_[static_cast<size_t>(node)] == before,
+                   "[Decoder] node ", node, " does not follow node ", before, " in the tree");
+        before = node;
+    }
+    tree_sequence_ = -1;
+    cache_.keep(sequence, nodes);
+}
+
+void Decoder::run(const PassRows& rows, const std::vector<int32_t>& tokens, const std::vector<int64_t>& wanted,
+                  Phase phase, int num_threads, const std::function<void()>& checkpoint, float* logits) {
+    if (rows.count() == 0) {
+        return;
+    }
+    const auto begin = std::chrono::steady_clock::now();
+    const int threads = num_threads > 0 ? num_threads : get_num_threads();
+    Pass pass(*model_, cache_, rows, phase, threads, workspace_, profile_);
+    const Family& family = find_family(model_->config.family);
+    embed(pass, tokens);
+    for (const Layer& layer : model_->layers) {
+        checkpoint();
+        family.run(layer, pass);
+    }
+    compute_logits(pass, wanted, logits);
+    if (profile_.on) {
+        const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - begin;
+        profile_.total += passed.count();
+        profile_.passes += 1;
+        profile_.rows += rows.count();
+    }
+}
+
+void Decoder::embed(Pass& pass, const std::vector<int32_t>& tokens) {
+    const StageTimer timer(profile_, Stage::embedding);
+    const Matrix& table = model_->embedding;
+    const Floats2d hidden = pass.hidden();
+    if (table.packed) {
+        const std::vector<int64_t> ids(tokens.begin(), tokens.end());
+        embedding(*table.packed, ids.data(), hidden.tensor(pass.tokens()), pass.num_threads());
+    } else {
+        const Tensor rows{const_cast<void*>(table.floats.data), table.floats.type, table.n(), table.k(), table.k()};
+        for (int64_t i = 0; i < pass.tokens(); ++i) {
+            load_row(rows, tokens[static_cast<size_t>(i)], hidden.row(i));
+        }
+    }
+    const float scale = model_->config.embedding_scale;
+    for (int64_t i = 0; scale != 1.0F && i < pass.tokens(); ++i) {
+        vector_ops().scale(hidden.row(i), scale, hidden.columns);
+    }
+}
+
+void Decoder::compute_logits(Pass& pass, const std::vector<int64_t>& wanted, float* logits) {
+    if (wanted.empty()) {
+        return;
+    }
+    const ModelConfig& config = model_->config;
+    const bool layer_norm = find_family(config.family).layer_norm;
+    const NormRows normed = pass.normed(model_->final_norm, layer_norm ? NormKind::layer : NormKind::rms);
+    const LastRows rows(normed, wanted);
+    const auto count = static_cast<int64_t>(wanted.size());
+    const Tensor y{logits, DType::f32, count, config.vocab_size, config.vocab_size};
+    pass.multiply(Stage::head, {{&rows, count, config.hidden_size, {model_->output_head().to(y)}}});
+    for (int64_t i = 0; i < count; ++i) {
+        float* row = logits + i * config.vocab_size;
+        if (config.logit_scale != 1.0F) {
+            vector_ops().scale(row, config.logit_scale, config.vocab_size);
+        }
+        if (config.logit_softcap > 0.0F) {
+            vector_ops().softcap(row, config.logit_softcap, config.vocab_size);
+        }
+    }
+}
+
+}  // namespace tmac

@@ -1,0 +1,64 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "runtime/kv_cache.h"
+#include "runtime/model.h"
+#include "runtime/pass.h"
+#include "runtime/profile.h"
+
+namespace tmac {
+
+/// What one sequence adds in a pass.
+struct Chunk {
+    int64_t sequence;
+    std::vector<int32_t> tokens;
+    std::vector<int32_t> wanted;  ///< rows of the chunk whose logits are asked for, ascending
+    int64_t rope_length = 0;  ///< positions that frequencies are computed for: of a prompt, its end; 0: each row's own
+};
+
+/// Runs a model over sequences that live in its KV cache. Not thread-safe.
+class Decoder {
+public:
+    Decoder(std::shared_ptr<const Model> model, CacheType cache_type, int64_t max_positions);
+
+    const Model& model() const { return *model_; }
+    KvCache& cache() { return cache_; }
+    const KvCache& cache() const { return cache_; }
+    Profile& profile() { return profile_; }
+
+    /// Appends the chunks to their sequences and writes the wanted rows' logits, f32 [wanted rows, vocab_size].
+    /// Results do not depend on what else is in the pass, on its cuts, or on `num_threads`. `checkpoint` is called
+    /// between layers; where it throws, no sequence has changed. Throws std::invalid_argument on ids, tokens or rows
+    /// that do not exist, and CacheFull.
+    void forward(const std::vector<Chunk>& chunks, Phase phase, int num_threads,
+                 const std::function<void()>& checkpoint, float* logits);
+
+    /// Runs the nodes of a token tree behind the sequence, whose length does not change: node i follows node
+    /// parents[i] < i, or the sequence where that is -1. Logits of every node. keep() makes a path permanent, before
+    /// anything else is done with the sequence.
+    void forward_tree(int64_t sequence, const std::vector<int32_t>& tokens, const std::vector<int32_t>& parents,
+                      int num_threads, const std::function<void()>& checkpoint, float* logits);
+
+    /// Nodes of the last tree that the sequence goes on with: a path from the root, or its beginning.
+    void keep(int64_t sequence, const std::vector<int64_t>& nodes);
+
+private:
+    void run(const PassRows& rows, const std::vector<int32_t>& tokens, const std::vector<int64_t>& wanted, Phase phase,
+             int num_threads, const std::function<void()>& checkpoint, float* logits);
+    void embed(Pass& pass, const std::vector<int32_t>& tokens);
+    void compute_logits(Pass& pass, const std::vector<int64_t>& wanted, float* logits);
+    void check_tokens(const std::vector<int32_t>& tokens) const;
+
+    std::shared_ptr<const Model> model_;
+    KvCache cache_;
+    Workspace workspace_;
+    Profile profile_;
+    int64_t tree_sequence_ = -1;  ///< whose reserved positions hold a tree
+    std::vector<int32_t> tree_parents_;
+};
+
+}  // namespace tmac

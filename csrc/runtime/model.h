@@ -1,0 +1,84 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "ops/linear.h"
+#include "runtime/model_config.h"
+
+namespace tmac {
+
+/// A weight [n, k] with its bias, packed or float. The bytes belong to `owner`.
+struct Matrix {
+    std::optional<WeightView> packed;
+    FloatMatrix floats{};
+    std::vector<float> bias;        ///< [n], or empty
+    std::vector<float> input_norm;  ///< [k]: weight of an RMS norm that its input passes first; mostly empty
+    float input_norm_eps = 0.0F;
+    std::shared_ptr<const void> owner;
+    int64_t bytes = 0;  ///< that a product reads
+
+    bool exists() const { return owner != nullptr; }
+    int64_t n() const { return packed ? packed->header.n : floats.n; }
+    int64_t k() const { return packed ? packed->header.k : floats.k; }
+
+    /// As a product that stores its result in `y`.
+    Projection to(const Tensor& y, Store store = Store::set, float factor = 1.0F) const;
+};
+
+/// A norm's weight and, for a layer norm, bias.
+struct Norm {
+    std::vector<float> weight;  ///< empty: this norm does not exist
+    std::vector<float> bias;    ///< may be empty
+
+    bool exists() const { return !weight.empty(); }
+};
+
+/// gate, up and down of an MLP, or an expert; some have one matrix for gate and up, some no gate.
+struct Mlp {
+    Matrix gate, up, gate_up, down;
+};
+
+/// The weights of one layer. Which of them exist is up to the family; build_model() has checked their shapes.
+struct Layer {
+    int32_t index = 0;
+    Norm input_norm, post_attention_norm, pre_mlp_norm, post_mlp_norm;
+    Norm q_norm, k_norm;  ///< of each head
+    Norm attention_sub_norm, mlp_sub_norm;
+    Matrix q, k, v, qkv, o;
+    Mlp mlp;
+    Matrix router;
+    std::vector<Mlp> experts;
+    Mlp shared;
+    Matrix shared_gate;
+};
+
+struct Model {
+    ModelConfig config;
+    Matrix embedding;
+    Matrix head;  ///< does not exist where the embedding serves
+    Norm final_norm;
+    std::vector<Layer> layers;
+
+    const Matrix& output_head() const { return head.exists() ? head : embedding; }
+
+    /// Bytes of all weights, and those that one generated token reads (no embedding, only the experts it routes to).
+    int64_t weight_bytes() const;
+    int64_t bytes_per_token() const;
+};
+
+/// Weights by the names that tmac/runtime describes: "embedding", "layers.0.q", "layers.0.experts.3.up", ...
+struct NamedWeights {
+    std::map<std::string, Matrix> matrices;
+    std::map<std::string, std::vector<float>> vectors;  ///< "final_norm", "layers.0.input_norm.bias", ...
+};
+
+/// Puts the weights in their places. Throws std::invalid_argument naming the weight that is missing, not known, or of
+/// another shape than the configuration says.
+std::shared_ptr<const Model> build_model(const ModelConfig& config, NamedWeights weights);
+
+}  // namespace tmac

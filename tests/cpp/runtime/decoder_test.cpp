@@ -1,0 +1,219 @@
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "tiny_model.h"
+
+// Bits: what a sequence gives does not depend on how it was cut, who ran beside it, on threads, on trees.
+
+namespace tmac {
+namespace {
+
+using Logits = std::vector<float>;
+
+std::vector<int32_t> some_tokens(uint32_t seed, int64_t count) {
+    Random random(seed);
+    std::vector<int32_t> tokens(static_cast<size_t>(count));
+    for (int32_t& token : tokens) {
+        token = static_cast<int32_t>(random.below(TinyModel::kVocab));
+    }
+    return tokens;
+}
+
+std::vector<int32_t> all_rows(size_t count) {
+    std::vector<int32_t> rows(count);
+    std::iota(rows.begin(), rows.end(), 0);
+    return rows;
+}
+
+/// Logits of all rows of the chunks.
+Logits run(Decoder& decoder, const std::vector<std::pair<int64_t, std::vector<int32_t>>>& parts, Phase phase,
+           int threads = 1) {
+    std::vector<Chunk> chunks;
+    size_t rows = 0;
+    for (const auto& [id, tokens] : parts) {
+        chunks.push_back({id, tokens, all_rows(tokens.size())});
+        rows += tokens.size();
+    }
+    Logits logits(rows * TinyModel::kVocab);
+    decoder.forward(chunks, phase, threads, [] {}, logits.data());
+    return logits;
+}
+
+Logits part_of(const Logits& logits, size_t first, size_t count) {
+    const auto begin = logits.begin() + static_cast<std::ptrdiff_t>(first * TinyModel::kVocab);
+    return {begin, begin + static_cast<std::ptrdiff_t>(count * TinyModel::kVocab)};
+}
+
+std::vector<int32_t> slice(const std::vector<int32_t>& tokens, size_t first, size_t count) {
+    return {tokens.begin() + static_cast<std::ptrdiff_t>(first),
+            tokens.begin() + static_cast<std::ptrdiff_t>(first + count)};
+}
+
+struct Case {
+    std::string family;
+    int64_t window = 0;
+    int32_t experts = 0;
+};
+
+const std::vector<Case> kCases = {{"llama"},         {"llama", 40},       {"qwen3"},           {"phi3"},
+                                  {"gemma2", 20},    {"gemma3", 33},      {"gpt_neox"},        {"bitnet"},
+                                  {"mixtral", 0, 5}, {"qwen2_moe", 0, 4}, {"qwen3_moe", 30, 6}};
+
+void for_each_model(const std::function<void(const std::shared_ptr<const Model>&)>& body) {
+    for (const Case& each : kCases) {
+        CAPTURE(each.family, each.window);
+        TinyShape shape;
+        shape.window = each.window;
+        shape.experts = each.experts;
+        shape.spec.group_size = 32;
+        TinyModel tiny(each.family, shape);
+        body(tiny.build());
+    }
+}
+
+}  // namespace
+
+TEST_CASE("cuts of a prompt, neighbours in the pass and threads change no bit", "[decoder]") {
+    const std::vector<int32_t> tokens = some_tokens(1, 150);
+    const std::vector<int32_t> other = some_tokens(2, 21);
+    for_each_model([&](const std::shared_ptr<const Model>& model) {
+        for (const CacheType type : {CacheType::f32, CacheType::f16, CacheType::i8}) {
+            Decoder decoder(model, type, 0);
+            KvCache& cache = decoder.cache();
+            const int64_t whole = cache.create();
+            const Logits want = run(decoder, {{whole, tokens}}, Phase::prompt);
+            const int64_t cut = cache.create();
+            const int64_t beside = cache.create();
+            size_t first = 0;
+            for (const size_t count : {1U, 70U, 16U, 63U}) {
+                const Logits got =
+                    run(decoder, {{beside, slice(other, first % 17, 4)}, {cut, slice(tokens, first, count)}},
+                        Phase::prompt, 3);
+                REQUIRE(part_of(got, 4, count) == part_of(want, first, count));
+                first += count;
+            }
+        }
+    });
+}
+
+TEST_CASE("generated tokens are the same one by one, several at once, and beside other sequences", "[decoder]") {
+    const std::vector<int32_t> prompt = some_tokens(3, 70);
+    const std::vector<int32_t> tokens = some_tokens(4, 20);
+    const std::vector<int32_t> other = some_tokens(5, 20);
+    for_each_model([&](const std::shared_ptr<const Model>& model) {
+        Decoder decoder(model, CacheType::f16, 0);
+        KvCache& cache = decoder.cache();
+        const int64_t id = cache.create();
+        run(decoder, {{id, prompt}}, Phase::prompt);
+        const int64_t at_once = cache.fork(id, 70);
+        const int64_t neighbour = cache.fork(id, 33);
+        const Logits want = run(decoder, {{at_once, tokens}}, Phase::decode, 2);
+        for (size_t i = 0; i < tokens.size(); ++i) {
+            const Logits got = run(decoder, {{id, slice(tokens, i, 1)}, {neighbour, slice(other, i, 1)}}, Phase::decode,
+                                   1 + static_cast<int>(i % 2));
+            REQUIRE(part_of(got, 0, 1) == part_of(want, i, 1));
+        }
+    });
+}
+
+TEST_CASE("a token tree gives every path the bits of plain decoding, and a kept path goes on so", "[decoder]") {
+    // Two roots; 0 -> {2, 3}, 2 -> {4}, 1 -> {5}, 4 -> {6}
+    const std::vector<int32_t> parents = {-1, -1, 0, 0, 2, 1, 4};
+    const std::vector<int32_t> nodes = some_tokens(6, 7);
+    const std::vector<std::vector<int64_t>> paths = {{0, 2, 4, 6}, {0, 3}, {1, 5}};
+    const std::vector<int32_t> next = some_tokens(7, 3);
+    for_each_model([&](const std::shared_ptr<const Model>& model) {
+        for (const int64_t length : {63, 70, 80}) {
+            for (const CacheType type : {CacheType::f16, CacheType::i8}) {
+                Decoder decoder(model, type, 0);
+                KvCache& cache = decoder.cache();
+                const int64_t base = cache.create();
+                run(decoder, {{base, some_tokens(8, length)}}, Phase::prompt);
+                for (const std::vector<int64_t>& path : paths) {
+                    std::vector<int32_t> line;
+                    for (const int64_t node : path) {
+                        line.push_back(nodes[static_cast<size_t>(node)]);
+                    }
+                    const int64_t plain = cache.fork(base, length);
+                    const Logits want = run(decoder, {{plain, line}}, Phase::decode);
+                    const int64_t tree = cache.fork(base, length);
+                    Logits got(nodes.size() * TinyModel::kVocab);
+                    decoder.forward_tree(tree, nodes, parents, 2, [] {}, got.data());
+                    for (size_t i = 0; i < path.size(); ++i) {
+                        REQUIRE(part_of(got, static_cast<size_t>(path[i]), 1) == part_of(want, i, 1));
+                    }
+                    decoder.keep(tree, path);
+                    REQUIRE(cache.length(tree) == cache.length(plain));
+                    REQUIRE(run(decoder, {{tree, next}}, Phase::decode) ==
+                            run(decoder, {{plain, next}}, Phase::decode));
+                }
+            }
+        }
+    });
+}
+
+TEST_CASE("a sequence that was cut back or restored goes on with the same bits", "[decoder]") {
+    const std::vector<int32_t> tokens = some_tokens(9, 90);
+    const std::vector<int32_t> next = some_tokens(10, 4);
+    for_each_model([&](const std::shared_ptr<const Model>& model) {
+        Decoder decoder(model, CacheType::f16, 0);
+        KvCache& cache = decoder.cache();
+        const int64_t id = cache.create();
+        run(decoder, {{id, slice(tokens, 0, 61)}}, Phase::prompt);
+        const std::vector<uint8_t> saved = cache.save(id);
+        const Logits want = run(decoder, {{id, next}}, Phase::decode);
+        run(decoder, {{id, slice(tokens, 61, 29)}}, Phase::prompt);
+        REQUIRE(cache.truncate(id, 61));
+        CHECK(run(decoder, {{id, next}}, Phase::decode) == want);
+        const int64_t restored = cache.restore(saved.data(), static_cast<int64_t>(saved.size()));
+        CHECK(run(decoder, {{restored, next}}, Phase::decode) == want);
+    });
+}
+
+TEST_CASE("an interrupted pass leaves the sequences as they were", "[decoder]") {
+    TinyModel tiny("llama", {});
+    Decoder decoder(tiny.build(), CacheType::f16, 0);
+    const int64_t id = decoder.cache().create();
+    const std::vector<int32_t> tokens = some_tokens(11, 30);
+    run(decoder, {{id, slice(tokens, 0, 10)}}, Phase::prompt);
+    const int64_t copy = decoder.cache().fork(id, 10);
+    const std::vector<Chunk> chunks = {{id, slice(tokens, 10, 20), {}}};
+    int layers = 0;
+    const auto interrupt = [&layers] {
+        if (++layers == 2) {
+            throw std::runtime_error("interrupted");
+        }
+    };
+    CHECK_THROWS_AS(decoder.forward(chunks, Phase::prompt, 1, interrupt, nullptr), std::runtime_error);
+    CHECK(decoder.cache().length(id) == 10);
+    CHECK(run(decoder, {{id, slice(tokens, 10, 20)}}, Phase::prompt) ==
+          run(decoder, {{copy, slice(tokens, 10, 20)}}, Phase::prompt));
+}
+
+TEST_CASE("tokens, rows, nodes and weights that do not fit are refused by name", "[decoder]") {
+    TinyModel tiny("llama", {});
+    Decoder decoder(tiny.build(), CacheType::f16, 128);
+    const int64_t id = decoder.cache().create();
+    const auto forward = [&](const std::vector<Chunk>& chunks) {
+        Logits logits(10 * TinyModel::kVocab);
+        decoder.forward(chunks, Phase::prompt, 1, [] {}, logits.data());
+    };
+    CHECK_THROWS_WITH(forward({{id, {1, 97}, {}}}), TMAC_CONTAINS("token 97"));
+    CHECK_THROWS_WITH(forward({{id, {-1}, {}}}), TMAC_CONTAINS("token -1"));
+    CHECK_THROWS_WITH(forward({{id, {1}, {1}}}), TMAC_CONTAINS("wanted row 1"));
+    CHECK_THROWS_WITH(forward({{id, {1}, {}}, {id, {2}, {}}}), TMAC_CONTAINS("given twice"));
+    CHECK_THROWS_AS(forward({{id + 1, {1}, {}}}), std::invalid_argument);
+    CHECK_THROWS_AS(forward({{id, std::vector<int32_t>(129, 1), {}}}), CacheFull);
+    CHECK(decoder.cache().length(id) == 0);
+    CHECK_THROWS_WITH(decoder.forward_tree(id, {1, 2}, {-1, 1}, 1, [] {}, nullptr), TMAC_CONTAINS("parent of node 1"));
+    CHECK_THROWS_AS(decoder.keep(id, {0}), std::invalid_argument);
+
+    TinyModel missing("qwen3", {});
+    missing.config().family = "gemma3";
+    TinyModel wrong("llama", {});
+    wrong.config().family = "nonsense";
+    CHECK_THROWS_WITH(wrong.build(), TMAC_CONTAINS("known are llama, qwen2"));
+}
+
+}  // namespace tmac
