@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -209,6 +209,37 @@ def pack_tensors(
     return _pack(spec, planes, in_features, parts, kernel)
 
 
+def pack_rows(blocks: Iterable[Codes], out_features: int, kernel: str = "") -> _core.PackedWeight:
+    """A weight whose rows come in blocks, packed as all of them at once: no more than one block is held as codes.
+
+    Scales and zeros are f32 where those of any block are.
+
+    Raises:
+        ValueError: the blocks do not have `out_features` rows together, other specs or columns, or an order of columns.
+    """
+    planes: Array | None = None
+    parts: list[_Parts] = []
+    spec, in_features, start = QuantSpec(), 0, 0
+    for codes in blocks:
+        part = _core.codes_to_planes(np.ascontiguousarray(codes.codes), codes.spec.bits, get_num_threads())
+        if planes is None:
+            spec, in_features = codes.spec, codes.in_features
+            planes = np.empty((len(part), out_features, part.shape[2]), np.uint8)
+        same = codes.spec.replace(scale_format=spec.scale_format) == spec and codes.in_features == in_features
+        if not same or codes.perm is not None or start + codes.out_features > out_features:
+            raise ValueError(f"[pack_rows] a block of {codes.out_features} rows does not fit the {start} before it")
+        planes[:, start : start + codes.out_features] = part
+        parts.append(codes._parts)
+        start += codes.out_features
+    if planes is None or start != out_features:
+        raise ValueError(f"[pack_rows] expected {out_features} rows, got {start}")
+    together: list[Any] = [None if values[0] is None else np.concatenate(values) for values in zip(*parts, strict=True)]
+    merged = _Parts(*together)
+    if spec.scale_format != "two_level":
+        spec = spec.replace(scale_format="f32" if merged.scales.dtype == np.float32 else "f16")
+    return _pack(spec, planes, in_features, merged, kernel)
+
+
 def repack(buffer: NDArray[np.uint8], kernel: str) -> _core.PackedWeight:
     """The bytes of a `PackedWeight` in the memory order of `kernel`; raises like `pack` and `from_buffer`."""
     spec, planes, in_features, parts = _unpack(buffer)
@@ -337,8 +368,7 @@ def _read_tensors(
         _check_array("trits", trits, _UINT8, (None, -(-in_features // 5)))
         if trits.size and trits.max() > _MAX_TRITS:
             raise ValueError(f"[Codes] a byte of trits is {trits.max()}, but five trits end at {_MAX_TRITS}")
-        codes = _core.trits_to_codes(np.ascontiguousarray(trits), in_features, get_num_threads())
-        planes = _core.codes_to_planes(codes, spec.bits, get_num_threads())
+        planes = _core.trits_to_planes(np.ascontiguousarray(trits), in_features, get_num_threads())
     else:
         planes = tensors[prefix + "planes"]
         _check_array("planes", planes, _UINT8, (spec.bits, None, -(-in_features // 8)))

@@ -72,6 +72,7 @@ ModelConfig config_from_python(const py::dict& values) {
     config.head_dim = get<int32_t>(values, "head_dim");
     config.context_length = get<int64_t>(values, "context_length");
     config.norm_eps = get<float>(values, "norm_eps");
+    config.input_norm_eps = get<float>(values, "input_norm_eps", config.norm_eps);
     config.activation = activation_from_name(get<std::string>(values, "activation"));
     config.attention_scale = get<float>(values, "attention_scale");
     config.attention_softcap = get<float>(values, "attention_softcap", 0.0F);

@@ -207,6 +207,25 @@ py::array_t<uint8_t> trits_to_codes_array(const py::array& trits, int64_t in_fea
     return codes;
 }
 
+/// Trits to the two planes of their codes; of the codes no more than a row for each thread is held.
+py::array_t<uint8_t> trits_to_planes_array(const py::array& trits, int64_t in_features, int num_threads) {
+    const auto* data = require_array<uint8_t>(trits, "trits", 2);
+    const int64_t n = trits.shape(0);
+    const int64_t row_bytes = trits.shape(1);
+    TMAC_CHECK(in_features >= 1 && row_bytes == (in_features + 4) / 5, "[trits] ", row_bytes,
+               " bytes do not hold rows of ", in_features, " columns");
+    const int64_t plane_bytes = (in_features + 7) / 8;
+    py::array_t<uint8_t> planes({int64_t{2}, n, plane_bytes});
+    uint8_t* out = planes.mutable_data();
+    for_each_row(n, num_threads, [&](int64_t row) {
+        std::vector<uint8_t> codes(static_cast<size_t>(in_features));
+        TMAC_CHECK(trits_to_codes(data + row * row_bytes, in_features, codes.data()), "[trits] row ", row,
+                   " holds a byte above 242");
+        codes_to_planes(codes.data(), in_features, 2, out + row * plane_bytes, n * plane_bytes);
+    });
+    return planes;
+}
+
 py::tuple quantize_array(const py::array& weight, const py::object& spec_object, int num_threads) {
     const QuantSpec spec = spec_from_python(spec_object);
     const auto* data = require_array<float>(weight, "weight", 2);
@@ -255,6 +274,8 @@ void bind_weights(py::module_& module) {
                py::arg("num_threads") = 0);
     module.def("codes_to_trits", &codes_to_trits_array, py::arg("codes"), py::arg("num_threads") = 0);
     module.def("trits_to_codes", &trits_to_codes_array, py::arg("trits"), py::arg("in_features"),
+               py::arg("num_threads") = 0);
+    module.def("trits_to_planes", &trits_to_planes_array, py::arg("trits"), py::arg("in_features"),
                py::arg("num_threads") = 0);
     module.def("round_to_nearest", &quantize_array, py::arg("weight"), py::arg("spec"), py::arg("num_threads") = 0);
 }

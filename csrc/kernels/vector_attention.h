@@ -28,7 +28,7 @@ inline constexpr int32_t kQueryBlock = 4;      ///< that share a loaded key
 /// Registers' worth of keys (of values) beside `queries` queries: a power of two.
 template <class V>
 constexpr int shared_by(int queries) {
-    int count = 8;
+    int count = 4;
     while (count > 1 && count * queries > V::kAccumulators) {
         count /= 2;
     }
@@ -66,11 +66,55 @@ TMAC_ALWAYS_INLINE bool reads_nothing(const AttendArgs& args, int32_t query) {
 
 using Scores = float[kQueriesAtOnce][kSpanPositions];
 
-/// Scores of `Queries` queries from `first` on with the groups [group, group + Count).
+/// What a call reads, group by group: keys, values, and the keys of the next call. A group asks for the one kAhead
+/// further on: groups begin new streams, too short for the CPU to see them.
+template <CacheType Type>
+class Prefetch {
+public:
+    static constexpr int32_t kAhead = 4;
+    static constexpr int32_t kLine = 64;
+    static constexpr int32_t kVectorsInLine = kLine / (kVectorLanes * static_cast<int32_t>(element_bytes(Type)));
+
+    TMAC_ALWAYS_INLINE Prefetch(const AttendArgs& args, const Groups& groups) : groups_(groups) {
+        // Where there is nothing to ask for, what is being read stands in.
+        const uint8_t* first = groups.begin < groups.end ? args.keys[groups.begin] : nullptr;
+        const auto ask = [&](const uint8_t* piece) { pieces_[count_++] = piece != nullptr ? piece : first; };
+        for (int32_t group = groups.begin; group < groups.end; ++group) {
+            ask(args.keys[group]);
+            if constexpr (Type == CacheType::i8) {  // one line each, far from the others
+                TMAC_PREFETCH(args.key_scales[group]);
+                TMAC_PREFETCH(args.value_scales[group]);
+            }
+        }
+        for (int32_t group = groups.begin; group < groups.end; ++group) {
+            ask(args.values[group]);
+        }
+        for (int32_t group = 0; group < kAhead; ++group) {
+            ask(args.next_keys != nullptr ? args.next_keys[group] : nullptr);
+        }
+    }
+
+    // What to ask for beside the keys (the values) of a group; null: nothing.
+    TMAC_ALWAYS_INLINE const uint8_t* const* beside_keys(int32_t group) const {
+        return pieces_ + (group - groups_.begin) + kAhead;
+    }
+    TMAC_ALWAYS_INLINE const uint8_t* beside_values(int32_t group) const {
+        return pieces_[groups_.end - groups_.begin + (group - groups_.begin) + kAhead];
+    }
+
+private:
+    Groups groups_;
+    int32_t count_ = 0;
+    const uint8_t* pieces_[2 * kSpanGroups + kAhead];
+};
+
+/// Scores of `Queries` queries from `first` on with the groups [group, group + Count). `ahead`: groups to ask for, or
+/// null.
 template <class V, CacheType Type, int Queries, int Count>
 TMAC_ALWAYS_INLINE void score_groups(const AttendArgs& args, const float* const* queries, int32_t group,
-                                     float (*scores)[kSpanPositions]) {
+                                     const uint8_t* const* ahead, float (*scores)[kSpanPositions]) {
     using F = typename V::F;
+    constexpr int32_t kStep = Prefetch<Type>::kVectorsInLine;
     F sums[Queries][Count];
     const uint8_t* keys[Count];
     TMAC_UNROLL
@@ -81,8 +125,7 @@ TMAC_ALWAYS_INLINE void score_groups(const AttendArgs& args, const float* const*
             sums[q][g] = V::set1(0.0F);
         }
     }
-    const int32_t head_dim = args.head_dim;
-    for (int32_t d = 0; d < head_dim; ++d) {
+    const auto add = [&](int32_t d) {
         F elements[Queries];
         TMAC_UNROLL
         for (int q = 0; q < Queries; ++q) {
@@ -96,6 +139,32 @@ TMAC_ALWAYS_INLINE void score_groups(const AttendArgs& args, const float* const*
                 sums[q][g] = V::fma(elements[q], key, sums[q][g]);
             }
         }
+    };
+    // The groups ahead are asked for one after the other, line by line: a stream that the CPU sees and runs ahead of.
+    const int32_t lines = args.head_dim / kStep;
+    int32_t asked = 0;
+    const uint8_t* line = ahead == nullptr ? nullptr : *ahead++;
+    int32_t d = 0;
+    for (; d + kStep <= args.head_dim; d += kStep) {
+        if (line != nullptr) {
+            TMAC_UNROLL
+            for (int g = 0; g < Count; ++g) {
+                V::prefetch(line + g * Prefetch<Type>::kLine);
+            }
+            line += Count * Prefetch<Type>::kLine;
+            asked += Count;
+            if (asked >= lines && d + 2 * kStep <= args.head_dim) {
+                asked -= lines;
+                line = *ahead++;
+            }
+        }
+        TMAC_UNROLL
+        for (int32_t i = 0; i < kStep; ++i) {
+            add(d + i);
+        }
+    }
+    for (; d < args.head_dim; ++d) {
+        add(d);
     }
     const F scale = V::set1(args.scale);
     for (int g = 0; g < Count; ++g) {
@@ -117,16 +186,16 @@ TMAC_ALWAYS_INLINE void score_groups(const AttendArgs& args, const float* const*
 /// Scores of queries [first, first + count) with every group that one of them reads.
 template <class V, CacheType Type>
 TMAC_ALWAYS_INLINE void score_block(const AttendArgs& args, int32_t first, int32_t count, const Groups& groups,
-                                    float (*scores)[kSpanPositions]) {
+                                    const Prefetch<Type>* prefetch, float (*scores)[kSpanPositions]) {
     const float* const* queries = args.queries + first;
     with_count(count, [&]<int Queries>() {
         constexpr int kMost = shared_by<V>(Queries);
         const auto score = [&]<int Count>(int64_t at) {
-            score_groups<V, Type, Queries, Count>(args, queries, groups.begin + static_cast<int32_t>(at), scores);
+            const int32_t group = groups.begin + static_cast<int32_t>(at);
+            score_groups<V, Type, Queries, Count>(args, queries, group,
+                                                  prefetch == nullptr ? nullptr : prefetch->beside_keys(group), scores);
         };
-        if constexpr (kMost == 8) {
-            for_each_piece<8, 4, 2, 1>(groups.end - groups.begin, score);
-        } else if constexpr (kMost == 4) {
+        if constexpr (kMost == 4) {
             for_each_piece<4, 2, 1>(groups.end - groups.begin, score);
         } else {
             for_each_piece<2, 1>(groups.end - groups.begin, score);
@@ -136,7 +205,8 @@ TMAC_ALWAYS_INLINE void score_block(const AttendArgs& args, int32_t first, int32
 
 /// All scores of queries [first, last): neighbours whose groups touch share the keys.
 template <class V, CacheType Type>
-TMAC_ALWAYS_INLINE void score_queries(const AttendArgs& args, int32_t first, int32_t last, Scores& scores) {
+TMAC_ALWAYS_INLINE void score_queries(const AttendArgs& args, int32_t first, int32_t last,
+                                      const Prefetch<Type>& prefetch, Scores& scores) {
     for (int32_t query = first; query < last;) {
         if (reads_nothing(args, query)) {
             ++query;
@@ -153,7 +223,7 @@ TMAC_ALWAYS_INLINE void score_queries(const AttendArgs& args, int32_t first, int
             groups.end = next.end > groups.end ? next.end : groups.end;
             ++count;
         }
-        score_block<V, Type>(args, query, count, groups, scores + (query - first));
+        score_block<V, Type>(args, query, count, groups, query == 0 ? &prefetch : nullptr, scores + (query - first));
         query += count;
     }
 }
@@ -198,7 +268,7 @@ TMAC_ALWAYS_INLINE void softmax_span(const AttendArgs& args, int32_t query, floa
 /// `partials` point at. `weights`: of the group's lanes, kSpanPositions apart.
 template <class V, CacheType Type, int Queries, int Count>
 TMAC_ALWAYS_INLINE void add_columns(const uint8_t* values, int32_t padded_dim, int32_t begin, int32_t end,
-                                    const float* weights, float* partials, int64_t stride) {
+                                    const float* weights, const uint8_t* ahead, float* partials, int64_t stride) {
     using F = typename V::F;
     F sums[Queries][Count];
     TMAC_UNROLL
@@ -213,6 +283,9 @@ TMAC_ALWAYS_INLINE void add_columns(const uint8_t* values, int32_t padded_dim, i
         }
         TMAC_UNROLL
         for (int c = 0; c < Count; ++c) {
+            if (ahead != nullptr && c % Prefetch<Type>::kVectorsInLine == 0) {
+                V::prefetch(ahead + (int64_t{j} * padded_dim + c * kVectorLanes) * element_bytes(Type));
+            }
             const F value = load_cached<V, Type>(values, int64_t{j} * padded_dim + c * kVectorLanes);
             TMAC_UNROLL
             for (int q = 0; q < Queries; ++q) {
@@ -229,7 +302,7 @@ TMAC_ALWAYS_INLINE void add_columns(const uint8_t* values, int32_t padded_dim, i
 /// The same for all columns.
 template <class V, CacheType Type>
 TMAC_ALWAYS_INLINE void add_values(const AttendArgs& args, int32_t group, int32_t begin, int32_t end, int32_t query,
-                                   int32_t count, const float* weights) {
+                                   int32_t count, const float* weights, const uint8_t* ahead) {
     const uint8_t* values = args.values[group];
     const auto padded_dim = static_cast<int32_t>(round_up(args.head_dim, kKeyGroup));
     float* partials = args.partials + query * args.partial_stride;
@@ -238,9 +311,10 @@ TMAC_ALWAYS_INLINE void add_values(const AttendArgs& args, int32_t group, int32_
         const auto add = [&]<int Count>(int64_t at) {
             const int64_t column = at * kVectorLanes;
             add_columns<V, Type, Queries, Count>(values + column * element_bytes(Type), padded_dim, begin, end, weights,
+                                                 ahead == nullptr ? nullptr : ahead + column * element_bytes(Type),
                                                  partials + column, args.partial_stride);
         };
-        if constexpr (kMost == 8) {
+        if constexpr (kMost == 4 && Queries == 1 && V::kAccumulators >= 8) {
             for_each_piece<8, 4, 2, 1>(padded_dim / kVectorLanes, add);
         } else if constexpr (kMost == 4) {
             for_each_piece<4, 2, 1>(padded_dim / kVectorLanes, add);
@@ -267,7 +341,7 @@ TMAC_ALWAYS_INLINE LaneRange lanes_of(const AttendArgs& args, int32_t query, int
 /// One group's values for queries [first, last): neighbours that read the same lanes share them.
 template <class V, CacheType Type>
 TMAC_ALWAYS_INLINE void add_group(const AttendArgs& args, int32_t group, int32_t first, int32_t last,
-                                  const Scores& weights) {
+                                  const Prefetch<Type>& prefetch, const Scores& weights) {
     for (int32_t query = first; query < last;) {
         const LaneRange lanes = lanes_of(args, query, group);
         int32_t count = 1;
@@ -276,35 +350,47 @@ TMAC_ALWAYS_INLINE void add_group(const AttendArgs& args, int32_t group, int32_t
         }
         if (lanes.begin < lanes.end) {
             add_values<V, Type>(args, group, lanes.begin, lanes.end, query, count,
-                                weights[query - first] + group * kKeyGroup);
+                                weights[query - first] + group * kKeyGroup,
+                                query == 0 ? prefetch.beside_values(group) : nullptr);
         }
         query += count;
     }
 }
 
+/// The groups that any of queries [first, last) reads.
+TMAC_ALWAYS_INLINE Groups all_groups(const AttendArgs& args, int32_t first, int32_t last) {
+    Groups all{kSpanGroups, 0};
+    for (int32_t query = first; query < last; ++query) {
+        if (!reads_nothing(args, query)) {
+            const Groups groups = groups_of(args, query);
+            all.begin = groups.begin < all.begin ? groups.begin : all.begin;
+            all.end = groups.end > all.end ? groups.end : all.end;
+        }
+    }
+    return all.begin < all.end ? all : Groups{0, 0};
+}
+
 template <class V, CacheType Type>
 void attend_span(const AttendArgs& args) {
     const int64_t padded_dim = round_up(args.head_dim, kKeyGroup);
+    const Prefetch<Type> prefetch(args, all_groups(args, 0, args.num_queries));
     Scores scores;
     for (int32_t first = 0; first < args.num_queries; first += kQueriesAtOnce) {
         const int32_t last = args.num_queries - first < kQueriesAtOnce ? args.num_queries : first + kQueriesAtOnce;
-        score_queries<V, Type>(args, first, last, scores);
-        Groups all{kSpanGroups, 0};
+        score_queries<V, Type>(args, first, last, prefetch, scores);
         for (int32_t query = first; query < last; ++query) {
             float* partial = args.partials + query * args.partial_stride;
             std::memset(partial, 0, static_cast<size_t>(padded_dim) * sizeof(float));
             if (reads_nothing(args, query)) {
                 partial[padded_dim] = -INFINITY;
                 partial[padded_dim + 1] = 0.0F;
-                continue;
+            } else {
+                softmax_span<V, Type>(args, query, scores[query - first], partial + padded_dim);
             }
-            softmax_span<V, Type>(args, query, scores[query - first], partial + padded_dim);
-            const Groups groups = groups_of(args, query);
-            all.begin = groups.begin < all.begin ? groups.begin : all.begin;
-            all.end = groups.end > all.end ? groups.end : all.end;
         }
-        for (int32_t group = all.begin; group < all.end; ++group) {
-            add_group<V, Type>(args, group, first, last, scores);
+        const Groups groups = all_groups(args, first, last);
+        for (int32_t group = groups.begin; group < groups.end; ++group) {
+            add_group<V, Type>(args, group, first, last, prefetch, scores);
         }
     }
 }

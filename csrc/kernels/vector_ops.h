@@ -41,6 +41,7 @@ struct AttendArgs {
     float softcap;         ///< 0: none
     float* partials;       ///< [num_queries][partial_stride]: partial_floats(head_dim) each
     int64_t partial_stride;
+    const uint8_t* const* next_keys = nullptr;  ///< [kSpanGroups] of the call to come, to be fetched early; or null
 };
 
 /// Floats of a partial result: acc[padded_dim], the largest score, the sum of the weights. No position: zeros, -inf, 0.

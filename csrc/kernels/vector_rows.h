@@ -1,5 +1,7 @@
 #pragma once
 
+#include <utility>
+
 #include "kernels/vector_math.h"
 #include "kernels/vector_ops.h"
 
@@ -27,10 +29,26 @@ TMAC_ALWAYS_INLINE typename V::F load_some_weights(const void* weights, int64_t 
     return load_weights<V, Type>(lanes, 0);
 }
 
-/// Rows [row, row + Rows) of tokens [token, token + Tokens): a sum of sixteen lanes for each.
+inline constexpr int kRowTile = 4;  ///< rows that all tokens are multiplied with before the next
+inline constexpr int kTokensAtOnce = 6;
+
+/// Rows that are multiplied with `tokens` tokens at once: a power of two, at most kRowTile.
+template <class V>
+constexpr int rows_beside(int tokens) {
+    int rows = kRowTile;
+    while (rows > 1 && rows * tokens > V::kRowSums) {
+        rows /= 2;
+    }
+    return rows;
+}
+
+/// Rows [row, row + Rows) of tokens [token, token + Tokens): a sum of sixteen lanes for each. `ahead`: as many bytes to
+/// ask for on the way, or null; asked for one line after the other, the CPU sees a stream and runs ahead of it.
 template <class V, FloatType Type, int Rows, int Tokens>
-TMAC_ALWAYS_INLINE void multiply_float_rows(const FloatRowsArgs& args, int64_t row, int64_t token) {
+TMAC_ALWAYS_INLINE void multiply_float_rows(const FloatRowsArgs& args, int64_t row, int64_t token,
+                                            const uint8_t* ahead) {
     using F = typename V::F;
+    constexpr int kStepBytes = Rows * kVectorLanes * (Type == FloatType::f32 ? 4 : 2);
     F sums[Rows][Tokens];
     TMAC_UNROLL
     for (int i = 0; i < Rows * Tokens; ++i) {
@@ -40,6 +58,12 @@ TMAC_ALWAYS_INLINE void multiply_float_rows(const FloatRowsArgs& args, int64_t r
     const float* x = args.x + token * args.x_stride;
     int64_t at = 0;
     for (; at + kVectorLanes <= k; at += kVectorLanes) {
+        if (ahead != nullptr) {
+            for (int byte = 0; byte < kStepBytes; byte += 64) {
+                V::prefetch(ahead + byte);
+            }
+            ahead += kStepBytes;
+        }
         F weights[Rows];
         TMAC_UNROLL
         for (int r = 0; r < Rows; ++r) {
@@ -66,20 +90,41 @@ TMAC_ALWAYS_INLINE void multiply_float_rows(const FloatRowsArgs& args, int64_t r
     }
 }
 
+/// A tile of rows with up to kTokensAtOnce tokens.
+template <class V, FloatType Type, int Tokens>
+TMAC_NOINLINE void multiply_row_tile(const FloatRowsArgs& args, int64_t row, int64_t row_end, int64_t token,
+                                     bool first_tokens) {
+    for_each_piece<rows_beside<V>(Tokens), 1>(row_end - row, [&]<int Rows>(int64_t at) {
+        const uint8_t* ahead = nullptr;
+        const int64_t next = row + at + kRowTile;
+        if (first_tokens && next + Rows <= args.row_end) {
+            ahead = static_cast<const uint8_t*>(args.weights) + next * args.k * (Type == FloatType::f32 ? 4 : 2);
+        }
+        multiply_float_rows<V, Type, Rows, Tokens>(args, row + at, token, ahead);
+    });
+}
+
 template <class V, FloatType Type>
 TMAC_ALWAYS_INLINE void multiply_floats(const FloatRowsArgs& args) {
     constexpr int64_t kNearBytes = 384 << 10;  // of x, to stay in the L2 cache while the rows pass by
-    const int64_t fitting = kNearBytes / (args.k * int64_t{sizeof(float)} + 1) / V::kRowTokens * V::kRowTokens;
-    const int64_t tile = fitting < V::kRowTokens ? V::kRowTokens : fitting;
+    const int64_t fitting = kNearBytes / (args.k * int64_t{sizeof(float)} + 1) / kTokensAtOnce * kTokensAtOnce;
+    const int64_t tile = fitting < kTokensAtOnce ? kTokensAtOnce : fitting;
     for (int64_t first = 0; first < args.m; first += tile) {
-        const int64_t tokens = args.m - first < tile ? args.m - first : tile;
-        const int64_t rows = args.row_end - args.row_begin;
-        for_each_piece<4, 1>(rows, [&]<int Rows>(int64_t row) {
-            constexpr int kTokens = Rows == 1 ? 1 : V::kRowTokens;
-            for_each_piece<kTokens, 2, 1>(tokens, [&]<int Tokens>(int64_t token) {
-                multiply_float_rows<V, Type, Rows, Tokens>(args, args.row_begin + row, first + token);
-            });
-        });
+        const int64_t last = args.m - first < tile ? args.m : first + tile;
+        for (int64_t row = args.row_begin; row < args.row_end; row += kRowTile) {
+            const int64_t row_end = args.row_end - row < kRowTile ? args.row_end : row + kRowTile;
+            for (int64_t token = first; token < last;) {
+                const int32_t count = tokens_in_block(static_cast<int32_t>(last - token), kTokensAtOnce);
+                const auto run = [&]<int... Less>(std::integer_sequence<int, Less...>) {
+                    ((count == Less + 1
+                          ? multiply_row_tile<V, Type, Less + 1>(args, row, row_end, token, token == first)
+                          : void()),
+                     ...);
+                };
+                run(std::make_integer_sequence<int, kTokensAtOnce>());
+                token += count;
+            }
+        }
     }
 }
 

@@ -17,6 +17,14 @@ namespace {
 
 uint32_t load_bits(const uint8_t* row, int64_t column, int64_t count) {
     const int64_t first = column / 8;
+    if (column % 8 == 0 && count == 8) {  // nearly all of them: a copy of a known size is one instruction
+        return row[first];
+    }
+    if (column % 8 == 0 && count == 32) {
+        uint32_t whole = 0;
+        std::memcpy(&whole, row + first, sizeof(whole));
+        return whole;
+    }
     const int64_t last = (column + count + 7) / 8;
     uint64_t word = 0;
     std::memcpy(&word, row + first, static_cast<size_t>(std::min<int64_t>(last - first, 8)));
@@ -221,23 +229,24 @@ struct RowChunks {
     const TiledCodes& codes;
     LayoutShape shape;
     int64_t row;
+    int64_t row_in_chunk;
 
-    /// First byte of the rows that share a chunk with this one.
-    uint8_t* chunk(const ActGroup& group, int64_t at) const {
+    RowChunks(const TiledCodes& in, const LayoutShape& of, int64_t at)
+        : codes(in), shape(of), row(at), row_in_chunk(at % of.n_tile) {}
+
+    /// First byte of the rows that share a chunk with this one, in the first chunk of the act group.
+    uint8_t* first_chunk(const ActGroup& group) const {
         if (in_bands(codes.layout)) {
-            const BandPlace place(codes.n, row);
-            return codes.data + place.codes(codes.padded_k, group) + at / shape.k_chunk * shape.chunk_bytes;
+            return codes.data + BandPlace(codes.n, row).codes(codes.padded_k, group);
         }
         const int64_t tile = row / shape.n_tile * (codes.padded_k / shape.k_chunk);
-        return codes.data + (tile + (group.padded_begin + at) / shape.k_chunk) * shape.chunk_bytes;
+        return codes.data + (tile + group.padded_begin / shape.k_chunk) * shape.chunk_bytes;
     }
-
-    int64_t row_in_chunk() const { return row % shape.n_tile; }
 
     /// Where the codes of a chunk lie, of a layout that has codes.
     CodeWords words(uint8_t* chunk, int32_t bits) const {
         const Division division = division_of(codes.layout, bits);
-        const int64_t in_top = row_in_chunk() * 4;
+        const int64_t in_top = row_in_chunk * 4;
         if (division.rest_bits == 0) {
             return {chunk + in_top, shape.n_tile * 4, nullptr, 0, division};
         }
@@ -251,8 +260,9 @@ struct RowChunks {
     template <class Visit>
     void for_each(const std::vector<ActGroup>& act_groups, const Visit& visit) const {
         for (const ActGroup& group : act_groups) {
-            for (int64_t at = 0; at < group.k_count; at += shape.k_chunk) {
-                visit(group.k_begin + at, std::min<int64_t>(shape.k_chunk, group.k_count - at), chunk(group, at));
+            uint8_t* chunk = first_chunk(group);
+            for (int64_t at = 0; at < group.k_count; at += shape.k_chunk, chunk += shape.chunk_bytes) {
+                visit(group.k_begin + at, std::min<int64_t>(shape.k_chunk, group.k_count - at), chunk);
             }
         }
     }
@@ -275,7 +285,7 @@ void planes_to_layout(const PlanesView& planes, const std::vector<ActGroup>& act
     const LayoutShape shape = layout_shape(out.layout, planes.bits);
     for (int64_t row = row_begin; row < row_end; ++row) {
         const RowChunks chunks{out, shape, row};
-        const int64_t in_chunk = chunks.row_in_chunk();
+        const int64_t in_chunk = chunks.row_in_chunk;
         if (in_codes(out.layout)) {
             chunks.for_each(act_groups, [&](int64_t column, int64_t count, uint8_t* chunk) {
                 const CodeWords words = chunks.words(chunk, planes.bits);
@@ -316,7 +326,7 @@ void layout_to_planes(const TiledCodes& in, const std::vector<ActGroup>& act_gro
     for (int64_t row = row_begin; row < row_end; ++row) {
         const auto plane_row = [&](int32_t plane) { return planes + (plane * view.n + row - row_begin) * row_bytes; };
         const RowChunks chunks{in, shape, row};
-        const int64_t in_chunk = chunks.row_in_chunk();
+        const int64_t in_chunk = chunks.row_in_chunk;
         if (in_codes(in.layout)) {
             chunks.for_each(act_groups, [&](int64_t column, int64_t count, uint8_t* chunk) {
                 const CodeWords words = chunks.words(chunk, view.bits);

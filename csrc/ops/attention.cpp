@@ -135,6 +135,13 @@ private:
         return const_cast<float*>(scratch_.part(row, static_cast<int32_t>(head), index));
     }
 
+    /// What is computed together: one span of a key head for one block of rows.
+    struct Item {
+        const RowBlock* block;
+        int64_t kv_head;
+        int64_t span;
+    };
+
     /// One item is one span of a key head: its partial results stay apart until attention_row.
     void run_by_span() {
         std::vector<int64_t> first_item;
@@ -143,28 +150,38 @@ private:
             first_item.push_back(items);
             items += (block.last_span - block.first_span) * input_.kv_heads;
         }
+        const auto item_of = [&](int64_t index) {
+            const auto above = std::upper_bound(first_item.begin(), first_item.end(), index);
+            const auto at = static_cast<size_t>(above - first_item.begin()) - 1;
+            const RowBlock& block = blocks_[at];
+            const int64_t spans = block.last_span - block.first_span;
+            const int64_t in_block = index - first_item[at];
+            return Item{&block, in_block / spans, block.first_span + in_block % spans};
+        };
         parallel_for(items, 1, threads_, [&](Range range) {
             std::vector<float> partials(static_cast<size_t>(kBlockQueries * scratch_.stride_));
-            for (int64_t item = range.begin; item < range.end; ++item) {
-                const auto above = std::upper_bound(first_item.begin(), first_item.end(), item);
-                const auto index = static_cast<size_t>(above - first_item.begin()) - 1;
-                const RowBlock& block = blocks_[index];
-                const int64_t spans = block.last_span - block.first_span;
-                const int64_t at = item - first_item[index];
-                run_span(block, at / spans, block.first_span + at % spans, partials);
+            for (int64_t index = range.begin; index < range.end; ++index) {
+                const Item item = item_of(index);
+                run_item(item, index + 1 < range.end ? item_of(index + 1) : item, partials);
             }
         });
     }
 
-    /// One item is a key head: spans are merged on the way.
+    /// The spans of a key head follow each other and are merged on the way.
     void run_by_head() {
         const auto blocks = static_cast<int64_t>(blocks_.size());
         parallel_for(blocks * input_.kv_heads, 1, threads_, [&](Range range) {
             std::vector<float> partials(static_cast<size_t>(kBlockQueries * scratch_.stride_));
-            for (int64_t item = range.begin; item < range.end; ++item) {
-                const RowBlock& block = blocks_[static_cast<size_t>(item % blocks)];
+            for (int64_t index = range.begin; index < range.end; ++index) {
+                const RowBlock& block = blocks_[static_cast<size_t>(index % blocks)];
+                const RowBlock& next = blocks_[static_cast<size_t>((index + 1) % blocks)];
+                const int64_t next_head = std::min((index + 1) / blocks, int64_t{input_.kv_heads} - 1);
                 for (int64_t span = block.first_span; span < block.last_span; ++span) {
-                    run_span(block, item / blocks, span, partials);
+                    const Item item{&block, index / blocks, span};
+                    const bool last = span + 1 == block.last_span;
+                    run_item(item,
+                             last ? Item{&next, next_head, next.first_span} : Item{&block, item.kv_head, span + 1},
+                             partials);
                 }
             }
         });
@@ -175,7 +192,12 @@ private:
         return path.tail_begin < (span + 1) * kSpanPositions ? path.tail : nullptr;
     }
 
-    void run_span(const RowBlock& block, int64_t kv_head, int64_t span, std::vector<float>& partials) {
+    /// `next`: the item to come, whose first keys are asked for early.
+    void run_item(const Item& item, const Item& next, std::vector<float>& partials) {
+        const auto [block_of_rows, kv_head, span] = item;
+        const RowBlock& block = *block_of_rows;
+        const SpanPointers next_pointers =
+            pointers_of(next.block->begin, next.block->begin + 1, next.kv_head, next.span);
         for (int64_t row = block.begin; row < block.end;) {
             const CachedPath& path = input_.paths[row];
             if (!reads_span(path, span)) {
@@ -187,7 +209,7 @@ private:
                    tail_in(input_.paths[end], span) == tail_in(path, span)) {
                 ++end;
             }
-            run_rows(row, end, kv_head, span, partials);
+            run_rows(row, end, kv_head, span, next_pointers.keys, partials);
             row = end;
         }
     }
@@ -219,17 +241,19 @@ private:
     }
 
     /// All query heads of a key head, for rows that read the same memory.
-    void run_rows(int64_t row, int64_t row_end, int64_t kv_head, int64_t span, std::vector<float>& partials) {
+    void run_rows(int64_t row, int64_t row_end, int64_t kv_head, int64_t span, const uint8_t* const* next_keys,
+                  std::vector<float>& partials) {
         const SpanPointers pointers = pointers_of(row, row_end, kv_head, span);
         const int64_t queries = (row_end - row) * group_heads();
         for (int64_t first = 0; first < queries; first += kBlockQueries) {
-            run_call(row, kv_head, span, first, std::min(queries, first + kBlockQueries), pointers, partials);
+            run_call(row, kv_head, span, first, std::min(queries, first + kBlockQueries), pointers, next_keys,
+                     partials);
         }
     }
 
     /// Queries [first, last), counted from the first head of `first_row`.
     void run_call(int64_t first_row, int64_t kv_head, int64_t span, int64_t first, int64_t last,
-                  const SpanPointers& pointers, std::vector<float>& partials) {
+                  const SpanPointers& pointers, const uint8_t* const* next_keys, std::vector<float>& partials) {
         Call call;
         for (int64_t query = first; query < last; ++query) {
             const int64_t row = first_row + query / group_heads();
@@ -243,7 +267,7 @@ private:
         }
         ops_.attend({input_.layout.type, input_.head_dim, pointers.keys, pointers.values, pointers.key_scales,
                      pointers.value_scales, call.queries, call.count, call.begin, call.end, input_.scale,
-                     input_.softcap, partials.data(), scratch_.stride_});
+                     input_.softcap, partials.data(), scratch_.stride_, next_keys});
         for (int64_t query = first; query < last; ++query) {
             const int64_t row = first_row + query / group_heads();
             keep(row, kv_head * group_heads() + query % group_heads(), span,

@@ -7,6 +7,7 @@
 #include "core/check.h"
 #include "core/range.h"
 #include "core/thread_pool.h"
+#include "kernels/registry.h"
 #include "ops/convert.h"
 #include "ops/prepare.h"
 #include "ops/product_step.h"
@@ -39,8 +40,10 @@ int threads_for(int64_t weights, int num_threads) {
 /// One way in which some weights of a job want its rows.
 struct Encoding {
     const Kernel* kernel;
-    const WeightView* weight;
+    const Projection* projection;
     PreparedInput* input;
+
+    const WeightView& weight() const { return *projection->packed; }
 };
 
 /// A job while a block of its tokens is multiplied.
@@ -62,10 +65,12 @@ struct Scratch {
 };
 
 /// The encoding of a job's rows that the weight wants: an earlier one of the job, or a new one.
-const PreparedInput& encoding_for(const Kernel& kernel, const WeightView& weight, Work& work, size_t& used,
+const PreparedInput& encoding_for(const Kernel& kernel, const Projection& projection, Work& work, size_t& used,
                                   Scratch& scratch) {
+    const WeightView& weight = *projection.packed;
     for (const Encoding& encoding : work.encodings) {
-        if (same_encoding(*encoding.kernel, *encoding.weight, kernel, weight)) {
+        const bool plain = encoding.projection->input_norm == nullptr && projection.input_norm == nullptr;
+        if (plain && same_encoding(*encoding.kernel, encoding.weight(), kernel, weight)) {
             return *encoding.input;
         }
     }
@@ -74,7 +79,7 @@ const PreparedInput& encoding_for(const Kernel& kernel, const WeightView& weight
     }
     PreparedInput& input = scratch.inputs[used++];
     reserve(kernel, weight, work.tokens, input);
-    work.encodings.push_back({&kernel, &weight, &input});
+    work.encodings.push_back({&kernel, &projection, &input});
     return input;
 }
 
@@ -90,8 +95,16 @@ void encode_row(const Work& work, int32_t token, std::vector<float>& scratch, st
     if (own != nullptr && row != own) {
         std::copy_n(row, columns, own);
     }
+    std::vector<float> normed;
     for (const Encoding& encoding : work.encodings) {
-        prepare_token(*encoding.kernel, *encoding.weight, row, token, permuted, *encoding.input);
+        const float* values = row;
+        if (encoding.projection->input_norm != nullptr) {
+            normed.resize(columns);
+            vector_ops().rms_norm(row, encoding.projection->input_norm, encoding.projection->input_norm_eps,
+                                  work.job->columns, normed.data());
+            values = normed.data();
+        }
+        prepare_token(*encoding.kernel, encoding.weight(), values, token, permuted, *encoding.input);
     }
 }
 
@@ -142,7 +155,7 @@ void make_steps(Work& work, Phase phase, size_t& used, Scratch& scratch) {
     for (const Projection& projection : work.job->projections) {
         if (projection.packed != nullptr) {
             const Kernel& kernel = *kernel_for(*projection.packed, phase, work.job->tokens);
-            const PreparedInput& input = encoding_for(kernel, *projection.packed, work, used, scratch);
+            const PreparedInput& input = encoding_for(kernel, projection, work, used, scratch);
             scratch.steps.emplace_back(projection, kernel, input, work.first, work.tokens);
         } else {
             scratch.steps.emplace_back(projection, work.rows, work.first, work.tokens);

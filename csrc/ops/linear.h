@@ -46,6 +46,9 @@ struct Projection {
     Tensor y;           ///< of any type
     Store store;
     float factor;
+    const float* input_norm =
+        nullptr;  ///< [k]: weight of an RMS norm that this weight's input passes first; packed only
+    float input_norm_eps = 0.0F;
 };
 
 /// The rows of an input, made when they are needed: a norm, a gate, the result of attention. So what makes them costs

@@ -66,34 +66,42 @@ PackedHeader make_header(const CanonicalWeight& weight, const KernelPair& kernel
     return header;
 }
 
-/// Byte offset of a row's value in [tiles][groups][n_tile], or in the order of bands.
+/// Where a row's values lie in [tiles][groups][n_tile], or in the order of bands.
 struct GroupOrder {
     const PackedHeader& header;
     int64_t groups;  ///< or super-groups
     int64_t bytes;   ///< of a value
 
-    int64_t at(int64_t row, int64_t group) const {
+    /// Byte offset of the first one.
+    int64_t first(int64_t row) const {
         if (in_bands(header.layout)) {
-            return BandPlace(header.n, row).value(groups, group) * bytes;
+            return BandPlace(header.n, row).value(groups, 0) * bytes;
         }
         const int64_t n_tile = layout_shape(header.layout, header.spec.bits).n_tile;
-        return ((row / n_tile * groups + group) * n_tile + row % n_tile) * bytes;
+        return (row / n_tile * groups * n_tile + row % n_tile) * bytes;
+    }
+
+    /// Bytes from one to the next.
+    int64_t stride(int64_t row) const {
+        return bytes * (in_bands(header.layout) ? BandPlace(header.n, row).rows
+                                                : int64_t{layout_shape(header.layout, header.spec.bits).n_tile});
     }
 };
 
 enum class Direction { to_tiles, to_rows };
 
-/// Rows [begin, end) of group values between [n][groups], of which `first_row` is the first there is, and the tiles'
-/// order.
+/// Rows [begin, end) of group values of kBytes between [n][groups], of which `first_row` is the first there is, and the
+/// tiles' order.
+template <size_t kBytes>
 void move_group_values(Direction direction, uint8_t* rows, uint8_t* tiles, const GroupOrder& order, Range range,
                        int64_t first_row) {
-    const auto bytes = static_cast<size_t>(order.bytes);
     for (int64_t row = range.begin; row < range.end; ++row) {
-        for (int64_t group = 0; group < order.groups; ++group) {
-            uint8_t* in_row = rows + ((row - first_row) * order.groups + group) * order.bytes;
-            uint8_t* in_tile = tiles + order.at(row, group);
-            direction == Direction::to_tiles ? std::memcpy(in_tile, in_row, bytes)
-                                             : std::memcpy(in_row, in_tile, bytes);
+        uint8_t* in_row = rows + (row - first_row) * order.groups * static_cast<int64_t>(kBytes);
+        uint8_t* in_tile = tiles + order.first(row);
+        const int64_t stride = order.stride(row);
+        for (int64_t group = 0; group < order.groups; ++group, in_row += kBytes, in_tile += stride) {
+            direction == Direction::to_tiles ? std::memcpy(in_tile, in_row, kBytes)
+                                             : std::memcpy(in_row, in_tile, kBytes);
         }
     }
 }
@@ -105,10 +113,15 @@ uint8_t* writable(const void* data) { return static_cast<uint8_t*>(const_cast<vo
 void move_groups(Direction direction, const WeightView& view, const GroupArrays& arrays, Range range,
                  int64_t first_row = 0) {
     const auto move = [&](void* rows, int64_t part, int64_t groups, GroupType type) {
-        if (rows != nullptr) {
-            move_group_values(direction, static_cast<uint8_t*>(rows), writable(view.data + part),
-                              {view.header, groups, element_bytes(type)}, range, first_row);
+        if (rows == nullptr) {
+            return;
         }
+        const int64_t bytes = element_bytes(type);
+        const auto move_values = bytes == 1   ? move_group_values<1>
+                                 : bytes == 2 ? move_group_values<2>
+                                              : move_group_values<4>;
+        move_values(direction, static_cast<uint8_t*>(rows), writable(view.data + part), {view.header, groups, bytes},
+                    range, first_row);
     };
     move(arrays.scales, view.parts.scales, view.parts.num_groups, view.header.scale_type);
     move(arrays.zeros, view.parts.zeros, view.parts.num_groups, view.header.zero_type);

@@ -11,7 +11,7 @@ namespace {
 /// Takes weights out of what was given, and knows what is left at the end.
 class Taker {
 public:
-    explicit Taker(NamedWeights weights) : weights_(std::move(weights)) {}
+    Taker(NamedWeights weights, float input_norm_eps) : weights_(std::move(weights)), input_norm_eps_(input_norm_eps) {}
 
     /// The matrix, of the given shape, or one that does not exist.
     Matrix matrix(const std::string& name, int64_t n, int64_t k) {
@@ -24,6 +24,11 @@ public:
                    "], not [", n, ", ", k, "]");
         TMAC_CHECK(matrix.bias.empty() || static_cast<int64_t>(matrix.bias.size()) == n, "[Model] the bias of ", name,
                    " has ", matrix.bias.size(), " values, not ", n);
+        matrix.input_norm = vector(name + ".input_norm", k);
+        matrix.input_norm_eps = input_norm_eps_;
+        TMAC_CHECK(matrix.input_norm.empty() || matrix.packed, "[Model] ", name,
+                   " is no low-bit weight, but has an "
+                   "input_norm");
         return std::move(matrix);
     }
 
@@ -50,6 +55,7 @@ private:
     }
 
     NamedWeights weights_;
+    float input_norm_eps_;
 };
 
 Mlp take_mlp(Taker& take, const std::string& prefix, int64_t hidden, int64_t inner) {
@@ -110,7 +116,13 @@ int64_t bytes_of(const Layer& layer) {
 
 Projection Matrix::to(const Tensor& y, Store store, float factor) const {
     const float* bias_data = bias.empty() ? nullptr : bias.data();
-    return packed ? Projection(*packed, bias_data, y, store, factor) : Projection(floats, bias_data, y, store, factor);
+    if (!packed) {
+        return {floats, bias_data, y, store, factor};
+    }
+    Projection projection(*packed, bias_data, y, store, factor);
+    projection.input_norm = input_norm.empty() ? nullptr : input_norm.data();
+    projection.input_norm_eps = input_norm_eps;
+    return projection;
 }
 
 int64_t Model::weight_bytes() const {
@@ -144,7 +156,7 @@ std::shared_ptr<const Model> build_model(const ModelConfig& config, NamedWeights
     const Family& family = find_family(config.family);
     auto model = std::make_shared<Model>();
     model->config = config;
-    Taker take(std::move(weights));
+    Taker take(std::move(weights), config.input_norm_eps);
     model->embedding = take.matrix("embedding", config.vocab_size, config.hidden_size);
     TMAC_CHECK(model->embedding.exists(), "[Model] weight 'embedding' is missing");
     model->head = take.matrix("head", config.vocab_size, config.hidden_size);

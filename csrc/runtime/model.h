@@ -16,7 +16,9 @@ namespace tmac {
 struct Matrix {
     std::optional<WeightView> packed;
     FloatMatrix floats{};
-    std::vector<float> bias;  ///< [n], or empty
+    std::vector<float> bias;        ///< [n], or empty
+    std::vector<float> input_norm;  ///< [k]: weight of an RMS norm that its input passes first; mostly empty
+    float input_norm_eps = 0.0F;
     std::shared_ptr<const void> owner;
     int64_t bytes = 0;  ///< that a product reads
 

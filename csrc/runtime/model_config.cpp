@@ -91,6 +91,9 @@ void validate(const ModelConfig& config) {
     }
     TMAC_CHECK(config.norm_eps >= 0, "[ModelConfig] norm_eps must not be negative, got ", config.norm_eps);
     check_finite("norm_eps", config.norm_eps);
+    TMAC_CHECK(config.input_norm_eps >= 0, "[ModelConfig] input_norm_eps must not be negative, got ",
+               config.input_norm_eps);
+    check_finite("input_norm_eps", config.input_norm_eps);
     check_finite("attention_scale", config.attention_scale);
     check_finite("attention_softcap", config.attention_softcap);
     check_finite("logit_softcap", config.logit_softcap);

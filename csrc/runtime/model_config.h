@@ -38,6 +38,7 @@ struct ModelConfig {
     int32_t head_dim = 0;
     int64_t context_length = 0;
     float norm_eps = 1e-6F;
+    float input_norm_eps = 1e-6F;  ///< of norms that belong to one matrix
     ActivationFn activation = ActivationFn::silu;
     float attention_scale = 1.0F;
     float attention_softcap = 0.0F;  ///< 0: none

@@ -14,6 +14,9 @@ namespace {
 
 constexpr int64_t kBlock = 1024;  ///< logits whose weights are summed before they are added to those before
 
+/// A lower temperature is 0: where logits differ at all, it leaves no other token a probability.
+constexpr float kLeastTemperature = 1e-30F;
+
 bool is_finite(float value) { return std::isfinite(value); }
 
 /// Adds in eight lanes, which are then added in order.
@@ -47,6 +50,14 @@ float largest_logit(const float* logits, int64_t vocab) {
                    " is infinite: no token can be chosen");
     }
     fail("no token can be chosen: every allowed logit is -inf");
+}
+
+int32_t first_equal(const float* logits, int64_t vocab, float value) {
+    int64_t begin = 0;
+    while (begin + kBlock < vocab && vector_ops().max(logits + begin, kBlock) < value) {
+        begin += kBlock;
+    }
+    return static_cast<int32_t>(std::find(logits + begin, logits + vocab, value) - logits);
 }
 
 }  // namespace
@@ -84,10 +95,8 @@ int32_t Sampler::sample(float* logits, int64_t vocab, const int32_t* history, in
         TMAC_CHECK(apply_mask(logits, vocab, mask), "no token can be chosen: the mask allows none of ", vocab);
     }
     const float largest = largest_logit(logits, vocab);
-    // A temperature whose inverse overflows leaves no other token a probability.
-    const bool greedy = !is_finite(inverse_temperature_);
-    const int32_t token = greedy ? static_cast<int32_t>(std::find(logits, logits + vocab, largest) - logits)
-                                 : draw(logits, vocab, largest);
+    const bool greedy = params_.temperature < kLeastTemperature;
+    const int32_t token = greedy ? first_equal(logits, vocab, largest) : draw(logits, vocab, largest);
     ++draws_;
     return token;
 }
@@ -125,14 +134,49 @@ void Sampler::collect(const float* logits, int64_t vocab, float largest) {
 
 /// top_p of all tokens: usually few hold the mass.
 void Sampler::collect_mass(const float* logits, int64_t vocab, float largest) {
+    constexpr int64_t kFew = 256;
     const double mass = static_cast<double>(params_.top_p) * weigh_blocks(logits, vocab, largest);
-    for (const int64_t count : {int64_t{256}, int64_t{4096}, vocab}) {
-        select_top(logits, vocab, count, candidates_);
-        if (weigh(largest) >= mass || count >= vocab) {
-            break;
+    select_top(logits, vocab, std::min(kFew, vocab), candidates_);
+    if (weigh(largest) >= mass) {
+        keep_mass(candidates_, mass);
+    } else {
+        collect_large_mass(logits, vocab, largest, mass);
+    }
+}
+
+/// The same with a histogram over the distance to the largest logit: only the tokens of one narrow bin are compared.
+void Sampler::collect_large_mass(const float* logits, int64_t vocab, float largest, double mass) {
+    constexpr float kBinsPerUnit = 32.0F;
+    constexpr int32_t kBins = 105 * 32;  // beyond exp(-104) a weight is 0 in f32
+    const float scale = inverse_temperature_ * kBinsPerUnit;
+    const auto bin_of = [&](float logit) {
+        return static_cast<size_t>(std::min((largest - logit) * scale, static_cast<float>(kBins - 1)));
+    };
+    buffer_.resize(static_cast<size_t>(vocab));
+    vector_ops().exp(logits, largest, inverse_temperature_, vocab, buffer_.data());
+    bin_weights_.assign(static_cast<size_t>(kBins), 0.0);
+    for (int64_t i = 0; i < vocab; ++i) {
+        bin_weights_[bin_of(logits[i])] += static_cast<double>(buffer_[static_cast<size_t>(i)]);
+    }
+    size_t edge = 0;
+    for (; edge + 1 < bin_weights_.size() && bin_weights_[edge] < mass; ++edge) {
+        mass -= bin_weights_[edge];
+    }
+    candidates_.clear();
+    at_edge_.clear();
+    for (int64_t i = 0; i < vocab; ++i) {
+        const size_t bin = bin_of(logits[i]);
+        if (bin <= edge) {
+            (bin < edge ? candidates_ : at_edge_)
+                .push_back(
+                    {.logit = logits[i], .id = static_cast<int32_t>(i), .weight = buffer_[static_cast<size_t>(i)]});
         }
     }
-    keep_mass(candidates_, mass);
+    keep_mass(at_edge_, mass);
+    const auto middle = static_cast<std::ptrdiff_t>(candidates_.size());
+    candidates_.insert(candidates_.end(), at_edge_.begin(), at_edge_.end());
+    std::inplace_merge(candidates_.begin(), candidates_.begin() + middle, candidates_.end(),
+                       [](const Candidate& a, const Candidate& b) { return a.id < b.id; });
 }
 
 /// What min_p may leave: a bound in the logits, a little low, spares the weights of most tokens.

@@ -49,6 +49,7 @@ private:
     int32_t draw(const float* logits, int64_t vocab, float largest);
     void collect(const float* logits, int64_t vocab, float largest);
     void collect_mass(const float* logits, int64_t vocab, float largest);
+    void collect_large_mass(const float* logits, int64_t vocab, float largest, double mass);
     void collect_probable(const float* logits, int64_t vocab, float largest);
     double weigh(float largest);
     double weigh_blocks(const float* logits, int64_t vocab, float largest);
@@ -59,7 +60,9 @@ private:
     float inverse_temperature_;
     uint64_t draws_ = 0;
     std::vector<Candidate> candidates_;
+    std::vector<Candidate> at_edge_;
     std::vector<double> block_weights_;
+    std::vector<double> bin_weights_;
     std::vector<float> buffer_;
 };
 

@@ -1,12 +1,14 @@
 """Codes: the formula, the file tensors, what is refused, and rounding to nearest."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tmac import Codes, QuantSpec, UnsupportedSpecError, _core, round_to_nearest
-from tmac.codes import buffer_to_tensors, pack_tensors, tensor_shapes
+from tmac.codes import buffer_to_tensors, pack_rows, pack_tensors, tensor_shapes
 
 ZERO_POINTS = ["fixed", "integer", "real", "offset"]
 SPECS = [QuantSpec(bits, 32, zero_point=zero) for bits in range(1, 9) for zero in ZERO_POINTS]
@@ -339,3 +341,31 @@ def test_a_scale_below_the_smallest_half_is_not_rounded_to_zero():
     off = codes.dequantize()[:, :32] - weight[:, :32]
     assert np.abs(off).max() <= 2.0**-24
     assert np.linalg.norm(off) < 0.3 * np.linalg.norm(weight[:, :32])
+
+
+@pytest.mark.parametrize("spec", [QuantSpec(3, 32, zero_point="offset"), QuantSpec(2, 64, "ternary")])
+def test_rows_that_come_in_blocks(spec):
+    weight = np.random.default_rng(0).standard_normal((100, 96), dtype=np.float32)
+    whole = round_to_nearest(weight, spec)
+    blocks = [round_to_nearest(weight[begin : begin + 33], spec) for begin in range(0, 100, 33)]
+    np.testing.assert_array_equal(pack_rows(blocks, 100).buffer(), whole.pack().buffer())
+    wide = replace(blocks[1], spec=spec.replace(scale_format="f32"), scales=blocks[1].scales.astype(np.float32))
+    mixed = pack_rows([blocks[0], wide, *blocks[2:]], 100)
+    assert Codes.from_buffer(mixed.buffer()).spec.scale_format == "f32"
+    np.testing.assert_array_equal(Codes.from_buffer(mixed.buffer()).dequantize(), whole.dequantize())
+    for rows in (99, 101):
+        with pytest.raises(ValueError, match=r"\[pack_rows\]"):
+            pack_rows(blocks, rows)
+    with pytest.raises(ValueError, match="does not fit the 33 before it"):
+        pack_rows([blocks[0], round_to_nearest(weight, QuantSpec(4, 32))], 133)
+
+
+@pytest.mark.parametrize("columns", [1, 5, 8, 52, 96])
+def test_trits_to_planes(columns):
+    codes = np.random.default_rng(columns).integers(0, 3, (19, columns)).astype(np.uint8)
+    planes = _core.trits_to_planes(_core.codes_to_trits(codes), columns)
+    np.testing.assert_array_equal(planes, _core.codes_to_planes(codes, 2))
+    with pytest.raises(ValueError, match=r"\[trits\]"):
+        _core.trits_to_planes(np.full((1, -(-columns // 5)), 243, np.uint8), columns)
+    with pytest.raises(ValueError, match="do not hold rows"):
+        _core.trits_to_planes(np.zeros((1, -(-columns // 5) + 1), np.uint8), columns)

@@ -93,8 +93,8 @@ def _bias(text: str) -> tuple[int, float]:
     raise argparse.ArgumentTypeError(f"expected ID=VALUE, 42=-inf for instance, found {text!r}")
 
 
-def load_engine(args: argparse.Namespace) -> Engine:
-    """The engine that the options ask for."""
+def load_engine(args: argparse.Namespace, **more: Any) -> Engine:
+    """The engine that the options ask for; `more` are other arguments of `Engine.from_pretrained`."""
     check_overrides()
     if not args.path.exists():
         raise CommandError(f"{args.path}: there is no such file or folder")
@@ -104,7 +104,7 @@ def load_engine(args: argparse.Namespace) -> Engine:
         raise CommandError(f"{error}; pip install 'tmac-cpu[engine]'") from error
     options = {name: getattr(args, name) for name in LOADING if getattr(args, name) is not None}
     with user_errors():
-        return Engine.from_pretrained(args.path, num_threads=args.threads, **options)
+        return Engine.from_pretrained(args.path, num_threads=args.threads, **options, **more)
 
 
 def generation_options(args: argparse.Namespace) -> dict[str, Any]:

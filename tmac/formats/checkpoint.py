@@ -55,6 +55,8 @@ class QuantizedLayer:
             weight `[in_features]` is the tensor `<name>.rms_norm.weight`. None: there is none.
         read_tensors: gives the tensors of `tmac.codes.tensor_shapes` where the file holds these, without a detour over
             codes; None where it does not. Raises FormatError.
+        read_rows: gives rows [begin, end) of the codes, without the bias, for weights that are too large to be read at
+            once; None where the format has them all or none. Raises FormatError.
     """
 
     name: str
@@ -68,6 +70,7 @@ class QuantizedLayer:
     source_type: str = ""
     input_norm_eps: float | None = None
     read_tensors: Callable[[], dict[str, Array]] | None = field(default=None, repr=False, compare=False)
+    read_rows: Callable[[int, int], Codes] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

@@ -179,6 +179,8 @@ class _Reader:
                 return read_exact(matrix, values)
             return requantize(matrix, spec, values, lambda error: self.errors.__setitem__(name, error))
 
+        by_rows = exact is not None and matrix.rows is None and not matrix.in_features % ggml.block
+        whole = by_rows and matrix.info.shape == (matrix.out_features, matrix.in_features)
         nbytes = matrix.nbytes + (self.tensors.find(bias)[1].nbytes or 0 if bias is not None else 0)
         self.layers[name] = QuantizedLayer(
             name,
@@ -190,6 +192,7 @@ class _Reader:
             read_codes,
             kind,
             ggml.name,
+            read_rows=(lambda begin, end: read_exact(matrix.part(begin, end))) if whole else None,
         )
 
     def _allow(self, matrix: Matrix) -> None:

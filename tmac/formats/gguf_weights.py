@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ class Matrix:
         out_features, in_features: its shape.
         index: which matrix of the stack.
         rows: i64 `[out_features]`, row i of the result is row `rows[i]` of the file; None: as they are.
+        skipped: blocks in front of it, where it is a part of the rows.
     """
 
     file: GgufFile
@@ -38,6 +39,7 @@ class Matrix:
     in_features: int
     index: int = 0
     rows: NDArray[np.int64] | None = None
+    skipped: int = 0
 
     @property
     def kind(self) -> GgmlType:
@@ -48,7 +50,11 @@ class Matrix:
     def blocks(self) -> tuple[int, int]:
         """The first block and their number."""
         count = self.out_features * self.in_features // self.kind.block
-        return self.index * count, count
+        return self.index * count + self.skipped, count
+
+    def part(self, begin: int, end: int) -> Matrix:
+        """Rows [begin, end) of a matrix that is all of its tensor and has the file's order, in rows of whole blocks."""
+        return replace(self, out_features=end - begin, skipped=begin * self.in_features // self.kind.block)
 
     @property
     def nbytes(self) -> int:

@@ -287,7 +287,7 @@ def decoder(
         "moe_intermediate_size": 0,
         "shared_intermediate_size": 0,
         "sparse_layers": [False] * sizes.layers,
-        "context_length": sizes.context,
+        "context_length": int(sizes.context * max(_stretch(entry) for entry in rope)),
     }
     unknown = more.keys() - content.keys()
     if unknown:
@@ -295,6 +295,12 @@ def decoder(
     is_tied = config.flag("tie_word_embeddings", tied)
     patterns = ("*.rotary_emb.inv_freq", "*.embed_scale", *ignored)
     return ModelDescription({**content, **more}, tuple(weights), is_tied, patterns)
+
+
+def _stretch(rope: Mapping[str, Any]) -> float:
+    """How many times the positions of the model fit into a text: dynamic frequencies are for longer ones."""
+    dynamic = rope["dynamic"] or {}
+    return max(1.0, float(dynamic.get("factor", 1.0)))
 
 
 def llama_top(sizes: Sizes, model: Sequence[str] = ("model",), shift: float = 0.0) -> list[Weight]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence, Set
 
 from tmac.runtime.native import Tokenizer
@@ -11,7 +9,6 @@ from tmac.runtime.native import Tokenizer
 REPLACEMENT = "\ufffd"
 CONTEXT_TOKENS = 8
 WINDOW_TOKENS = 24
-BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class Detokenizer:
@@ -88,12 +85,8 @@ def _complete(text: str) -> str:
 
 def byte_tokens(tokenizer: Tokenizer) -> frozenset[int]:
     """The tokens that stand for one byte in a vocabulary with byte fallback; none in others."""
-    text = tokenizer.to_json()
-    if '"ByteFallback"' not in text:
+    found = {byte: tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in range(256)}
+    letter = found[ord("A")]
+    if letter is None or tokenizer.decode([letter]) != "A":  # else such a token is the text that it looks like
         return frozenset()
-    content = json.loads(text)
-    if '"ByteFallback"' not in json.dumps(content.get("decoder")):
-        return frozenset()
-    vocab = content["model"]["vocab"]
-    items = vocab.items() if isinstance(vocab, dict) else ((row[0], index) for index, row in enumerate(vocab))
-    return frozenset(index for token, index in items if BYTE_TOKEN.fullmatch(token))
+    return frozenset(token for token in found.values() if token is not None)

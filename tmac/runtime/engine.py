@@ -16,7 +16,7 @@ from tmac.runtime.arguments import integer, shown
 from tmac.runtime.constrain import Grammars
 from tmac.runtime.detokenize import byte_tokens
 from tmac.runtime.evaluate import Evaluator, rope_key
-from tmac.runtime.generate import Chunk, Generation, Options, checked_ids, is_one_prompt
+from tmac.runtime.generate import Chunk, Generation, Options, TokenLogprob, checked_ids, is_one_prompt
 from tmac.runtime.native import Decoder, Floats, Tokenizer, core
 from tmac.runtime.passes import Passes
 from tmac.runtime.request import Outbox, Request, Stream
@@ -257,6 +257,10 @@ class Engine:
             self._chat_template.render(messages, add_generation_prompt=add_generation_prompt, tools=tools, **variables)
         )
 
+    def chat_template(self, with_tools: bool = False) -> str | None:
+        """The source of the template that renders messages, or messages with tools; None: the model has none."""
+        return None if self._chat_template is None else str(self._chat_template.source(None, with_tools))
+
     def submit(
         self,
         prompt: str | Sequence[int],
@@ -320,6 +324,36 @@ class Engine:
                 found[begin : begin + len(following)] = core.log_probabilities(rows[: len(following)], following)
 
         self._evaluator.logits(checked.tolist(), take)
+        return found
+
+    def token_logprobs(
+        self, ids: Sequence[int], top: int = 0, cancelled: Callable[[], bool] = lambda: False
+    ) -> list[TokenLogprob]:
+        """What `log_probabilities` gives, with the `top` most likely tokens at each place.
+
+        Args:
+            ids: of a text.
+            top: how many.
+            cancelled: asked after every pass; True ends it.
+
+        Raises:
+            TypeError, ValueError: as in `logits`.
+            RuntimeError: it was cancelled.
+        """
+        checked, count = self._checked("ids", ids), integer("top", top, 0, self.vocab_size)
+        found: list[TokenLogprob] = []
+
+        def take(begin: int, rows: Floats) -> None:
+            following = np.array(checked[begin + 1 : begin + 1 + len(rows)], np.int32)
+            if cancelled():
+                raise RuntimeError("[token_logprobs] cancelled")
+            for row, token in zip(rows, following, strict=False):
+                value = float(core.log_probabilities(row[None], token[None])[0])
+                best = core.top_log_probabilities(row, count) if count else ()
+                pairs = zip(*(part.tolist() for part in best), strict=True)
+                found.append(TokenLogprob(int(token), value, tuple(pairs)))
+
+        self._evaluator.logits(checked, take)
         return found
 
     def save_prompt(self, path: str | Path, prompt: str | Sequence[int], add_special_tokens: bool = True) -> int:

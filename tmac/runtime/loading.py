@@ -25,7 +25,7 @@ from tmac.runtime.families import describe
 from tmac.runtime.hub import local_path
 from tmac.runtime.low_bits import low_bit_spec, pack_floats, pack_layer
 from tmac.runtime.places import Place, find_places
-from tmac.runtime.tokenizer import Tokenizer, load_tokenizer
+from tmac.runtime.tokenizer import NoTokenizer, Tokenizer, tokenizer_or_none
 from tmac.spec import Activation, QuantSpec
 
 LARGE = 64 << 20  # bytes; such weights are read one at a time, and first, while the model takes little memory
@@ -289,7 +289,7 @@ class EngineParts:
     model: Any
     model_config: dict[str, Any]
     config: dict[str, Any]
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | NoTokenizer
     eos_ids: frozenset[int]
     chat_template: ChatTemplates | None
     context_length: int
@@ -306,12 +306,11 @@ def load_engine_parts(
         options: of `open_model` and `load_weights`.
 
     Raises:
-        FileNotFoundError: the checkpoint has no tokenizer.
         FormatError, ValueError, OSError: as `open_model`, `load_weights` and `load_tokenizer`.
     """
     opening = {name: options.pop(name) for name in ("requantize", "revision") if name in options}
     opened = open_model(path_or_id, **opening)
-    tokenizer = load_tokenizer(opened.checkpoint)
+    tokenizer = tokenizer_or_none(opened.checkpoint)
     builder = (make_builder or vars(_core)["ModelBuilder"])(opened.description.config)
     load_weights(opened, builder, **options)
     content = opened.description.config

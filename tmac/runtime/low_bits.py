@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tmac import _core
-from tmac.codes import pack_tensors, round_to_nearest, tensor_shapes
-from tmac.formats.checkpoint import Array, QuantizedLayer, StoredTensor, to_float32
+from tmac.codes import Codes, pack_rows, pack_tensors, round_to_nearest
+from tmac.formats.checkpoint import QuantizedLayer, StoredTensor, to_float32
 from tmac.spec import Activation, QuantSpec
-from tmac.threads import get_num_threads
 
 GROUP = 32  # columns that share a scale and an offset
-BLOCK = 1 << 22  # elements that are rounded at a time
+BLOCK = 1 << 22  # elements that are codes, or rounded, at a time
+LARGE = 1 << 26  # elements of layers that are read in such blocks
 
 
 def low_bit_spec(width: int | None, activation: Activation | None) -> QuantSpec | None:
@@ -37,9 +38,11 @@ def pack_layer(
         tensors = layer.read_tensors()
         spec = layer.spec if activation is None else layer.spec.replace(activation=activation)
         return pack_tensors(tensors, spec, layer.in_features), tensors.get("bias")
-    codes = layer.read()
-    if activation is not None and codes.spec.activation != activation:
-        codes = replace(codes, spec=codes.spec.replace(activation=activation))
+    read_rows = layer.read_rows
+    if read_rows is not None and not layer.bias and layer.out_features * layer.in_features > LARGE:
+        blocks = (read_rows(*rows) for rows in _row_blocks(layer.out_features, layer.in_features))
+        return pack_rows((_with(codes, activation) for codes in blocks), layer.out_features), None
+    codes = _with(layer.read(), activation)
     return codes.pack(), codes.bias
 
 
@@ -53,17 +56,17 @@ def pack_floats(tensor: StoredTensor, spec: QuantSpec) -> _core.PackedWeight:
     """
     weight = tensor.read()
     n, k = tensor.shape
-    arrays: dict[str, Array] = {}
+    blocks = (np.ascontiguousarray(to_float32(weight[begin:end], tensor.dtype)) for begin, end in _row_blocks(n, k))
+    return pack_rows((round_to_nearest(block, spec) for block in blocks), n)
+
+
+def _with(codes: Codes, activation: Activation | None) -> Codes:
+    if activation is None or codes.spec.activation == activation:
+        return codes
+    return replace(codes, spec=codes.spec.replace(activation=activation))
+
+
+def _row_blocks(n: int, k: int) -> Iterator[tuple[int, int]]:
     step = max(1, BLOCK // k)
-    for start in range(0, n, step):
-        rows = np.ascontiguousarray(to_float32(weight[start : start + step], tensor.dtype))
-        codes = round_to_nearest(rows, spec)
-        planes = _core.codes_to_planes(codes.codes, spec.bits, get_num_threads())
-        for name, part in (("planes", planes), ("scales", codes.scales), ("offsets", codes.zeros)):
-            assert part is not None
-            if name not in arrays:
-                arrays[name] = np.empty(tensor_shapes(spec, n, k)[name], part.dtype)
-            target = arrays[name][:, start : start + step] if name == "planes" else arrays[name][start : start + step]
-            target[...] = part
-    del weight
-    return pack_tensors(arrays, spec, k)
+    for begin in range(0, n, step):
+        yield begin, min(begin + step, n)

@@ -112,6 +112,54 @@ class Tokenizer:
         return self.token_to_id(self.special[name]) if name in self.special else None
 
 
+class NoTokenizer:
+    """Stands for the tokenizer of a checkpoint without one: prompts are token ids then, and texts are empty.
+
+    Args:
+        reason: why there is none.
+        eos_ids: tokens that end a text.
+    """
+
+    chat_template = None
+    vocab_size = 0
+    bos_id = None
+    special_ids: frozenset[int] = frozenset()
+
+    def __init__(self, reason: str, eos_ids: set[int]) -> None:
+        self.reason, self.eos_ids = reason, eos_ids
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Raises ValueError: only token ids can be a prompt."""
+        raise ValueError(f"{self.reason}; a prompt must be token ids")
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """No text."""
+        return ""
+
+    def token_to_id(self, token: str) -> None:
+        """No token has a name."""
+
+    def id_to_token(self, index: int) -> None:
+        """No token has a name."""
+
+    def to_json(self) -> str:
+        """Raises ValueError: what needs the vocabulary cannot be done."""
+        raise ValueError(self.reason)
+
+
+def tokenizer_or_none(checkpoint: Checkpoint) -> Tokenizer | NoTokenizer:
+    """The tokenizer of a checkpoint, or what stands for one where there is no `tokenizer.json`.
+
+    Raises:
+        FormatError, OSError: as `load_tokenizer`.
+    """
+    try:
+        return load_tokenizer(checkpoint)
+    except FileNotFoundError as error:
+        generation = _Files(checkpoint).json("generation_config.json")
+        return NoTokenizer(str(error), _eos_ids(checkpoint, generation, None, {}, {}))
+
+
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     """The tokenizer of a checkpoint: its `tokenizer.json`, or the one in a GGUF file.
 
@@ -210,7 +258,7 @@ def _templates(files: _Files, settings: Mapping[str, Any]) -> dict[str, str]:
 def _eos_ids(
     checkpoint: Checkpoint,
     generation: Mapping[str, Any],
-    backend: Backend,
+    backend: Backend | None,
     special: Mapping[str, str],
     templates: Mapping[str, str],
 ) -> set[int]:
@@ -228,5 +276,5 @@ def _eos_ids(
     if checkpoint.format == "gguf":
         written = "".join(templates.values())
         texts += [text for text in ENDS_OF_TURN if text in written]
-    found = [backend.token_to_id(text) for text in texts]
+    found = [backend.token_to_id(text) for text in texts] if backend is not None else []
     return ids | {index for index in found if index is not None}

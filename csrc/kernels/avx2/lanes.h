@@ -13,7 +13,7 @@ namespace {
 
 struct Lanes {
     static constexpr int kAccumulators = 6;
-    static constexpr int kRowTokens = 1;
+    static constexpr int kRowSums = 5;
 
     struct F {
         __m256 low;
@@ -26,6 +26,9 @@ struct Lanes {
         return {op(a.low...), op(a.high...)};
     }
 
+    static TMAC_ALWAYS_INLINE void prefetch(const uint8_t* line) {
+        _mm_prefetch(reinterpret_cast<const char*>(line), _MM_HINT_T1);
+    }
     static TMAC_ALWAYS_INLINE F set1(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
     static TMAC_ALWAYS_INLINE F load(const float* values) {
         return {_mm256_loadu_ps(values), _mm256_loadu_ps(values + 8)};

@@ -13,10 +13,13 @@ namespace {
 
 struct Lanes {
     static constexpr int kAccumulators = 16;
-    static constexpr int kRowTokens = 6;
+    static constexpr int kRowSums = 24;
 
     using F = __m512;
 
+    static TMAC_ALWAYS_INLINE void prefetch(const uint8_t* line) {
+        _mm_prefetch(reinterpret_cast<const char*>(line), _MM_HINT_T1);
+    }
     static TMAC_ALWAYS_INLINE F set1(float value) { return _mm512_set1_ps(value); }
     static TMAC_ALWAYS_INLINE F load(const float* values) { return _mm512_loadu_ps(values); }
     static TMAC_ALWAYS_INLINE F load_f16(const uint16_t* halves) {

@@ -13,7 +13,7 @@ namespace {
 
 struct Lanes {
     static constexpr int kAccumulators = 6;
-    static constexpr int kRowTokens = 1;
+    static constexpr int kRowSums = 5;
 
     struct F {
         float32x4_t four[4];
@@ -25,6 +25,7 @@ struct Lanes {
         return {{op(a.four[0]...), op(a.four[1]...), op(a.four[2]...), op(a.four[3]...)}};
     }
 
+    static TMAC_ALWAYS_INLINE void prefetch(const uint8_t* line) { TMAC_PREFETCH(line); }
     static TMAC_ALWAYS_INLINE F set1(float value) {
         const float32x4_t four = vdupq_n_f32(value);
         return {{four, four, four, four}};

@@ -14,7 +14,7 @@ namespace {
 
 struct Lanes {
     static constexpr int kAccumulators = 4;
-    static constexpr int kRowTokens = 1;
+    static constexpr int kRowSums = 1;
 
     struct F {
         float lane[16];
@@ -29,6 +29,7 @@ struct Lanes {
         return result;
     }
 
+    static TMAC_ALWAYS_INLINE void prefetch(const uint8_t* line) { TMAC_PREFETCH(line); }
     static TMAC_ALWAYS_INLINE F set1(float value) {
         return make([&](int) { return value; });
     }

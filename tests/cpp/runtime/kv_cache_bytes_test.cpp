@@ -186,6 +186,44 @@ TEST_CASE("hostile bytes are refused before memory is taken") {
     CHECK(cache.num_sequences() == 0);
 }
 
+TEST_CASE("a saved sequence may not lack a page that its window reaches into") {
+    KvCache cache(CacheType::f16, {{1, 16, 70}});
+    std::vector<uint32_t> tokens;
+    append(cache, cache.create(), tokens, 300, 0);
+    const std::vector<uint8_t> saved = cache.save(0);
+    const int64_t page = cache.layout(0).head_bytes();
+    const int64_t header = 24 + 16 + 8;
+    const int64_t first = (300 - 70 + 1 - kRollbackPositions) / kPagePositions;
+    REQUIRE(static_cast<int64_t>(saved.size()) == header + (5 - first) * page);
+    for (const int64_t missing : {1, 2, 3}) {
+        std::vector<uint8_t> shorter = saved;
+        put_i64(shorter, static_cast<size_t>(header) - 8, first + missing);
+        shorter.erase(shorter.begin() + header, shorter.begin() + header + missing * page);
+        if ((first + missing) * kPagePositions <= 300 - 70 + 1) {  // what is left out is only there for rolling back
+            CHECK(cache.save(restore(cache, shorter)) == shorter);
+        } else {
+            CHECK_THROWS_WITH(restore(cache, shorter), TMAC_CONTAINS("starts at page"));
+        }
+    }
+}
+
+TEST_CASE("what bytes hold beyond the positions and beyond head_dim is not taken over") {
+    for (const CacheType type : {CacheType::f32, CacheType::f16, CacheType::i8}) {
+        KvCache cache(type, {{2, 20, 0}});
+        std::vector<uint32_t> tokens;
+        append(cache, cache.create(), tokens, 70, 0);
+        const std::vector<uint8_t> saved = cache.save(0);
+        std::vector<uint8_t> filled = saved;
+        std::fill(filled.begin() + 24 + 16 + 8, filled.end(), uint8_t{0x55});
+        KvCache other(type, {{2, 20, 0}});
+        const int64_t id = restore(other, filled);
+        for (int64_t i = 0; i < 70; ++i) {
+            write_token(other, id, i, static_cast<uint32_t>(i));
+        }
+        CHECK(other.save(id) == saved);
+    }
+}
+
 TEST_CASE("a small file of a long sequence takes little memory") {
     KvCache cache(CacheType::f16, {{1, 16, 1}});
     std::vector<uint8_t> bytes = cache.save(cache.create());

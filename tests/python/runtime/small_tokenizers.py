@@ -5,7 +5,7 @@ from string import ascii_letters
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 SPACE = "\u2581"
-WORDS = ("Hello", "world", "he", "ll", "o", "é", "日本", "x", ".", "\n", "🙂", "a b")
+WORDS = ("Hello", "world", "he", "ll", "o", "é", "日本", "x", ".", "\n", "🙂", "a b", "<0x41>")
 SPECIAL = ("<bos>", "<eos>")
 EXTRA = ("<tool>",)  # an added token that is text
 
@@ -28,6 +28,9 @@ class SmallTokenizer:
 
     def to_json(self):
         return self.inner.to_str()
+
+    def token_to_id(self, token):
+        return self.inner.token_to_id(token)
 
     def id(self, token):
         found = self.inner.token_to_id(token)

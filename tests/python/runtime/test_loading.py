@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import tmac
 from tmac import FormatError, QuantConfig
 from tmac.formats import open_checkpoint
+from tmac.runtime import low_bits
 from tmac.runtime.loading import load_weights, open_model
 from tmac.runtime.low_bits import low_bit_spec
 
@@ -296,3 +297,22 @@ def test_floats_that_cannot_be_rounded(fixtures_dir, tmp_path):
     folder = changed(fixtures_dir / "base256-fp16", tmp_path, add={"lm_head.weight": broken})
     with pytest.raises(ValueError, match=r"lm_head\.weight cannot be rounded"):
         load(folder, head_bits=8)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q4_K_S", "Q6_K", "TQ2_0", "Q2_K"])
+def test_large_layers_are_packed_some_rows_at_a_time(fixtures_dir, monkeypatch, kind):
+    path = fixtures_dir / "gguf" / f"base-{kind}.gguf"
+    _, at_once = load(path, activation="token")
+    monkeypatch.setattr(low_bits, "LARGE", 0)
+    monkeypatch.setattr(low_bits, "BLOCK", 1 << 11)
+    _, in_blocks = load(path, activation="token")
+    assert at_once.packed.keys() == in_blocks.packed.keys()
+    for name, buffer in at_once.packed.items():
+        np.testing.assert_array_equal(in_blocks.packed[name], buffer, err_msg=name)
+
+
+def test_floats_are_rounded_some_rows_at_a_time(fixtures_dir, monkeypatch):
+    base = fixtures_dir / "base256-fp16"
+    _, at_once = load(base, head_bits=5)
+    monkeypatch.setattr(low_bits, "BLOCK", 1 << 11)
+    np.testing.assert_array_equal(load(base, head_bits=5)[1].packed["head"], at_once.packed["head"])
