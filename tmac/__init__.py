@@ -26,6 +26,8 @@ from tmac.threads import get_num_threads, set_num_threads
 if TYPE_CHECKING:
     from tmac import hf, nn, quant
     from tmac.hf.config import TMACConfig
+    from tmac.hf.native_attachment import attach, detach
+    from tmac.hf.native_generate import native_generate
     from tmac.hf.pretrained import from_pretrained, load_tokenizer
     from tmac.quant.config import QuantConfig
     from tmac.quant.quantize import quantize_
@@ -41,6 +43,9 @@ _LAZY: dict[str, str | None] = {
     "quant": None,
     "Engine": "tmac.runtime.engine",
     "TMACConfig": "tmac.hf.config",
+    "attach": "tmac.hf.native_attachment",
+    "detach": "tmac.hf.native_attachment",
+    "native_generate": "tmac.hf.native_generate",
     "from_pretrained": "tmac.hf.pretrained",
     "load_tokenizer": "tmac.hf.pretrained",
     "QuantConfig": "tmac.quant.config",
@@ -57,12 +62,15 @@ __all__ = [
     "TMACConfig",
     "UnsupportedSpecError",
     "__version__",
+    "attach",
     "cpu_features",
+    "detach",
     "from_pretrained",
     "get_num_threads",
     "hf",
     "kernels",
     "load_tokenizer",
+    "native_generate",
     "nn",
     "quant",
     "quantize_",

@@ -72,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError("nothing to measure: expected a positive number in -p or -n, and in -t")
     try:
         about, subject = _subject(args, max(test.depth + test.tokens for test in wanted))
-        results = measure(subject, wanted, threads, args.repetitions, ReadProbe())
+        pairs = [(test, count) for count in threads for test in wanted]
+        results = measure([subject], pairs, args.repetitions, ReadProbe())
         profiles = [_profile(subject, result) for result in results] if args.profile else []
     except ValueError as error:
         raise CommandError(str(error)) from error
@@ -99,15 +100,16 @@ def _subject(args: argparse.Namespace, positions: int) -> tuple[dict[str, Any], 
 
 def _checkpoint(args: argparse.Namespace) -> tuple[dict[str, Any], Subject]:
     from tmac import _core
-    from tmac.runtime.loading import load_model
+    from tmac.runtime.loading import load_weights, open_model
     from tmac.runtime.speed import Subject
 
     if args.head_bits == TERNARY:
         raise CommandError(f"--head-bits {TERNARY} is for --shape")
-    core: Any = _core
-    options = {"requantize": args.requantize or (), "head_bits": args.head_bits, "embedding_bits": args.embedding_bits}
-    opened, model = load_model(args.path, core.ModelBuilder, **options)
+    opened = open_model(args.path, requantize=args.requantize or ())
     config = opened.description.config
+    builder: Any = _core.ModelBuilder(config)
+    load_weights(opened, builder, head_bits=args.head_bits, embedding_bits=args.embedding_bits)
+    model = builder.build()
     return _about(args.path.name, model, args, None), Subject(model, config, args.cache_type, args.chunk_size)
 
 

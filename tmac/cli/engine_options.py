@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 LOADING = ("activation", "cache_type", "context_length", "head_bits", "embedding_bits", "requantize")
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
-GENERATION = (*SAMPLING, "seed", "max_new_tokens", "ignore_eos", "context_shift", "logit_bias", "prompt_cache")
+GENERATION = (*SAMPLING, "ignore_eos", "context_shift")
 
 
 def add_loading_options(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +62,6 @@ def add_generation_options(parser: argparse.ArgumentParser, most: int | None) ->
     group.add_argument(
         "--context-shift", action="store_true", default=None, help="forget the older half when the context is full"
     )
-    group.add_argument("--prompt-cache", type=Path, metavar="FILE", help="keep the evaluated prompt in this file")
     what = group.add_mutually_exclusive_group()
     what.add_argument("--json-schema", type=Path, metavar="FILE", help="the text is JSON of this schema")
     what.add_argument("--grammar", type=Path, metavar="FILE", help="the text is derived from this grammar")

@@ -38,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     form.add_argument("--chat", action="store_true", help="answer the prompt: put it in the model's chat template")
     parser.add_argument("--system", metavar="TEXT", help="with --chat: what the model is told first")
     add_generation_options(parser, most=128)
+    parser.add_argument(
+        "--prompt-cache", type=Path, metavar="FILE", help="the evaluated prompt, written if there is no such file"
+    )
     output = parser.add_argument_group("output")
     output.add_argument(
         "--stream", action=argparse.BooleanOptionalAction, default=True, help="print tokens as they come (default)"
@@ -86,10 +89,14 @@ def _prompt(args: argparse.Namespace) -> str:
 
 
 def _call(engine: Engine, args: argparse.Namespace, prompt: str, **options: Any) -> Any:
-    if not args.chat:
-        return engine.generate(prompt, **options)
     system = [] if args.system is None else [{"role": "system", "content": args.system}]
-    return engine.chat([*system, {"role": "user", "content": prompt}], **options)
+    messages = [*system, {"role": "user", "content": prompt}]
+    if args.prompt_cache is not None:
+        options["prompt_cache"] = args.prompt_cache
+        if not args.prompt_cache.exists():
+            text = engine.apply_chat_template(messages) if args.chat else prompt
+            engine.save_prompt(args.prompt_cache, text, add_special_tokens=not args.chat)
+    return engine.chat(messages, **options) if args.chat else engine.generate(prompt, **options)
 
 
 def _print_chunks(chunks: Iterable[Chunk]) -> Any:

@@ -19,10 +19,12 @@ except ModuleNotFoundError as error:
 if TYPE_CHECKING:
     from tmac.hf.config import TMACConfig
     from tmac.hf.load import load_gguf
+    from tmac.hf.native_cache import NativeCache
     from tmac.hf.pretrained import from_pretrained, load_tokenizer
     from tmac.hf.quantizer import TMACQuantizer
 
 _LAZY = {
+    "NativeCache": "tmac.hf.native_cache",
     "TMACConfig": "tmac.hf.config",
     "TMACQuantizer": "tmac.hf.quantizer",
     "from_pretrained": "tmac.hf.pretrained",
@@ -30,7 +32,7 @@ _LAZY = {
     "load_tokenizer": "tmac.hf.pretrained",
 }
 
-__all__ = ["TMACConfig", "TMACQuantizer", "from_pretrained", "load_gguf", "load_tokenizer"]
+__all__ = ["NativeCache", "TMACConfig", "TMACQuantizer", "from_pretrained", "load_gguf", "load_tokenizer"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -14,7 +14,8 @@ from tmac import _core
 from tmac.runtime.energy import CostMeter
 
 PROBE_BYTES = 512 << 20  # more than any cache holds
-ELEMENT_BYTES = {"f32": 4, "f16": 2, "int8": 1}
+CacheType = Literal["f32", "f16", "int8"]
+ELEMENT_BYTES: Mapping[str, int] = {"f32": 4, "f16": 2, "int8": 1}
 STAGES = ("embedding", "qkv", "attention", "output", "gate_up", "down", "experts", "head")
 
 
@@ -85,16 +86,17 @@ class Subject:
     """A model under test.
 
     Args:
-        model: a `_core.Model`.
+        model: its weights.
         config: the runtime's configuration that it was built with.
         cache_type: of keys and values: "f32", "f16" or "int8".
         chunk_size: tokens of a prompt that are evaluated together.
     """
 
-    def __init__(self, model: Any, config: Mapping[str, Any], cache_type: str = "f16", chunk_size: int = 256) -> None:
-        core: Any = _core
+    def __init__(
+        self, model: _core.Model, config: Mapping[str, Any], cache_type: CacheType = "f16", chunk_size: int = 256
+    ) -> None:
         self.model, self.config, self.cache_type, self.chunk_size = model, config, cache_type, chunk_size
-        self.decoder = core.Decoder(model, cache_type=cache_type)
+        self.decoder = _core.Decoder(model, cache_type=cache_type)
         self.tokens = np.random.default_rng(0).integers(0, config["vocab_size"], 4096, dtype=np.int32)
         self._filled: dict[int, int] = {}
 
@@ -117,6 +119,10 @@ class Subject:
         positions = range(test.depth, test.depth + test.generated)
         cached = sum(cache_bytes(self.config, self.cache_type, position) for position in positions)
         return int(self.model.bytes_per_token) + cached // max(1, test.generated)
+
+    def core_seconds(self) -> float:
+        """CPU time of this process so far."""
+        return time.process_time()
 
     def profile(self, test: Case, threads: int) -> dict[str, float]:
         """Seconds per pass of each stage of a run, of everything beside the stages ("rest"), and of all ("total")."""
@@ -155,11 +161,25 @@ class Subject:
             self.decoder.forward([sequence], [token], "decode", [wanted], num_threads=threads)
 
 
+class Runner(Protocol):
+    """What `measure` times: a `Subject`, or another engine."""
+
+    def run(self, test: Case, threads: int) -> float:
+        """Seconds of one run."""
+
+    def bytes_per_token(self, test: Case) -> int:
+        """What a generated token of the test reads."""
+
+    def core_seconds(self) -> float:
+        """CPU time of all its threads so far."""
+
+
 @dataclass
 class Result:
     """The runs of one test with one number of threads.
 
     Args:
+        runner: what ran.
         test: what was timed.
         threads: of the model and of the reading passes.
         bytes_per_token: that a generated token reads; None for prompts, which are not held to the bandwidth.
@@ -169,6 +189,7 @@ class Result:
         joules: of the CPU's packages, other processes' included; None where no counter can be read.
     """
 
+    runner: Runner
     test: Case
     threads: int
     bytes_per_token: int | None = None
@@ -223,37 +244,38 @@ class Result:
 
 
 def measure(
-    subject: Subject,
-    wanted: Sequence[Case],
-    threads: Sequence[int],
+    runners: Sequence[Runner],
+    wanted: Sequence[tuple[Case, int]],
     repetitions: int,
     probe: ReadProbe,
     meter: Callable[[], CostMeter] = CostMeter,
 ) -> list[Result]:
-    """Every test with every number of threads, in turn, so that a busy minute slows all of it.
+    """Every test by every runner, all in turn, so that a busy minute slows all of it.
 
     Args:
-        subject: the model.
-        wanted: the tests.
-        threads: numbers of threads.
+        runners: what is compared.
+        wanted: the tests, each with a number of threads.
         repetitions: timed runs of each; one more before them is not timed.
         probe: reads before and after each run.
         meter: makes what counts energy.
+
+    Returns:
+        the runners' results beside each other, in the order of the tests.
     """
-    results = [Result(test, count) for count in threads for test in wanted]
+    results = [Result(runner, test, threads) for test, threads in wanted for runner in runners]
     meters = [meter() for _ in results]
     for result in results:
         if result.test.generated:
-            result.bytes_per_token = subject.bytes_per_token(result.test)
-        subject.run(result.test, result.threads)
+            result.bytes_per_token = result.runner.bytes_per_token(result.test)
+        result.runner.run(result.test, result.threads)
     for _ in range(repetitions):
         for result, energy in zip(results, meters, strict=True):
             before = probe.gb_per_second(result.threads)
-            busy = time.process_time()
+            busy = result.runner.core_seconds()
             energy.start()
-            seconds = subject.run(result.test, result.threads)
+            seconds = result.runner.run(result.test, result.threads)
             energy.stop()
-            result.core_seconds += time.process_time() - busy
+            result.core_seconds += result.runner.core_seconds() - busy
             result.reads.append((before + probe.gb_per_second(result.threads)) / 2)
             result.samples.append(result.test.tokens / seconds)
     for result, energy in zip(results, meters, strict=True):

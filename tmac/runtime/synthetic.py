@@ -93,8 +93,8 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 
 
-def synthetic_model(description: ModelDescription, spec: QuantSpec, head_spec: QuantSpec) -> Any:
-    """A `_core.Model` with random weights, in the memory that they take packed (and one more of the largest).
+def synthetic_model(description: ModelDescription, spec: QuantSpec, head_spec: QuantSpec) -> _core.Model:
+    """A model with random weights, in the memory that they take packed (and one more of the largest).
 
     Args:
         description: of the model, `shape_description(name)`.
@@ -108,8 +108,7 @@ def synthetic_model(description: ModelDescription, spec: QuantSpec, head_spec: Q
         >>> model = synthetic_model(shape_description("smollm2-135m"), QuantSpec(4, 128), QuantSpec(8, 32))
     """
     rng = np.random.default_rng(0)
-    core: Any = _core
-    builder = core.ModelBuilder(description.config)
+    builder = _core.ModelBuilder(description.config)
     alike: dict[tuple[QuantSpec, tuple[int, ...]], list[Weight]] = defaultdict(list)
     for weight in description.weights:
         if len(weight.shape) == 1:

@@ -60,6 +60,12 @@ class FakeEngine:
             raise answer
         return self._stream(answer) if options.get("stream") else self._whole(answer)
 
+    def apply_chat_template(self, messages):
+        return "".join(f"<{message['content']}>" for message in messages)
+
+    def save_prompt(self, path, prompt, add_special_tokens=True):
+        path.write_text(f"{prompt} {add_special_tokens}")
+
     def chat(self, messages, **options):
         return self.generate([dict(message) for message in messages], **options)
 

@@ -33,21 +33,18 @@ def bench(monkeypatch):
 
 @pytest.fixture
 def loaded(monkeypatch):
-    """What `load_model` was called with; it gives a tiny model."""
+    """Paths, and the options that their weights are loaded with: a tiny model without any."""
+    from tmac.runtime import loading
     from tmac.runtime.families import describe
 
     calls = []
 
-    def load_model(path, make_builder, **options):
-        calls.append((path, options))
-        if path.name == "broken.gguf":
-            raise ValueError(f"{path}: expected a header")
-        description = describe(TINY)
-        return types.SimpleNamespace(description=description), make_builder(description.config).build()
+    def open_model(path, *, requantize):
+        calls.append((path, {"requantize": requantize}))
+        return types.SimpleNamespace(description=describe(TINY))
 
-    module = types.ModuleType("tmac.runtime.loading")
-    module.load_model = load_model
-    monkeypatch.setitem(sys.modules, "tmac.runtime.loading", module)
+    monkeypatch.setattr(loading, "open_model", open_model)
+    monkeypatch.setattr(loading, "load_weights", lambda opened, builder, **options: calls[-1][1].update(options))
     return calls
 
 
@@ -129,7 +126,6 @@ def test_a_checkpoint_is_loaded_as_the_options_say(bench, loaded, tmp_path, caps
         (["model", "--bits", "4"], "--bits is for --shape"),
         (["model", "--sym"], "--sym is for --shape"),
         (["model", "--head-bits", "ternary"], "--head-bits ternary is for --shape"),
-        (["broken.gguf"], "broken.gguf: expected a header"),
         (["--shape", "tiny", "-p", "0", "-n", "0"], "nothing to measure"),
         (["--shape", "tiny", "-t", "1,0"], "nothing to measure"),
     ],
@@ -151,3 +147,42 @@ def test_a_bad_option_is_named(bench, option, capsys):
         bench("--shape", "tiny", *option)
     assert stopped.value.code == 2
     assert option[0] in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("name", "content"), [("missing.gguf", None), ("broken.gguf", b"GGUF" + bytes(8))])
+def test_a_wrong_or_broken_checkpoint_is_named(bench, tmp_path, name, content, capsys):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    assert bench(path) == 2
+    assert name in capsys.readouterr().err
+
+
+def test_a_real_file_is_measured(tiny_gguf, tmac_command):
+    options = (
+        "-p",
+        20,
+        "-n",
+        4,
+        "-d",
+        "0,30",
+        "-t",
+        2,
+        "-r",
+        2,
+        "--chunk-size",
+        8,
+        "--head-bits",
+        8,
+        "--profile",
+        "--json",
+    )
+    done = tmac_command("bench", tiny_gguf, *options)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert [row["test"] for row in report["results"]] == ["pp20", "tg4", "pp20 @ d30", "tg4 @ d30"]
+    assert all(row["median_ts"] > 0 for row in report["results"])
+    for profile in report["profiles"]:
+        seconds = profile["seconds_per_pass"]
+        assert 0 < seconds["qkv"] < seconds["total"]
+        assert seconds["rest"] >= 0

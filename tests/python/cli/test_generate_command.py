@@ -31,7 +31,7 @@ def test_without_a_stream_the_text_is_the_same(engine, generate, capsys):
 
 
 def test_every_option_reaches_the_engine(engine, generate, tmp_path):
-    schema, cache = tmp_path / "schema.json", tmp_path / "prompt.cache"
+    schema = tmp_path / "schema.json"
     schema.write_text('{"type": "object"}')
     assert (
         generate(
@@ -39,7 +39,7 @@ def test_every_option_reaches_the_engine(engine, generate, tmp_path):
             *("--embedding-bits", 4, "--requantize", "IQ4_XS,Q3_K", "-n", 7, "--temperature", 0.5, "--top-k", 4),
             *("--top-p", 0.9, "--min-p", 0.1, "--repetition-penalty", 1.1, "--presence-penalty", 0.2),
             *("--frequency-penalty", 0.3, "--logit-bias", "5=-inf", "--logit-bias", "6=1.5", "--seed", 9),
-            *("--stop", "END", "--stop", "\n\n", "--ignore-eos", "--context-shift", "--prompt-cache", cache),
+            *("--stop", "END", "--stop", "\n\n", "--ignore-eos", "--context-shift"),
             *("--json-schema", schema, "--json", "--logprobs", 2),
         )
         == 0
@@ -69,7 +69,6 @@ def test_every_option_reaches_the_engine(engine, generate, tmp_path):
         "stop": ("END", "\n\n"),
         "ignore_eos": True,
         "context_shift": True,
-        "prompt_cache": cache,
         "json_schema": '{"type": "object"}',
         "logprobs": 2,
     }
@@ -100,6 +99,18 @@ def test_json_has_the_text_and_the_speeds(generate, capsys):
 def test_chat_puts_the_prompt_into_messages(engine, generate):
     assert generate("-p", "Where?", "--chat", "--system", "Be brief.") == 0
     assert engine.calls[0][0] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Where?"}]
+
+
+def test_a_prompt_cache_is_written_once_and_then_read(engine, generate, tmp_path):
+    engine.answers = ["a", "b", "c"]
+    plain, chat = tmp_path / "plain", tmp_path / "chat"
+    for _ in range(2):
+        assert generate("-p", "Where?", "--prompt-cache", plain) == 0
+        assert engine.calls[-1][1]["prompt_cache"] == plain
+        assert plain.read_text() in ("Where? True", "read again")
+        plain.write_text("read again")
+    assert generate("-p", "Where?", "--chat", "--prompt-cache", chat) == 0
+    assert chat.read_text() == "<Where?> False"
 
 
 def test_the_prompt_of_a_file_and_of_standard_input(engine, generate, tmp_path, monkeypatch):

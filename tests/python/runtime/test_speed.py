@@ -85,7 +85,7 @@ class FakeProbe:
 
 def test_runs_alternate_and_the_memory_is_read_around_each(subject):
     probe = FakeProbe()
-    results = measure(subject, [Case(4, 0), Case(0, 3)], [1, 2], 3, probe)
+    results = measure([subject], [(test, count) for count in (1, 2) for test in (Case(4, 0), Case(0, 3))], 3, probe)
     assert [(result.test.name, result.threads) for result in results] == [
         ("pp4", 1),
         ("tg3", 1),
@@ -105,8 +105,32 @@ def test_runs_alternate_and_the_memory_is_read_around_each(subject):
     assert results[3].limit == pytest.approx(20e9 / results[3].bytes_per_token)
 
 
+class FakeRunner:
+    def __init__(self, name, log):
+        self.name, self.log = name, log
+
+    def run(self, test, threads):
+        self.log.append((self.name, test.name, threads))
+        return 0.5
+
+    def bytes_per_token(self, test):
+        return 1000
+
+    def core_seconds(self):
+        return 0.0
+
+
+def test_runners_take_turns():
+    log = []
+    runners = [FakeRunner("ours", log), FakeRunner("theirs", log)]
+    results = measure(runners, [(Case(0, 4), 1), (Case(8, 0), 2)], 2, FakeProbe())
+    assert log == [(name, *what) for what in (("tg4", 1), ("pp8", 2)) for name in ("ours", "theirs")] * 3
+    assert [result.runner.name for result in results] == ["ours", "theirs"] * 2
+    assert [result.median for result in results] == [8, 8, 16, 16]
+
+
 def test_the_share_is_the_median_of_runs_beside_their_own_bandwidth():
-    result = Result(Case(0, 8), 2, 2_000_000_000, [5.0, 8.0, 9.0], [20.0, 20.0, 36.0])
+    result = Result(None, Case(0, 8), 2, 2_000_000_000, [5.0, 8.0, 9.0], [20.0, 20.0, 36.0])
     assert result.share_of_limit == pytest.approx(0.5)  # of 0.5, 0.8 and 0.5
     assert result.median == 8.0
     assert result.limit == pytest.approx(10.0)
@@ -126,11 +150,11 @@ def test_cost_is_per_token(subject, monkeypatch, tmp_path):
 
     monkeypatch.setattr(subject, "run", spend)
     monkeypatch.setattr(time, "process_time", lambda: float(next(busy)))
-    (result,) = measure(subject, [Case(0, 3)], [1], 5, FakeProbe(), lambda: CostMeter(tmp_path))
+    (result,) = measure([subject], [(Case(0, 3), 1)], 5, FakeProbe(), lambda: CostMeter(tmp_path))
     facts = result.to_dict()
     assert facts["joules_per_token"] == pytest.approx(2)  # 6 J for 3 tokens, but for the run that is not timed
     assert facts["core_seconds_per_token"] == pytest.approx(1 / 3)
-    (result,) = measure(subject, [Case(0, 3)], [1], 1, FakeProbe(), lambda: CostMeter(tmp_path / "none"))
+    (result,) = measure([subject], [(Case(0, 3), 1)], 1, FakeProbe(), lambda: CostMeter(tmp_path / "none"))
     assert result.to_dict()["joules_per_token"] is None
 
 

@@ -21,7 +21,7 @@ TINY = {
 W4, W8 = QuantSpec(4, 32), QuantSpec(8, 32)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def _fakes(monkeypatch):
     use_fakes(monkeypatch)
 
@@ -54,6 +54,7 @@ def test_an_unknown_shape_names_all():
         shape_description("llama-9")
 
 
+@pytest.mark.usefixtures("_fakes")
 def test_every_weight_is_packed_with_its_spec_and_has_bytes_of_its_own():
     description = describe(TINY)
     model = synthetic_model(description, W4, W8)
@@ -69,6 +70,7 @@ def test_every_weight_is_packed_with_its_spec_and_has_bytes_of_its_own():
         assert first + nbytes <= second
 
 
+@pytest.mark.usefixtures("_fakes")
 def test_an_untied_model_has_a_head_and_a_mixture_float_routers():
     model = synthetic_model(describe({**TINY, "tie_word_embeddings": False}), W4, W8)
     assert QuantSpec(**_core.describe(model.packed["head"])["spec"]) == W8
@@ -78,6 +80,7 @@ def test_an_untied_model_has_a_head_and_a_mixture_float_routers():
     assert "layers.1.experts.2.down" in model.packed
 
 
+@pytest.mark.usefixtures("_fakes")
 def test_biases_of_norms_are_zero_and_their_weights_one():
     config = {**TINY, "model_type": "gpt_neox", "num_key_value_heads": None, "tie_word_embeddings": False}
     model = synthetic_model(describe(config), W4, W8)
@@ -105,3 +108,18 @@ def test_products_are_about_as_large_as_inputs(spec):
     assert weight.shape == (n, k)
     assert weight.std() * k**0.5 == pytest.approx(1, abs=0.25)
     assert not np.array_equal(weight[:64], weight[64:128])  # the scales differ where the codes come again
+
+
+MIXTURE = {"model_type": "mixtral", "num_local_experts": 3, "num_experts_per_tok": 2}
+
+
+@pytest.mark.parametrize("more", [{}, {"model_type": "bitnet"}, {"model_type": "qwen3", "head_dim": 16}, MIXTURE])
+def test_the_core_takes_every_weight_and_the_logits_are_numbers(more):
+    description = describe({**TINY, **more})
+    model = synthetic_model(description, W4, W8)
+    decoder = _core.Decoder(model)
+    tokens, wanted = np.arange(5, dtype=np.int32), np.array([4], np.int32)
+    logits = decoder.forward([decoder.create()], [tokens], "prompt", [wanted])
+    assert logits.shape == (1, 200)
+    assert np.isfinite(logits).all()
+    assert 0.01 < logits.std() < 100

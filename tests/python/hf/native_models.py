@@ -1,0 +1,52 @@
+"""Low-bit tiny models for the tests of the native decoder, and what it means that two texts are the same."""
+
+import importlib.util
+from pathlib import Path
+
+import torch
+
+import tmac
+from tmac import QuantConfig, native_generate
+
+_PATH = Path(__file__).parents[1] / "runtime" / "runtime_models.py"
+_SPEC = importlib.util.spec_from_file_location("runtime_models", _PATH)
+runtime_models = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(runtime_models)
+
+FAMILIES = (
+    runtime_models.FAMILIES
+)  # every class of models that the runtime decodes, with windows shorter than the texts
+IDS = torch.arange(3, 35).reshape(2, 16)
+NATIVE = {"custom_generate": native_generate}
+BOUND = 1e-4  # of the largest logit: two ways to add the same exact products
+
+
+def low(family="Llama", activation="float", seed=0, quantize=True, **changes):
+    """Layers of 4 bits, head of 8 and embedding of 4; nothing is rounded on the way where the activation is float."""
+    model = runtime_models.model_of(runtime_models.config_of(family, **changes), seed, scale=0.2)
+    if not quantize:
+        return model
+    return tmac.quantize_(model, QuantConfig(head_bits=8, embedding_bits=4, activation=activation))
+
+
+def assert_same_text(model, ids, bound=BOUND, **options):
+    """Generates with and without the native decoder; gives both outputs.
+
+    Raw logits may differ by `bound` of the largest. Where the tokens of a row differ, the two candidates must be as
+    near to one another as that allows, and the rest of the row is not compared: it continues another text.
+    """
+    options = {"max_new_tokens": 24, "do_sample": False, **options, "return_dict_in_generate": True}
+    want = model.generate(ids, output_logits=True, output_scores=True, **options)
+    got = model.generate(ids, output_logits=True, output_scores=True, **options, **NATIVE)
+    assert got.sequences.shape == want.sequences.shape
+    columns = ids.shape[1]
+    for row in range(len(got.sequences)):
+        for step, (ours, theirs) in enumerate(zip(got.logits, want.logits, strict=True)):
+            slack = bound * float(theirs[row].abs().max())
+            assert float((ours[row] - theirs[row]).abs().max()) <= slack, (row, step)
+            mine, its = int(got.sequences[row, columns + step]), int(want.sequences[row, columns + step])
+            if mine != its:
+                scores = want.scores[step][row]
+                assert float(scores[its] - scores[mine]) <= 2 * slack, f"row {row}, step {step}: {mine} for {its}"
+                break
+    return got, want
