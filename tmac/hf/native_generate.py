@@ -183,11 +183,16 @@ def _check_mode(config: Any, assistant: Any, synced: Any) -> None:
 
 
 def _check_arguments(model_kwargs: dict[str, Any]) -> None:
-    unknown = [key for key, value in model_kwargs.items() if key not in _IGNORED and value is not None]
+    unknown = [key for key, value in model_kwargs.items() if key not in _IGNORED and not _is_nothing(value)]
     if unknown:
         raise ValueError(
             f"[native_generate] {', '.join(unknown)}: the native decoder takes input_ids and attention_mask alone"
         )
+
+
+def _is_nothing(value: Any) -> bool:
+    """Also of the outputs of encoders that there was no picture for."""
+    return value is None or (isinstance(value, dict) and all(map(_is_nothing, value.values())))
 
 
 def _cache(model_kwargs: dict[str, Any], config: Any) -> tuple[NativeCache, bool]:

@@ -6,7 +6,11 @@ import threading
 import pytest
 import torch
 import transformers
+from families import SIZES
 from native_models import FAMILIES, IDS, NATIVE, assert_same_text, low
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 from transformers.generation.streamers import BaseStreamer
 
@@ -301,3 +305,35 @@ def test_two_threads_at_once():
     for thread in threads:
         thread.join()
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_the_text_part_of_a_model_that_sees_pictures():
+    text = {**SIZES, "head_dim": 16, "sliding_window": 16, "query_pre_attn_scalar": 24, "num_hidden_layers": 4}
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {**sizes, "image_size": 28, "patch_size": 14, "model_type": "siglip_vision_model"}
+    tokens = {"boi_token_index": 90, "eoi_token_index": 91, "image_token_index": 92}
+    torch.manual_seed(0)
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, **tokens)
+    model = transformers.Gemma3ForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    model = tmac.quantize_(model, tmac.QuantConfig(activation="float"))
+    options = {"suppress_tokens": list(tokens.values()), **NO_END}
+    got, _ = assert_same_text(model, IDS, **options)
+    assert got.sequences.shape == (2, 40)
+    with pytest.raises(ValueError, match="takes input_ids and attention_mask alone"):
+        model.generate(IDS, pixel_values=torch.zeros(1, 3, 28, 28), max_new_tokens=24, **options, **NATIVE)
+
+
+def test_pipelines():
+    words = {f"w{index}": index for index in range(96)}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="w3"))
+    tokenizer.pre_tokenizer = Whitespace()
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="w0", eos_token="w2")
+    generator = transformers.pipeline("text-generation", model=low(), tokenizer=fast)
+    config = transformers.GenerationConfig(do_sample=False, max_new_tokens=9, min_new_tokens=9, pad_token_id=0)
+    texts = ["w5 w6", "w7 w8 w9 w10"]
+    want = generator(texts, generation_config=config, batch_size=2)
+    assert generator(texts, generation_config=config, batch_size=2, **NATIVE) == want
+    assert generator.model in tmac.hf.native_attachment._ATTACHMENTS
