@@ -43,4 +43,33 @@ static TMAC_ALWAYS_INLINE constexpr uint64_t spread_nibbles(uint32_t nibbles) {
     return (word | word << 4) & 0x0f0f0f0f0f0f0f0fULL;
 }
 
+/// Four planes of 64 columns -> nibbles: byte j of 32 bits = column j | column j + 4 << 4 of eight columns, whose
+/// numbers are 0 and 4 in `bit0`, 1 and 5 in `bit1`, 2 and 6, 3 and 7.
+static TMAC_ALWAYS_INLINE constexpr void planes_to_nibbles(uint64_t& bit3, uint64_t& bit2, uint64_t& bit1,
+                                                           uint64_t& bit0) {
+    // The nibbles i of the four words are a 4 x 4 matrix. Transposed, they are the codes of the columns 4 i to 4 i + 3,
+    // and so the bytes c of the words are the bytes of the columns from 8 c on.
+    exchange(bit0, bit2, 2, 0x3333333333333333ULL);
+    exchange(bit1, bit3, 2, 0x3333333333333333ULL);
+    exchange(bit0, bit1, 1, 0x5555555555555555ULL);
+    exchange(bit2, bit3, 1, 0x5555555555555555ULL);
+    exchange(bit0, bit1, 8, 0x00ff00ff00ff00ffULL);
+    exchange(bit2, bit3, 8, 0x00ff00ff00ff00ffULL);
+    exchange(bit0, bit2, 16, 0x0000ffff0000ffffULL);
+    exchange(bit1, bit3, 16, 0x0000ffff0000ffffULL);
+}
+
+/// The inverse: the same exchanges, the last one first.
+static TMAC_ALWAYS_INLINE constexpr void nibbles_to_planes(uint64_t& bit3, uint64_t& bit2, uint64_t& bit1,
+                                                           uint64_t& bit0) {
+    exchange(bit1, bit3, 16, 0x0000ffff0000ffffULL);
+    exchange(bit0, bit2, 16, 0x0000ffff0000ffffULL);
+    exchange(bit2, bit3, 8, 0x00ff00ff00ff00ffULL);
+    exchange(bit0, bit1, 8, 0x00ff00ff00ff00ffULL);
+    exchange(bit2, bit3, 1, 0x5555555555555555ULL);
+    exchange(bit0, bit1, 1, 0x5555555555555555ULL);
+    exchange(bit1, bit3, 2, 0x3333333333333333ULL);
+    exchange(bit0, bit2, 2, 0x3333333333333333ULL);
+}
+
 }  // namespace tmac

@@ -177,16 +177,7 @@ struct NibbleFold : Fold {
         uint64_t bit2 = planes[1];
         uint64_t bit1 = planes[2];
         uint64_t bit0 = kGiven > 3 ? planes[kGiven - 1] : 0;
-        // Nibbles of four words are 4 x 4 matrices. Transposed, the nibbles i of the words are the codes of the columns
-        // 4 i to 4 i + 3, and so their bytes c are the bytes of unit c.
-        exchange(bit0, bit2, 2, 0x3333333333333333ULL);
-        exchange(bit1, bit3, 2, 0x3333333333333333ULL);
-        exchange(bit0, bit1, 1, 0x5555555555555555ULL);
-        exchange(bit2, bit3, 1, 0x5555555555555555ULL);
-        exchange(bit0, bit1, 8, 0x00ff00ff00ff00ffULL);
-        exchange(bit2, bit3, 8, 0x00ff00ff00ff00ffULL);
-        exchange(bit0, bit2, 16, 0x0000ffff0000ffffULL);
-        exchange(bit1, bit3, 16, 0x0000ffff0000ffffULL);
+        planes_to_nibbles(bit3, bit2, bit1, bit0);
         words[0] = lower(bit0);
         words[1] = lower(bit1);
         words[2] = lower(bit2);
@@ -280,11 +271,12 @@ struct TritFold : Fold {
         const uint64_t of_bytes[4] = {even & kEvery4th, odd & kEvery4th, even >> 2 & kEvery4th, odd >> 2 & kEvery4th};
         words[0] = words[1] = 0;
         for (int j = 0; j < 4; ++j) {
-            const uint64_t near = of_bytes[j] | of_bytes[j] >> 6;  // codes 0, 2, 1, 3 in eight bits
-            for (int unit = 0; unit < 2; ++unit) {
-                const uint64_t index = (near >> (20 * unit) & 0xffU) | (of_bytes[j] >> (20 * unit + 8) & 0x300U);
-                words[unit] |= uint32_t{kTritBytes.of[index]} << (8 * j);
-            }
+            constexpr uint64_t kFour = 0xffULL | 0xffULL << 20;
+            constexpr uint64_t kFifth = 0x300ULL | 0x300ULL << 20;
+            const uint64_t codes = of_bytes[j];
+            const uint64_t index = ((codes | codes >> 6) & kFour) | (codes >> 8 & kFifth);  // of both units
+            words[0] |= uint32_t{kTritBytes.of[index & 0x3ffU]} << (8 * j);
+            words[1] |= uint32_t{kTritBytes.of[index >> 20]} << (8 * j);
         }
     }
 };
