@@ -226,10 +226,10 @@ class ModelBuilder:
         self,
         name: str,
         array: NDArray[Any],
-        dtype: Literal["F32", "F16", "BF16"],
+        dtype: str,
         bias: NDArray[np.float32] | None = None,
     ) -> None:
-        """A matrix [n, k] of any of the types (bf16 as uint16), or a vector [n] of F32."""
+        """A matrix [n, k] of "F32", "F16" or "BF16" (as uint16), or a vector [n] of "F32"."""
 
     def build(self) -> Model:
         """Raises ValueError naming the weight that is missing, unknown, or of another shape than the config says."""

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "core/layout.h"
+#include "core/range.h"
 #include "layout/bitplane.h"
 
 namespace tmac {
@@ -17,10 +18,23 @@ struct TiledCodes {
     int64_t n;
 };
 
-/// Writes rows [row_begin, row_end) of canonical planes into `out`, which is zero where nothing is written. Ranges of
-/// whole tiles are independent and may run in parallel.
+/// Writes the rows [rows.begin, rows.end) of canonical planes into `out`, which is zero where nothing has been written;
+/// row 0 of the planes is row `first` of the weight. Ranges that share no 64 rows of the weight may be written in
+/// parallel.
 void planes_to_layout(const PlanesView& planes, const std::vector<ActGroup>& act_groups, const TiledCodes& out,
-                      int64_t row_begin, int64_t row_end);
+                      Range rows, int64_t first = 0);
+
+/// A matrix of codes, u8 [n][k], each below 2^bits.
+struct CodesView {
+    const uint8_t* data;
+    int32_t bits;
+    int64_t n;
+    int64_t k;
+};
+
+/// The same from codes.
+void codes_to_layout(const CodesView& codes, const std::vector<ActGroup>& act_groups, const TiledCodes& out, Range rows,
+                     int64_t first = 0);
 
 /// The inverse: `planes` is where row `row_begin` starts in planes of the shape of `view`, and zero where nothing is
 /// written.

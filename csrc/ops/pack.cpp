@@ -190,7 +190,7 @@ PackedWeight pack(const CanonicalWeight& weight, const KernelPair& kernels, int 
     const std::vector<ActGroup> act_groups = act_groups_of(view);
     parallel_for(header.n, kRowsPerThread, num_threads, [&](Range range) {
         move_groups(Direction::to_tiles, view, arrays, range);
-        planes_to_layout(weight.planes, act_groups, tiled_codes(view), range.begin, range.end);
+        planes_to_layout(weight.planes, act_groups, tiled_codes(view), range);
     });
     return packed;
 }

@@ -38,7 +38,13 @@ class Builder(Protocol):
     def add_packed(self, name: str, buffer: NDArray[np.uint8], bias: NDArray[np.float32] | None) -> None:
         """Bytes of a `PackedWeight`, bias f32 `[out_features]`."""
 
-    def add_floats(self, name: str, array: Array, dtype: str, bias: NDArray[np.float32] | None = None) -> None:
+    def add_floats(
+        self,
+        name: str,
+        array: Array,
+        dtype: str,
+        bias: NDArray[np.float32] | None = None,
+    ) -> None:
         """A matrix or vector in "F32", "F16" or "BF16" (as uint16)."""
 
 
@@ -311,7 +317,7 @@ def load_engine_parts(
     opening = {name: options.pop(name) for name in ("requantize", "revision") if name in options}
     opened = open_model(path_or_id, **opening)
     tokenizer = tokenizer_or_none(opened.checkpoint)
-    builder = (make_builder or vars(_core)["ModelBuilder"])(opened.description.config)
+    builder = (make_builder or _core.ModelBuilder)(opened.description.config)
     load_weights(opened, builder, **options)
     content = opened.description.config
     return EngineParts(
@@ -319,7 +325,7 @@ def load_engine_parts(
         content,
         dict(opened.checkpoint.config or {}),
         tokenizer,
-        tokenizer.eos_ids,
+        frozenset(tokenizer.eos_ids),
         tokenizer.chat_template,
         content["context_length"],
     )

@@ -104,7 +104,7 @@ class Subject:
         """Seconds of one run. Raises ValueError where the context is too short for it."""
         if test.depth + test.tokens > self.config["context_length"]:
             raise ValueError(f"{test.name}: the model's context is {self.config['context_length']} positions")
-        sequence = self.decoder.fork(self._filled_to(test.depth, threads), test.depth)
+        sequence = self.decoder.fork(self._filled_to(test.depth), test.depth)
         try:
             begin = time.perf_counter()
             if test.prompt:
@@ -139,11 +139,11 @@ class Subject:
         total = found["total"] / passes
         return {**stages, "rest": total - sum(stages.values()), "total": total}
 
-    def _filled_to(self, depth: int, threads: int) -> int:
-        """A sequence of so many positions, which are evaluated once."""
+    def _filled_to(self, depth: int) -> int:
+        """A sequence of so many positions, which are evaluated once, with all threads."""
         if depth not in self._filled:
             self._filled[depth] = self.decoder.create()
-            self._prompt(self._filled[depth], depth, threads)
+            self._prompt(self._filled[depth], depth, 0)
         return self._filled[depth]
 
     def _prompt(self, sequence: int, count: int, threads: int) -> None:

@@ -4,49 +4,12 @@
 #include <vector>
 
 #include "catch.h"
-#include "core/act_groups.h"
+#include "layout/tiled.h"
 #include "random.h"
 
 using namespace tmac;
 
 namespace {
-
-struct Packed {
-    std::vector<ActGroup> act_groups;
-    int64_t padded_k;
-    int64_t region_stride;
-    int64_t n;
-    std::vector<uint8_t> bytes;
-
-    TiledCodes codes(Layout layout) { return {layout, bytes.data(), region_stride, padded_k, n}; }
-};
-
-Packed make_packed(Layout layout, int32_t bits, int64_t n, int64_t k, int32_t group_size) {
-    QuantSpec spec;
-    spec.bits = static_cast<uint8_t>(bits);
-    spec.group_size = group_size;
-    const LayoutShape shape = layout_shape(layout, bits);
-    const int64_t padded_k = padded_columns(spec, k, shape.k_chunk);
-    const int64_t tiles = (n + shape.n_tile - 1) / shape.n_tile;
-    const int64_t stride =
-        layout == Layout::planes ? n * ((k + 7) / 8) : tiles * (padded_k / shape.k_chunk) * shape.chunk_bytes;
-    const int64_t last = layout == Layout::planes ? stride : tiles * (padded_k / shape.k_chunk) * shape.last_bytes;
-    return {make_act_groups(spec, k, shape.k_chunk), padded_k, stride, n,
-            std::vector<uint8_t>(static_cast<size_t>(stride * (shape.num_regions - 1) + last))};
-}
-
-/// The widths that a layout is made for.
-std::pair<int32_t, int32_t> widths_of(Layout layout) {
-    switch (layout) {
-        case Layout::nibbles:
-        case Layout::wide_nibbles:
-            return {4, 8};
-        case Layout::crumbs:
-            return {2, 3};
-        default:
-            return {1, 8};
-    }
-}
 
 std::vector<uint8_t> random_planes(Random& random, int32_t bits, int64_t n, int64_t k) {
     const int64_t row_bytes = (k + 7) / 8;
@@ -60,10 +23,10 @@ std::vector<uint8_t> random_planes(Random& random, int32_t bits, int64_t n, int6
 
 /// The byte offset and the bit of the only bit set in a packed weight of one code.
 std::pair<int64_t, int> where(Layout layout, int32_t bits, int32_t plane, int64_t n, int64_t k) {
-    Packed packed = make_packed(layout, bits, 64, 128, 128);
+    Tiled packed(layout, bits, 64, 128, 128);
     std::vector<uint8_t> planes(static_cast<size_t>(bits * 64 * 16));
     planes[static_cast<size_t>((plane * 64 + n) * 16 + k / 8)] = static_cast<uint8_t>(1 << (k % 8));
-    planes_to_layout({planes.data(), bits, 64, 128}, packed.act_groups, packed.codes(layout), 0, 64);
+    planes_to_layout({planes.data(), bits, 64, 128}, packed.act_groups, packed.codes(), {0, 64});
     for (size_t i = 0; i < packed.bytes.size(); ++i) {
         for (int bit = 0; bit < 8; ++bit) {
             if (packed.bytes[i] == 1 << bit) {
@@ -85,12 +48,12 @@ TEST_CASE("unpacking inverts packing for every layout, width and size", "[tiles]
             for (const int64_t n : {1, 16, 31, 32, 65}) {
                 for (const int64_t k : {1, 8, 31, 33, 100, 128, 300}) {
                     for (const int32_t group_size : {-1, 5, 16, 32, 100, 128}) {
-                        Packed packed = make_packed(layout, bits, n, k, group_size);
+                        Tiled packed(layout, bits, n, k, group_size);
                         const std::vector<uint8_t> planes = random_planes(random, bits, n, k);
                         const PlanesView view{planes.data(), bits, n, k};
-                        planes_to_layout(view, packed.act_groups, packed.codes(layout), 0, n);
+                        planes_to_layout(view, packed.act_groups, packed.codes(), {0, n});
                         std::vector<uint8_t> back(planes.size());
-                        layout_to_planes(packed.codes(layout), packed.act_groups, view, back.data(), 0, n);
+                        layout_to_planes(packed.codes(), packed.act_groups, view, back.data(), 0, n);
                         if (back != planes) {
                             CAPTURE(static_cast<int>(layout), bits, n, k, group_size);
                             FAIL("the planes changed");
@@ -108,12 +71,12 @@ TEST_CASE("unpacking inverts packing where rows fill several bands", "[tiles]") 
     for (const Layout layout : {Layout::rows, Layout::bands}) {
         for (const int64_t n : {256, 257, 321, 600}) {
             for (const int32_t group_size : {-1, 50, 128}) {
-                Packed packed = make_packed(layout, 2, n, 300, group_size);
+                Tiled packed(layout, 2, n, 300, group_size);
                 const std::vector<uint8_t> planes = random_planes(random, 2, n, 300);
                 const PlanesView view{planes.data(), 2, n, 300};
-                planes_to_layout(view, packed.act_groups, packed.codes(layout), 0, n);
+                planes_to_layout(view, packed.act_groups, packed.codes(), {0, n});
                 std::vector<uint8_t> back(planes.size());
-                layout_to_planes(packed.codes(layout), packed.act_groups, view, back.data(), 0, n);
+                layout_to_planes(packed.codes(), packed.act_groups, view, back.data(), 0, n);
                 CAPTURE(static_cast<int>(layout), n, group_size);
                 CHECK(back == planes);
             }
@@ -129,13 +92,13 @@ TEST_CASE("rows may be packed in ranges of any length", "[tiles]") {
         for (int32_t bits = narrowest; bits <= widest; ++bits) {
             const std::vector<uint8_t> planes = random_planes(random, bits, 70, 100);
             const PlanesView view{planes.data(), bits, 70, 100};
-            Packed whole = make_packed(layout, bits, 70, 100, 64);
-            Packed pieces = whole;
-            planes_to_layout(view, whole.act_groups, whole.codes(layout), 0, 70);
+            Tiled whole(layout, bits, 70, 100, 64);
+            Tiled pieces = whole;
+            planes_to_layout(view, whole.act_groups, whole.codes(), {0, 70});
             std::vector<uint8_t> back(planes.size());
             for (const auto& [begin, end] : {std::pair{40, 70}, std::pair{0, 1}, std::pair{1, 40}}) {
-                planes_to_layout(view, pieces.act_groups, pieces.codes(layout), begin, end);
-                layout_to_planes(whole.codes(layout), whole.act_groups, view, back.data() + begin * view.row_bytes(),
+                planes_to_layout(view, pieces.act_groups, pieces.codes(), {begin, end});
+                layout_to_planes(whole.codes(), whole.act_groups, view, back.data() + begin * view.row_bytes(),
                                  begin, end);
             }
             CAPTURE(static_cast<int>(layout), bits);
@@ -156,7 +119,7 @@ TEST_CASE("codes whose groups fill chunks take as many bytes as they have bits",
           Example{Layout::wide_nibbles, 5, 32}, Example{Layout::wide_nibbles, 6, 16}, Example{Layout::crumbs, 2, 16},
           Example{Layout::crumbs, 3, 16}, Example{Layout::nibbles, 8, 16}}) {
         CAPTURE(static_cast<int>(example.layout), example.bits);
-        CHECK(make_packed(example.layout, example.bits, 64, 256, example.group_size).bytes.size() ==
+        CHECK(Tiled(example.layout, example.bits, 64, 256, example.group_size).bytes.size() ==
               static_cast<size_t>(64 * 256 * example.bits / 8));
     }
 }
@@ -166,8 +129,8 @@ TEST_CASE("trits: unpacking inverts packing, in ranges of rows too", "[tiles]") 
     for (const int64_t n : {1, 16, 65, 130}) {
         for (const int64_t k : {1, 4, 19, 20, 21, 100, 128, 300}) {
             for (const int32_t group_size : {-1, 5, 32, 100, 128}) {
-                Packed whole = make_packed(Layout::trits, 2, n, k, group_size);
-                Packed pieces = whole;
+                Tiled whole(Layout::trits, 2, n, k, group_size);
+                Tiled pieces = whole;
                 const std::vector<uint8_t> codes = random.codes(n * k, 3);
                 const int64_t row_bytes = (k + 7) / 8;
                 std::vector<uint8_t> planes(static_cast<size_t>(2 * n * row_bytes));
@@ -175,11 +138,11 @@ TEST_CASE("trits: unpacking inverts packing, in ranges of rows too", "[tiles]") 
                     codes_to_planes(codes.data() + row * k, k, 2, planes.data() + row * row_bytes, n * row_bytes);
                 }
                 const PlanesView view{planes.data(), 2, n, k};
-                planes_to_layout(view, whole.act_groups, whole.codes(Layout::trits), 0, n);
-                planes_to_layout(view, pieces.act_groups, pieces.codes(Layout::trits), n / 2, n);
-                planes_to_layout(view, pieces.act_groups, pieces.codes(Layout::trits), 0, n / 2);
+                planes_to_layout(view, whole.act_groups, whole.codes(), {0, n});
+                planes_to_layout(view, pieces.act_groups, pieces.codes(), {n / 2, n});
+                planes_to_layout(view, pieces.act_groups, pieces.codes(), {0, n / 2});
                 std::vector<uint8_t> back(planes.size());
-                layout_to_planes(whole.codes(Layout::trits), whole.act_groups, view, back.data(), 0, n);
+                layout_to_planes(whole.codes(), whole.act_groups, view, back.data(), 0, n);
                 CAPTURE(n, k, group_size);
                 CHECK(pieces.bytes == whole.bytes);
                 CHECK(back == planes);
@@ -189,13 +152,13 @@ TEST_CASE("trits: unpacking inverts packing, in ranges of rows too", "[tiles]") 
 }
 
 TEST_CASE("trits: byte i of a row's four has the columns i, i + 4, ..., i + 16", "[tiles]") {
-    Packed packed = make_packed(Layout::trits, 2, 70, 40, -1);
+    Tiled packed(Layout::trits, 2, 70, 40, -1);
     const auto byte_of = [&](int64_t row, int64_t column, uint8_t code) {
         std::vector<uint8_t> planes(2 * 70 * 5);
         planes[static_cast<size_t>(((code == 2 ? 0 : 70) + row) * 5 + column / 8)] =
             static_cast<uint8_t>(1 << (column % 8));
         std::fill(packed.bytes.begin(), packed.bytes.end(), uint8_t{0});
-        planes_to_layout({planes.data(), 2, 70, 40}, packed.act_groups, packed.codes(Layout::trits), 0, 70);
+        planes_to_layout({planes.data(), 2, 70, 40}, packed.act_groups, packed.codes(), {0, 70});
         const auto at = std::find_if(packed.bytes.begin(), packed.bytes.end(), [](uint8_t byte) { return byte != 0; });
         return std::pair<int64_t, int>{at - packed.bytes.begin(), *at};
     };
@@ -219,10 +182,10 @@ TEST_CASE("quads: four bytes per row, nibble j and nibble j + 4 in byte j", "[ti
 TEST_CASE("bands: an act group of all rows before the next, 64 rows together", "[tiles]") {
     // 320 rows are a band of 256 and one of 64; 160 columns are act groups of 4 chunks of 32 and of 1.
     const auto byte_of = [](Layout layout, int64_t n, int64_t k) {
-        Packed packed = make_packed(layout, 1, 320, 160, 128);
+        Tiled packed(layout, 1, 320, 160, 128);
         std::vector<uint8_t> planes(320 * 20);
         planes[static_cast<size_t>(n * 20 + k / 8)] = static_cast<uint8_t>(1 << (k % 8));
-        planes_to_layout({planes.data(), 1, 320, 160}, packed.act_groups, packed.codes(layout), 0, 320);
+        planes_to_layout({planes.data(), 1, 320, 160}, packed.act_groups, packed.codes(), {0, 320});
         return std::find_if(packed.bytes.begin(), packed.bytes.end(), [](uint8_t byte) { return byte != 0; }) -
                packed.bytes.begin();
     };

@@ -45,7 +45,7 @@ def test_generated_tokens_come_one_at_a_time(subject):
 def test_a_depth_is_evaluated_once(subject):
     for _ in range(3):
         subject.run(Case(0, 2, 20), 1)
-    assert passes(subject) == [(16, "prompt", [], 1), (4, "prompt", [3], 1)] + [(1, "decode", [0], 1)] * 6
+    assert passes(subject) == [(16, "prompt", [], 0), (4, "prompt", [3], 0)] + [(1, "decode", [0], 1)] * 6
     assert list(subject.decoder.lengths.values()) == [20]  # the runs' sequences are released
 
 

@@ -2,6 +2,10 @@
 
 import asyncio
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 
 import openai
@@ -180,3 +184,33 @@ def test_threads_of_clients(server, alone):
         for thread in threads:
             thread.join()
     assert texts == alone[:8]
+
+
+def test_the_command_without_torch(smollm2, engine, alone):
+    """The whole way: `tmac serve FILE.gguf`, a client, SIGTERM in the middle of a text."""
+    code = (
+        "import sys\nsys.modules |= dict.fromkeys(('torch', 'transformers'))\n"
+        f"from tmac.cli import main\nsys.exit(main(['serve', {str(smollm2)!r}, '--port', '0', '-c', '1024']))"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TMAC_")}
+    environment["TMAC_TUNING"] = "off"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        line = process.stderr.readline()
+        assert " at http://127.0.0.1:" in line
+        name, _, url = line.strip().partition(" at ")
+        with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=120) as client:
+            options = {"model": name, "max_tokens": TOKENS, "temperature": 0}
+            answer = client.completions.create(prompt=PROMPTS[0], **options)
+            assert answer.choices[0].text == alone[0]
+            stream = client.completions.create(prompt="A", stream=True, **options)
+            next(iter(stream))
+            process.send_signal(signal.SIGTERM)
+            texts = [chunk.choices[0].finish_reason for chunk in stream]
+            assert texts[-1] in ("length", "stop")
+        log = process.communicate(timeout=60)[1]
+        assert process.returncode == 0, log
+        assert "Traceback" not in log
+    finally:
+        process.kill()
+        process.communicate()

@@ -1,0 +1,483 @@
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <vector>
+
+#include "core/bits.h"
+#include "core/trit_byte.h"
+#include "layout/bit_moves.h"
+#include "layout/tile_places.h"
+#include "layout/tiles.h"
+
+// Every layout stores, for one row and one region, an independent little word of four bytes for each unit of 8 to 32
+// columns. So a layout is two things: where a unit lies, and the fold that turns 64 (trits: 40) bits of each plane of
+// the region into the words of its units. Both are apart from the loops, which take a window of about 512 columns, a
+// cache line of each plane, of all rows of a tile: what is read are whole lines, and so is what is written, since 16
+// rows follow each other in a line.
+
+namespace tmac {
+namespace {
+
+constexpr int64_t kWindowColumns = 512;
+constexpr int64_t kMostUnits = kWindowColumns / 8;
+constexpr int64_t kMostBlocks = 16;  // of a window: 8 of 64 columns, 13 of 40
+
+/// Columns of a row that share a word.
+struct Unit {
+    int64_t column;
+    int64_t offset;  ///< in the region, of the tile's first row
+    int64_t count;   ///< columns that there are; the word's other ones are zero
+};
+
+/// One region, or the planes of a layout whose regions are all alike.
+struct Region {
+    uint8_t* data;
+    int64_t chunk_bytes;
+    int64_t unit_columns;
+};
+
+/// The units of a tile's rows, a window at a time.
+class Windows {
+public:
+    Windows(const TiledCodes& codes, const std::vector<ActGroup>& act_groups, const Region& region, int32_t bits,
+            int64_t row)
+        : codes_(codes), groups_(act_groups), region_(region), shape_(layout_shape(codes.layout, bits)), row_(row) {}
+
+    /// Fills `units` with at most `most` units; false at the end of the row.
+    bool next(int64_t most) {
+        count_ = 0;
+        const int64_t unit_bytes = region_.chunk_bytes / (shape_.k_chunk / region_.unit_columns);
+        while (count_ < most && group_ < groups_.size()) {
+            const ActGroup& group = groups_[group_];
+            const int64_t start = first_chunk(codes_, shape_, row_, group) / shape_.chunk_bytes * region_.chunk_bytes;
+            for (; count_ < most && at_ < group.k_count; at_ += region_.unit_columns) {
+                units[static_cast<size_t>(count_++)] = {group.k_begin + at_,
+                                                        start + at_ / region_.unit_columns * unit_bytes,
+                                                        std::min(region_.unit_columns, group.k_count - at_)};
+            }
+            if (at_ >= group.k_count) {
+                at_ = 0;
+                ++group_;
+            }
+        }
+        return count_ > 0;
+    }
+
+    int64_t count() const { return count_; }
+
+    /// Whether the units are whole, but for the last one, and follow each other from a plane's byte on.
+    bool regular() const {
+        bool is = units[0].column % 8 == 0;
+        for (int64_t i = 1; i < count_; ++i) {
+            is &= units[static_cast<size_t>(i)].column == units[0].column + i * region_.unit_columns;
+        }
+        return is;
+    }
+
+    std::array<Unit, kMostUnits> units;
+
+private:
+    const TiledCodes& codes_;
+    const std::vector<ActGroup>& groups_;
+    const Region& region_;
+    LayoutShape shape_;
+    int64_t row_;
+    size_t group_ = 0;
+    int64_t at_ = 0;
+    int64_t count_ = 0;
+};
+
+constexpr uint64_t low_bits(int64_t count) { return count >= 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1; }
+
+/// `count` bits, at most 56 unless the column is the first of a byte, from `column` of a row on; `end` is where the
+/// planes end.
+TMAC_ALWAYS_INLINE uint64_t load_bits(const uint8_t* row, const uint8_t* end, int64_t column, int64_t count) {
+    const uint8_t* first = row + column / 8;
+    uint64_t word = 0;
+    if (end - first >= 8) {  // what is behind the row belongs to no column
+        std::memcpy(&word, first, 8);
+    } else {
+        std::memcpy(&word, first, static_cast<size_t>(end - first));
+    }
+    return word >> (column % 8) & low_bits(count);
+}
+
+/// The window's columns of a plane's row, a word for each block of `block_units` units.
+void load_window(const uint8_t* row, const uint8_t* end, const Windows& window, bool regular, int64_t block_units,
+                 int64_t unit_columns, uint64_t* words) {
+    const auto& units = window.units;
+    const int64_t last = window.count() - 1;
+    if (regular) {
+        const int64_t begin = units[0].column;
+        const int64_t stop = units[static_cast<size_t>(last)].column + units[static_cast<size_t>(last)].count;
+        const int64_t step = block_units * unit_columns;
+        int64_t column = begin;
+        for (; column + step <= stop && row + column / 8 + 8 <= end; column += step, ++words) {
+            std::memcpy(words, row + column / 8, 8);
+        }
+        for (; column < stop; column += step, ++words) {
+            *words = load_bits(row, end, column, std::min(step, stop - column));
+        }
+        return;
+    }
+    for (int64_t first = 0; first <= last; first += block_units, ++words) {
+        *words = 0;
+        for (int64_t i = 0; i < block_units && first + i <= last; ++i) {
+            const Unit& unit = units[static_cast<size_t>(first + i)];
+            *words |= load_bits(row, end, unit.column, unit.count) << (i * unit_columns);
+        }
+    }
+}
+
+TMAC_ALWAYS_INLINE void store_word(uint8_t* at, uint32_t word) { std::memcpy(at, &word, sizeof(word)); }
+
+TMAC_ALWAYS_INLINE uint32_t lower(uint64_t word) { return static_cast<uint32_t>(word); }
+TMAC_ALWAYS_INLINE uint32_t upper(uint64_t word) { return static_cast<uint32_t>(word >> 32); }
+
+// ---- folds: kPlanes words of kUnits * kColumns bits -> a word for each unit; `put` stores one ----
+
+struct Fold {
+    static void put(uint8_t* at, uint32_t word, int32_t /*shift*/) { store_word(at, word); }
+};
+
+/// quads: byte j = nibble j | nibble j + 4 << 4.
+struct QuadFold : Fold {
+    static constexpr int64_t kPlanes = 1, kUnits = 2, kColumns = 32;
+
+    static void run(const uint64_t (&planes)[1], uint32_t (&words)[2]) {
+        const uint64_t both = shuffle_nibbles(planes[0]);
+        words[0] = lower(both);
+        words[1] = upper(both);
+    }
+};
+
+/// rows: the plane's own bytes, 64 bytes apart.
+struct RowFold {
+    static constexpr int64_t kPlanes = 1, kUnits = 2, kColumns = 32;
+
+    static void run(const uint64_t (&planes)[1], uint32_t (&words)[2]) {
+        words[0] = lower(planes[0]);
+        words[1] = upper(planes[0]);
+    }
+
+    static void put(uint8_t* at, uint32_t word, int32_t /*shift*/) {
+        for (int i = 0; i < 4; ++i) {
+            at[i * 64] = static_cast<uint8_t>(word >> (8 * i));
+        }
+    }
+};
+
+/// Four bits of a code: byte j = code j | code j + 4 << 4. kGiven planes, the others are zero.
+template <int64_t kGiven>
+struct NibbleFold : Fold {
+    static constexpr int64_t kPlanes = kGiven, kUnits = 8, kColumns = 8;
+
+    static void run(const uint64_t (&planes)[kGiven], uint32_t (&words)[8]) {
+        uint64_t bit3 = planes[0];
+        uint64_t bit2 = planes[1];
+        uint64_t bit1 = planes[2];
+        uint64_t bit0 = kGiven > 3 ? planes[kGiven - 1] : 0;
+        planes_to_nibbles(bit3, bit2, bit1, bit0);
+        words[0] = lower(bit0);
+        words[1] = lower(bit1);
+        words[2] = lower(bit2);
+        words[3] = lower(bit3);
+        words[4] = upper(bit0);
+        words[5] = upper(bit1);
+        words[6] = upper(bit2);
+        words[7] = upper(bit3);
+    }
+};
+
+/// Two bits of a code: byte j = codes j, j + 4, j + 8 and j + 12.
+struct CrumbFold : Fold {
+    static constexpr int64_t kPlanes = 2, kUnits = 4, kColumns = 16;
+
+    static void run(const uint64_t (&planes)[2], uint32_t (&words)[4]) {
+        uint64_t even = planes[1];
+        uint64_t odd = planes[0];
+        exchange(even, odd, 1, 0x5555555555555555ULL);  // to the codes of even and of odd columns
+        for (uint64_t* each : {&even, &odd}) {  // of 16 bits' eight codes first the even ones
+            *each = exchange(*each, 2, 0x0c0c0c0c0c0c0c0cULL);
+            *each = exchange(*each, 4, 0x00f000f000f000f0ULL);
+        }
+        exchange(even, odd, 8, 0x00ff00ff00ff00ffULL);
+        exchange(even, odd, 16, 0x0000ffff0000ffffULL);
+        words[0] = lower(even);
+        words[1] = lower(odd);
+        words[2] = upper(even);
+        words[3] = upper(odd);
+    }
+};
+
+/// One bit of a code: byte j = codes j, j + 4, ..., j + 28.
+struct BitFold : Fold {
+    static constexpr int64_t kPlanes = 1, kUnits = 2, kColumns = 32;
+
+    static void run(const uint64_t (&planes)[1], uint32_t (&words)[2]) {
+        const uint64_t both = shuffle_nibbles(transpose_nibbles(planes[0]));
+        words[0] = lower(both);
+        words[1] = upper(both);
+    }
+};
+
+/// One bit of a code, rows 16 apart in a byte: half of byte j = codes j, j + 4, j + 8 and j + 12.
+struct HalfBitFold {
+    static constexpr int64_t kPlanes = 1, kUnits = 4, kColumns = 16;
+
+    static void run(const uint64_t (&planes)[1], uint32_t (&words)[4]) {
+        const uint64_t nibbles = transpose_nibbles(planes[0]);
+        const uint64_t first = spread_nibbles(lower(nibbles));
+        const uint64_t second = spread_nibbles(upper(nibbles));
+        words[0] = lower(first);
+        words[1] = upper(first);
+        words[2] = lower(second);
+        words[3] = upper(second);
+    }
+
+    static void put(uint8_t* at, uint32_t word, int32_t shift) {
+        uint32_t both = 0;
+        std::memcpy(&both, at, sizeof(both));
+        store_word(at, both | word << shift);
+    }
+};
+
+/// The byte of five codes; of code j, bits 2 i and 2 i + 1 of the index, where i of the codes is 0, 2, 1, 3, 4.
+struct TritBytes {
+    uint8_t of[1024];
+};
+
+consteval TritBytes make_trit_bytes() {
+    TritBytes bytes{};
+    for (uint32_t index = 0; index < 1024; ++index) {
+        const auto code = [&](uint32_t i) { return index >> (2 * i) & 3U; };
+        const uint32_t s = code(0) + 3 * code(2) + 9 * code(1) + 27 * code(3);
+        bytes.of[index] = s > 80 || code(4) > 2 ? uint8_t{0} : static_cast<uint8_t>(trit_byte_of(s, code(4)));
+    }
+    return bytes;
+}
+
+constexpr TritBytes kTritBytes = make_trit_bytes();
+
+/// trits: byte j = codes j, j + 4, ..., j + 16.
+struct TritFold : Fold {
+    static constexpr int64_t kPlanes = 2, kUnits = 2, kColumns = 20;
+
+    static void run(const uint64_t (&planes)[2], uint32_t (&words)[2]) {
+        uint64_t even = planes[1];
+        uint64_t odd = planes[0];
+        exchange(even, odd, 1, 0x5555555555555555ULL);  // to the codes of even and of odd columns
+        constexpr uint64_t kEvery4th = 0x3333333333ULL;
+        const uint64_t of_bytes[4] = {even & kEvery4th, odd & kEvery4th, even >> 2 & kEvery4th, odd >> 2 & kEvery4th};
+        words[0] = words[1] = 0;
+        for (int j = 0; j < 4; ++j) {
+            constexpr uint64_t kFour = 0xffULL | 0xffULL << 20;
+            constexpr uint64_t kFifth = 0x300ULL | 0x300ULL << 20;
+            const uint64_t codes = of_bytes[j];
+            const uint64_t index = ((codes | codes >> 6) & kFour) | (codes >> 8 & kFifth);  // of both units
+            words[0] |= uint32_t{kTritBytes.of[index & 0x3ffU]} << (8 * j);
+            words[1] |= uint32_t{kTritBytes.of[index >> 20]} << (8 * j);
+        }
+    }
+};
+
+/// Where a row of a tile has its words in a unit.
+struct RowPlace {
+    int64_t offset;
+    int32_t shift;
+};
+
+RowPlace place_of_row(Layout layout, const LayoutShape& shape, int64_t unit_row_bytes, int64_t row) {
+    const int64_t in_tile = row % shape.n_tile;
+    if (layout == Layout::rows) {
+        return {place_in_rows(in_tile), 0};
+    }
+    const int64_t rows = unit_row_bytes / 4;  // fewer than a tile's: two rows have each byte
+    return {in_tile % rows * 4, in_tile < rows ? 0 : 4};
+}
+
+/// Rows of planes that lie one behind the other.
+struct PlaneRows {
+    const PlanesView& planes;
+    int32_t first_plane;
+
+    const uint8_t* end() const { return planes.row(planes.bits - 1, planes.n - 1) + planes.row_bytes(); }
+};
+
+/// One region of some rows.
+template <class FoldOf>
+void write_planes(const PlaneRows& source, const std::vector<ActGroup>& act_groups, const TiledCodes& out,
+                  const Region& region, Range rows, int64_t first) {
+    constexpr int64_t kBlock = FoldOf::kUnits * FoldOf::kColumns;
+    constexpr int64_t kUnits = kWindowColumns / kBlock * FoldOf::kUnits;
+    const LayoutShape shape = layout_shape(out.layout, source.planes.bits);
+    const int64_t unit_bytes = region.chunk_bytes / (shape.k_chunk / region.unit_columns);
+    const uint8_t* end = source.end();
+    for (int64_t row = rows.begin; row < rows.end;) {
+        const int64_t tile_end = std::min(rows.end, (row + first) / shape.n_tile * shape.n_tile + shape.n_tile - first);
+        Windows window(out, act_groups, region, source.planes.bits, row + first);
+        while (window.next(kUnits)) {
+            const bool regular = window.regular();
+            for (int64_t r = row; r < tile_end; ++r) {
+                uint64_t columns[FoldOf::kPlanes][kMostBlocks];
+                for (int64_t plane = 0; plane < FoldOf::kPlanes; ++plane) {
+                    const uint8_t* bits = source.planes.row(source.first_plane + static_cast<int32_t>(plane), r);
+                    TMAC_PREFETCH(bits + window.units[0].column / 8 + kWindowColumns / 8);
+                    load_window(bits, end, window, regular, FoldOf::kUnits, FoldOf::kColumns, columns[plane]);
+                }
+                const RowPlace place = place_of_row(out.layout, shape, unit_bytes, r + first);
+                uint8_t* at = region.data + place.offset;
+                const Unit* unit = window.units.data();
+                const Unit* last = unit + window.count();
+                for (int64_t block = 0; unit < last; ++block, unit += FoldOf::kUnits) {
+                    uint64_t planes[FoldOf::kPlanes];
+                    uint32_t words[FoldOf::kUnits];
+                    for (int64_t plane = 0; plane < FoldOf::kPlanes; ++plane) {
+                        planes[plane] = columns[plane][block];
+                    }
+                    FoldOf::run(planes, words);
+                    if (last - unit >= FoldOf::kUnits) {
+                        for (int64_t i = 0; i < FoldOf::kUnits; ++i) {
+                            FoldOf::put(at + unit[i].offset, words[i], place.shift);
+                        }
+                        continue;
+                    }
+                    for (int64_t i = 0; i < last - unit; ++i) {
+                        FoldOf::put(at + unit[i].offset, words[i], place.shift);
+                    }
+                }
+            }
+        }
+        row = tile_end;
+    }
+}
+
+/// Fields of codes in the words of one region.
+struct Field {
+    Region region;
+    int32_t bits;
+    int32_t first_plane;
+};
+
+/// The regions of a layout that has codes in them: one or two.
+std::vector<Field> fields_of(const TiledCodes& out, int32_t bits) {
+    const LayoutShape shape = layout_shape(out.layout, bits);
+    const Division division = division_of(out.layout, bits);
+    std::vector<Field> fields = {
+        {{out.data, shape.chunk_bytes, 32 / division.top_bits}, division.top_bits, 0},
+    };
+    if (division.rest_bits != 0) {
+        const int64_t columns = std::min<int64_t>(shape.k_chunk, 32 / division.rest_bits);
+        fields.push_back(
+            {{out.data + out.region_stride, shape.last_bytes, columns}, division.rest_bits, division.top_bits});
+    }
+    return fields;
+}
+
+void write_field(const PlanesView& planes, const std::vector<ActGroup>& act_groups, const TiledCodes& out,
+                 const Field& field, Range rows, int64_t first) {
+    const auto write = [&](auto fold) {
+        write_planes<decltype(fold)>({planes, field.first_plane}, act_groups, out, field.region, rows, first);
+    };
+    switch (field.bits) {
+        case 1:
+            return field.region.unit_columns == 32 ? write(BitFold()) : write(HalfBitFold());
+        case 2:
+            return write(CrumbFold());
+        default:
+            return planes.bits - field.first_plane == 3 ? write(NibbleFold<3>()) : write(NibbleFold<4>());
+    }
+}
+
+/// One field of some rows from codes. A unit's words have its codes in eights.
+template <int32_t kBits>
+void write_codes(const CodesView& codes, const std::vector<ActGroup>& act_groups, const TiledCodes& out,
+                 const Field& field, Range rows, int64_t first) {
+    constexpr uint64_t kMask = kLowBits * ((1U << kBits) - 1U);
+    const LayoutShape shape = layout_shape(out.layout, codes.bits);
+    const Region& region = field.region;
+    const int64_t unit_bytes = region.chunk_bytes / (shape.k_chunk / region.unit_columns);
+    const int32_t down = codes.bits - field.first_plane - kBits;  // negative: a code has fewer bits than the field
+    for (int64_t row = rows.begin; row < rows.end;) {
+        const int64_t tile_end = std::min(rows.end, (row + first) / shape.n_tile * shape.n_tile + shape.n_tile - first);
+        Windows window(out, act_groups, region, codes.bits, row + first);
+        while (window.next(kWindowColumns / region.unit_columns)) {
+            for (int64_t r = row; r < tile_end; ++r) {
+                const RowPlace place = place_of_row(out.layout, shape, unit_bytes, r + first);
+                uint8_t* at = region.data + place.offset;
+                const uint8_t* of_row = codes.data + r * codes.k;
+                for (int64_t i = 0; i < window.count(); ++i) {
+                    const Unit& unit = window.units[static_cast<size_t>(i)];
+                    uint32_t word = 0;
+                    for (int32_t part = 0; 8 * part < unit.count; ++part) {
+                        uint64_t eight = 0;
+                        const int64_t count = unit.count - 8 * part;
+                        if (count >= 8) {
+                            std::memcpy(&eight, of_row + unit.column + 8 * part, 8);
+                        } else {
+                            std::memcpy(&eight, of_row + unit.column + 8 * part, static_cast<size_t>(count));
+                        }
+                        eight = down >= 0 ? eight >> down : eight << -down;
+                        word |= fold_fields(eight & kMask, kBits, 2 * part * kBits);
+                    }
+                    HalfBitFold::put(at + unit.offset, word, place.shift);
+                }
+            }
+        }
+        row = tile_end;
+    }
+}
+
+}  // namespace
+
+void planes_to_layout(const PlanesView& planes, const std::vector<ActGroup>& act_groups, const TiledCodes& out,
+                      Range rows, int64_t first) {
+    if (in_codes(out.layout)) {
+        for (const Field& field : fields_of(out, planes.bits)) {
+            write_field(planes, act_groups, out, field, rows, first);
+        }
+        return;
+    }
+    const LayoutShape shape = layout_shape(out.layout, planes.bits);
+    if (out.layout == Layout::trits) {
+        write_planes<TritFold>({planes, 0}, act_groups, out, {out.data, shape.chunk_bytes, 20}, rows, first);
+        return;
+    }
+    for (int32_t plane = 0; plane < planes.bits; ++plane) {
+        const Region region{out.data + plane * out.region_stride, shape.chunk_bytes, 32};
+        if (out.layout == Layout::planes) {
+            std::memcpy(region.data + (first + rows.begin) * planes.row_bytes(), planes.row(plane, rows.begin),
+                        static_cast<size_t>((rows.end - rows.begin) * planes.row_bytes()));
+        } else if (out.layout == Layout::rows) {
+            write_planes<RowFold>({planes, plane}, act_groups, out, region, rows, first);
+        } else {
+            write_planes<QuadFold>({planes, plane}, act_groups, out, region, rows, first);
+        }
+    }
+}
+
+void codes_to_layout(const CodesView& codes, const std::vector<ActGroup>& act_groups, const TiledCodes& out, Range rows,
+                     int64_t first) {
+    if (in_codes(out.layout)) {
+        for (const Field& field : fields_of(out, codes.bits)) {
+            const auto write = field.bits == 1 ? write_codes<1> : field.bits == 2 ? write_codes<2> : write_codes<4>;
+            write(codes, act_groups, out, field, rows, first);
+        }
+        return;
+    }
+    constexpr int64_t kRows = 64;  // their planes stay in the cache
+    const int64_t row_bytes = (codes.k + 7) / 8;
+    std::vector<uint8_t> planes(static_cast<size_t>(codes.bits * kRows * row_bytes));
+    for (int64_t row = rows.begin; row < rows.end;) {
+        const int64_t end = std::min(rows.end, (row + first) / kRows * kRows + kRows - first);
+        const int64_t count = end - row;
+        for (int64_t r = row; r < end; ++r) {
+            codes_to_planes(codes.data + r * codes.k, codes.k, codes.bits, planes.data() + (r - row) * row_bytes,
+                            count * row_bytes);
+        }
+        planes_to_layout({planes.data(), codes.bits, count, codes.k}, act_groups, out, {0, count}, first + row);
+        row = end;
+    }
+}
+
+}  // namespace tmac
