@@ -76,9 +76,8 @@ def read_exact_rows(matrix: Matrix, begin: int, end: int) -> Codes:
         return _codes(matrix, Parts(*rows), None)  # type: ignore[arg-type]
     wanted = matrix.rows[begin:end]
     order = np.argsort(wanted)
-    runs = np.split(
-        wanted[order], np.flatnonzero(np.diff(wanted[order]) != 1) + 1
-    )  # that follow each other in the file
+    in_file = wanted[order]
+    runs = np.split(in_file, np.flatnonzero(np.diff(in_file) != 1) + 1)  # of rows that follow each other
     pieces = [_split(matrix, first + int(run[0]) * per_row, len(run) * per_row) for run in runs]
     place = np.empty(len(order), np.int64)
     place[order] = np.arange(len(order))
