@@ -68,6 +68,39 @@ def pack(
     [n, groups] u8/f16/f32 -> packed for `kernel` ("decode" or "decode,prompt"), by default the first of
     `candidate_kernels(spec)`. Two-level scales and offsets are i8, their super values f16 [n, ceil(k/256)]."""
 
+class Packer:
+    """Packs a weight some rows at a time: no more than these need be held in another form.
+
+    `zeros` is the dtype of zeros or offsets, None for a fixed zero; the rest as in `pack`."""
+
+    def __init__(
+        self,
+        spec: object,
+        out_features: int,
+        in_features: int,
+        zeros: np.dtype[Any] | None = None,
+        perm: NDArray[np.int32] | None = None,
+        kernel: str = "",
+    ) -> None: ...
+    def add(
+        self,
+        first: int,
+        weight: NDArray[np.uint8],
+        scales: NDArray[Any],
+        zeros: NDArray[Any] | None = None,
+        super_scales: NDArray[np.float16] | None = None,
+        super_offsets: NDArray[np.float16] | None = None,
+        num_threads: int = 0,
+    ) -> None:
+        """Rows from `first` on, as planes [bits, rows, ceil(k/8)] or codes [rows, k]. Several threads may add rows at
+        once that share no 64 rows of the weight (0 to 63, 64 to 127, ...)."""
+
+    def finish(self) -> PackedWeight:
+        """The weight; ValueError where rows are missing."""
+
+def all_finite(array: NDArray[Any], /) -> bool:
+    """Whether an f16 or f32 array holds neither NaN nor Inf."""
+
 def unpack(buffer: NDArray[np.uint8], num_threads: int = 0) -> dict[str, Any]:
     """The inverse: {"spec": dict, "in_features", "out_features", "kernel", "prompt_kernel", "layout", "planes",
     "scales", "zeros": array | None, "perm": array | None, "super_scales": array | None,
@@ -167,6 +200,18 @@ def planes_to_codes(planes: NDArray[np.uint8], in_features: int, num_threads: in
 def codes_to_trits(codes: NDArray[np.uint8], num_threads: int = 0) -> NDArray[np.uint8]: ...
 def trits_to_codes(trits: NDArray[np.uint8], in_features: int, num_threads: int = 0) -> NDArray[np.uint8]: ...
 def trits_to_planes(trits: NDArray[np.uint8], in_features: int, num_threads: int = 0) -> NDArray[np.uint8]: ...
+def split_blocks(
+    type_name: str, blocks: NDArray[np.uint8], num_threads: int = 0
+) -> tuple[
+    NDArray[np.uint8],
+    NDArray[Any] | None,
+    NDArray[Any] | None,
+    NDArray[np.float16] | None,
+    NDArray[np.float16] | None,
+]:
+    """Blocks of a type of ggml, [blocks, block_bytes] -> codes [blocks, elements], and one row for each block of
+    scales, zeros, super_scales and super_offsets, None where the type has none."""
+
 def unpack_stream(stream: NDArray[np.uint8], bits: int, count: int, num_threads: int = 0) -> NDArray[np.uint8]:
     """Bytes [rows, nbytes], each row a stream of codes from the least significant bit on -> codes [rows, count]."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -118,8 +118,9 @@ class Codes:
             UnsupportedSpecError: no kernel, or not this one, serves the spec.
             ValueError: there is no kernel of this name.
         """
-        planes = _core.codes_to_planes(np.ascontiguousarray(self.codes), self.spec.bits, get_num_threads())
-        return _pack(self.spec, planes, self.in_features, self._parts, kernel)
+        packer = RowPacker(Rows.from_codes(self), self.out_features, kernel=kernel)
+        packer.add(0, Rows.from_codes(self), get_num_threads())
+        return packer.finish()
 
     @classmethod
     def from_buffer(cls, buffer: NDArray[np.uint8], bias: NDArray[np.float32] | None = None) -> Codes:
@@ -209,35 +210,98 @@ def pack_tensors(
     return _pack(spec, planes, in_features, parts, kernel)
 
 
-def pack_rows(blocks: Iterable[Codes], out_features: int, kernel: str = "") -> _core.PackedWeight:
-    """A weight whose rows come in blocks, packed as all of them at once: no more than one block is held as codes.
+class Rows(NamedTuple):
+    """Some rows of a weight: planes u8 `[bits, rows, ceil(in_features / 8)]` or codes u8 `[rows, in_features]`, and
+    what stands beside them."""
 
-    Scales and zeros are f32 where those of any block are.
+    spec: QuantSpec
+    weight: NDArray[np.uint8]
+    in_features: int
+    parts: _Parts
+
+    @classmethod
+    def from_codes(cls, codes: Codes) -> Rows:
+        """The rows of a matrix of codes."""
+        return cls(codes.spec, np.ascontiguousarray(codes.codes), codes.in_features, codes._parts)
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Array], spec: QuantSpec, in_features: int) -> Rows:
+        """From the tensors of a file, as far as they belong to the rows. Raises like `Codes`."""
+        planes, parts, _ = _read_tensors(tensors, spec, in_features, "")
+        _check_parts(spec, planes.shape[1], in_features, parts, None)
+        return cls(spec, np.ascontiguousarray(planes), in_features, parts)
+
+
+class WiderRowsError(ValueError):
+    """Rows have f32 scales or zeros, those before had f16: the weight is to be packed once more with `dtypes`."""
+
+    def __init__(self, dtypes: tuple[np.dtype[Any], np.dtype[Any] | None]) -> None:
+        super().__init__("[pack] rows have wider scales or zeros than those before")
+        self.dtypes = dtypes
+
+
+class RowPacker:
+    """Packs a weight whose rows come in blocks, each straight into its place.
+
+    Scales and zeros are f32 where those of any rows are, as if all rows had been there at once.
+
+    Args:
+        like: the first rows.
+        out_features: of the weight.
+        dtypes: of scales and zeros, where those of `like` are too narrow.
+        kernel: as in `Codes.pack`.
 
     Raises:
-        ValueError: the blocks do not have `out_features` rows together, other specs or columns, or an order of columns.
+        UnsupportedSpecError: no kernel serves the spec.
     """
-    planes: Array | None = None
-    parts: list[_Parts] = []
-    spec, in_features, start = QuantSpec(), 0, 0
-    for codes in blocks:
-        part = _core.codes_to_planes(np.ascontiguousarray(codes.codes), codes.spec.bits, get_num_threads())
-        if planes is None:
-            spec, in_features = codes.spec, codes.in_features
-            planes = np.empty((len(part), out_features, part.shape[2]), np.uint8)
-        same = codes.spec.replace(scale_format=spec.scale_format) == spec and codes.in_features == in_features
-        if not same or codes.perm is not None or start + codes.out_features > out_features:
-            raise ValueError(f"[pack_rows] a block of {codes.out_features} rows does not fit the {start} before it")
-        planes[:, start : start + codes.out_features] = part
-        parts.append(codes._parts)
-        start += codes.out_features
-    if planes is None or start != out_features:
-        raise ValueError(f"[pack_rows] expected {out_features} rows, got {start}")
-    together: list[Any] = [None if values[0] is None else np.concatenate(values) for values in zip(*parts, strict=True)]
-    merged = _Parts(*together)
-    if spec.scale_format != "two_level":
-        spec = spec.replace(scale_format="f32" if merged.scales.dtype == np.float32 else "f16")
-    return _pack(spec, planes, in_features, merged, kernel)
+
+    def __init__(
+        self,
+        like: Rows,
+        out_features: int,
+        dtypes: tuple[np.dtype[Any], np.dtype[Any] | None] | None = None,
+        kernel: str = "",
+    ) -> None:
+        self._dtypes = dtypes or _dtypes(like)
+        self._spec, self._in_features = _with_format(like.spec, self._dtypes[0]), like.in_features
+        self._perm = like.parts.perm
+        self._packer = _core.Packer(
+            self._spec,
+            out_features,
+            like.in_features,
+            self._dtypes[1],
+            None if self._perm is None else np.ascontiguousarray(self._perm),
+            kernel or tuned_kernels(self._spec, out_features, like.in_features),
+        )
+
+    def add(self, first: int, rows: Rows, num_threads: int = 1) -> None:
+        """Rows from `first` on. Several threads may add rows that share no 64 rows of the weight.
+
+        Raises:
+            WiderRowsError: `RowPacker(..., dtypes=error.dtypes)` and all rows again.
+            ValueError: the rows do not fit the weight, or come twice.
+        """
+        parts, dtypes = rows.parts, _dtypes(rows)
+        same = _with_format(rows.spec, self._dtypes[0]) == self._spec and rows.in_features == self._in_features
+        if not same or (parts.perm is None) != (self._perm is None):
+            raise ValueError(f"[pack] rows of {rows.spec} do not fit a weight of {self._spec}")
+        wider = tuple(
+            None if have is None or new is None else max(have, new, key=lambda dtype: dtype.itemsize)
+            for have, new in zip(self._dtypes, dtypes, strict=True)
+        )
+        if wider != self._dtypes:
+            raise WiderRowsError((wider[0] or self._dtypes[0], wider[1]))
+        scales, zeros = (
+            None if values is None else np.ascontiguousarray(values, dtype)
+            for values, dtype in zip(parts[:2], self._dtypes, strict=True)
+        )
+        supers = [None if part is None else np.ascontiguousarray(part) for part in parts[3:]]
+        assert scales is not None
+        self._packer.add(first, rows.weight, scales, zeros, supers[0], supers[1], num_threads)
+
+    def finish(self) -> _core.PackedWeight:
+        """The weight. Raises ValueError where rows are missing."""
+        return self._packer.finish()
 
 
 def repack(buffer: NDArray[np.uint8], kernel: str) -> _core.PackedWeight:
@@ -254,6 +318,17 @@ class _Parts(NamedTuple):
     perm: Array | None
     super_scales: Array | None
     super_offsets: Array | None
+
+
+def _dtypes(rows: Rows) -> tuple[np.dtype[Any], np.dtype[Any] | None]:
+    """Of scales and zeros."""
+    return rows.parts.scales.dtype, None if rows.parts.zeros is None else rows.parts.zeros.dtype
+
+
+def _with_format(spec: QuantSpec, scales: np.dtype[Any]) -> QuantSpec:
+    if spec.scale_format == "two_level":
+        return spec
+    return spec.replace(scale_format="f32" if scales == np.float32 else "f16")
 
 
 def _check_parts(spec: QuantSpec, n: int, k: int, parts: _Parts, bias: Array | None) -> None:
@@ -307,7 +382,7 @@ def _check_array(
     if not fits:
         wanted = ", ".join("?" if size is None else str(size) for size in shape)
         raise ValueError(f"[{where}] {name} must have shape [{wanted}], got {list(array.shape)}")
-    if finite and array.dtype.kind == "f" and not np.isfinite(array).all():
+    if finite and array.dtype.kind == "f" and not _core.all_finite(np.ascontiguousarray(array)):
         raise ValueError(f"[{where}] NaN or Inf in {name}")
 
 

@@ -4,6 +4,7 @@
 #include "bindings/bindings.h"
 #include "core/thread_pool.h"
 #include "layout/code_stream.h"
+#include "layout/ggml_blocks.h"
 
 namespace tmac {
 namespace {
@@ -69,6 +70,40 @@ py::array_t<uint8_t> unpack_across_array(const py::array& words, int bits, int64
     return codes;
 }
 
+/// (codes, scales, zeros, super_scales, super_offsets), a row for each block; None where the type has none.
+py::tuple split_blocks_array(const std::string& name, const py::array& blocks, int num_threads) {
+    const GgmlBlock* type = find_ggml_block(name);
+    TMAC_CHECK(type != nullptr, "[split_blocks] ", name, " has no exact form as codes");
+    const auto* data = require_array<uint8_t>(blocks, "blocks", 2);
+    const int64_t count = blocks.shape(0);
+    TMAC_CHECK(blocks.shape(1) == type->bytes, "[split_blocks] expected blocks of ", type->bytes, " bytes, got ",
+               blocks.shape(1));
+    const py::dtype half("<f2");
+    py::array_t<uint8_t> codes({count, int64_t{type->codes}});
+    const auto array_of = [count](bool wanted, const py::dtype& dtype, int64_t columns) -> py::object {
+        return wanted ? py::object(py::array(dtype, {count, columns})) : py::object(py::none());
+    };
+    const auto data_of = [](const py::object& array) {
+        return array.is_none() ? nullptr : py::reinterpret_borrow<py::array>(array).mutable_data();
+    };
+    const bool two_level = type->subs > 0;
+    const py::object subs = array_of(two_level, py::dtype::of<int8_t>(), type->subs);
+    const py::object sub_offsets = array_of(type->sub_offsets, py::dtype::of<int8_t>(), type->subs);
+    const py::object scales = array_of(type->halves > 0, half, 1);
+    const py::object offsets = array_of(type->halves > 1, half, 1);
+    const GgmlParts parts{codes.mutable_data(), static_cast<int8_t*>(data_of(subs)),
+                          static_cast<int8_t*>(data_of(sub_offsets)), static_cast<uint16_t*>(data_of(scales)),
+                          static_cast<uint16_t*>(data_of(offsets))};
+    {
+        const ReleasedGil release;
+        parallel_for(count, kGrain, num_threads, [&](Range range) { split_blocks(*type, data, range, parts); });
+    }
+    if (two_level) {
+        return py::make_tuple(codes, subs, sub_offsets, scales, offsets);
+    }
+    return py::make_tuple(codes, scales, offsets, py::none(), py::none());
+}
+
 }  // namespace
 
 void bind_streams(py::module_& module) {
@@ -78,6 +113,8 @@ void bind_streams(py::module_& module) {
                py::arg("num_threads") = 0);
     module.def("unpack_across", &unpack_across_array, py::arg("words"), py::arg("bits"), py::arg("count"),
                py::arg("lanes"), py::arg("num_threads") = 0);
+    module.def("split_blocks", &split_blocks_array, py::arg("type_name"), py::arg("blocks"),
+               py::arg("num_threads") = 0);
 }
 
 }  // namespace tmac

@@ -16,14 +16,14 @@ struct Dimensions {
     int64_t groups;
 };
 
-GroupType group_type_of(const py::array& array, const char* name) {
+GroupType group_type_of(const py::dtype& dtype, const char* name) {
     for (const GroupType type : {GroupType::u8, GroupType::f16, GroupType::f32, GroupType::i8}) {
-        if (dtype_of(type).equal(array.dtype())) {
+        if (dtype_of(type).equal(dtype)) {
             return type;
         }
     }
     fail("[", name, "] expected float16, float32, (integer zeros) uint8 or (two-level) int8, got ",
-         py::str(array.dtype()).cast<std::string>());
+         py::str(dtype).cast<std::string>());
 }
 
 const void* require_groups(const py::array& array, const char* name, const Dimensions& want) {
@@ -40,26 +40,38 @@ const uint16_t* require_super(const py::array& array, const char* name, const Di
     return static_cast<const uint16_t*>(require_groups(array, name, want));
 }
 
+const int32_t* require_perm(const py::array& perm, int64_t in_features) {
+    const auto* data = require_array<int32_t>(perm, "perm", 1);
+    TMAC_CHECK(perm.shape(0) == in_features, "[perm] expected ", in_features, " columns, got ", perm.shape(0));
+    check_permutation(data, in_features);
+    return data;
+}
+
+PlanesView planes_of(const py::array& planes, const QuantSpec& spec, int64_t in_features) {
+    const auto* data = require_array<uint8_t>(planes, "planes", 3);
+    const PlanesView view{data, static_cast<int32_t>(planes.shape(0)), planes.shape(1), in_features};
+    TMAC_CHECK(planes.shape(0) == spec.bits && planes.shape(2) == view.row_bytes(), "[planes] expected shape [",
+               int{spec.bits}, ", n, ", view.row_bytes(), "], got [", planes.shape(0), ", ", planes.shape(1), ", ",
+               planes.shape(2), "]");
+    return view;
+}
+
 PackedWeight pack_arrays(const py::object& spec_object, const py::array& planes, int64_t in_features,
                          const py::array& scales, const std::optional<py::array>& zeros,
                          const std::optional<py::array>& perm, const std::string& kernel_names, int num_threads,
                          const std::optional<py::array>& super_scales, const std::optional<py::array>& super_offsets) {
     CanonicalWeight weight{};
     weight.spec = spec_from_python(spec_object);
-    const auto* plane_bytes = require_array<uint8_t>(planes, "planes", 3);
     TMAC_CHECK(in_features >= 1 && in_features <= kMaxColumns, "[pack] in_features must be 1 to ", kMaxColumns,
                ", got ", in_features);
+    weight.planes = planes_of(planes, weight.spec, in_features);
     TMAC_CHECK(planes.shape(1) >= 1 && planes.shape(1) <= kMaxRows, "[pack] out_features must be 1 to ", kMaxRows,
                ", got ", planes.shape(1));
-    weight.planes = {plane_bytes, static_cast<int32_t>(planes.shape(0)), planes.shape(1), in_features};
-    TMAC_CHECK(planes.shape(0) == weight.spec.bits && planes.shape(2) == weight.planes.row_bytes(),
-               "[planes] expected shape [", int{weight.spec.bits}, ", n, ", weight.planes.row_bytes(), "], got [",
-               planes.shape(0), ", ", planes.shape(1), ", ", planes.shape(2), "]");
     const Dimensions groups{planes.shape(1), num_groups(weight.spec, in_features)};
-    weight.scale_type = group_type_of(scales, "scales");
+    weight.scale_type = group_type_of(scales.dtype(), "scales");
     weight.scales = require_groups(scales, "scales", groups);
     if (zeros) {
-        weight.zero_type = group_type_of(*zeros, "zeros");
+        weight.zero_type = group_type_of(zeros->dtype(), "zeros");
         weight.zeros = require_groups(*zeros, "zeros", groups);
     }
     const Dimensions super_groups{planes.shape(1), num_super_groups(in_features)};
@@ -70,15 +82,66 @@ PackedWeight pack_arrays(const py::object& spec_object, const py::array& planes,
         weight.super_offsets = require_super(*super_offsets, "super_offsets", super_groups);
     }
     if (perm) {
-        weight.perm = require_array<int32_t>(*perm, "perm", 1);
-        TMAC_CHECK(perm->shape(0) == in_features, "[perm] expected ", in_features, " columns, got ", perm->shape(0));
-        check_permutation(weight.perm, in_features);
+        weight.perm = require_perm(*perm, in_features);
     }
     const KernelPair kernels =
         kernel_names.empty() ? select_kernels(weight.spec, selection()) : parse_kernels(kernel_names);
     const ReleasedGil release;
     return pack(weight, kernels, num_threads);
 }
+
+/// A weight that takes its rows as arrays.
+class ArrayPacker {
+public:
+    ArrayPacker(const py::object& spec_object, int64_t out_features, int64_t in_features,
+                const std::optional<py::dtype>& zeros, const std::optional<py::array>& perm,
+                const std::string& kernel_names)
+        : spec_(spec_from_python(spec_object)), in_features_(in_features) {
+        TMAC_CHECK(in_features >= 1 && in_features <= kMaxColumns && out_features >= 1 && out_features <= kMaxRows,
+                   "[pack] expected 1 to ", kMaxRows, " rows and 1 to ", kMaxColumns, " columns, got ", out_features,
+                   " and ", in_features);
+        const KernelPair kernels =
+            kernel_names.empty() ? select_kernels(spec_, selection()) : parse_kernels(kernel_names);
+        packer_ = std::make_unique<Packer>(
+            WeightShape{spec_, out_features, in_features, zeros ? group_type_of(*zeros, "zeros") : GroupType::none,
+                        perm ? require_perm(*perm, in_features) : nullptr},
+            kernels);
+    }
+
+    void add(int64_t first, const py::array& weight, const py::array& scales, const std::optional<py::array>& zeros,
+             const std::optional<py::array>& super_scales, const std::optional<py::array>& super_offsets,
+             int num_threads) {
+        WeightRows rows{};
+        if (weight.ndim() == 2) {
+            rows.codes = {require_array<uint8_t>(weight, "codes", 2), spec_.bits, weight.shape(0), weight.shape(1)};
+        } else {
+            rows.planes = planes_of(weight, spec_, in_features_);
+        }
+        const Dimensions groups{rows.n(), num_groups(spec_, in_features_)};
+        rows.scale_type = group_type_of(scales.dtype(), "scales");
+        rows.scales = require_groups(scales, "scales", groups);
+        if (zeros) {
+            rows.zero_type = group_type_of(zeros->dtype(), "zeros");
+            rows.zeros = require_groups(*zeros, "zeros", groups);
+        }
+        const Dimensions super_groups{rows.n(), num_super_groups(in_features_)};
+        if (super_scales) {
+            rows.super_scales = require_super(*super_scales, "super_scales", super_groups);
+        }
+        if (super_offsets) {
+            rows.super_offsets = require_super(*super_offsets, "super_offsets", super_groups);
+        }
+        const ReleasedGil release;
+        packer_->add(rows, first, num_threads);
+    }
+
+    PackedWeight finish() { return packer_->finish(); }
+
+private:
+    QuantSpec spec_;
+    int64_t in_features_;
+    std::unique_ptr<Packer> packer_;
+};
 
 WeightView view_of(const py::array& buffer) {
     const auto* data = require_array<uint8_t>(buffer, "buffer", 1);
@@ -207,7 +270,7 @@ py::array_t<uint8_t> trits_to_codes_array(const py::array& trits, int64_t in_fea
     return codes;
 }
 
-/// Trits to the two planes of their codes; of the codes no more than a row for each thread is held.
+/// Trits to the two planes of their codes.
 py::array_t<uint8_t> trits_to_planes_array(const py::array& trits, int64_t in_features, int num_threads) {
     const auto* data = require_array<uint8_t>(trits, "trits", 2);
     const int64_t n = trits.shape(0);
@@ -218,10 +281,9 @@ py::array_t<uint8_t> trits_to_planes_array(const py::array& trits, int64_t in_fe
     py::array_t<uint8_t> planes({int64_t{2}, n, plane_bytes});
     uint8_t* out = planes.mutable_data();
     for_each_row(n, num_threads, [&](int64_t row) {
-        std::vector<uint8_t> codes(static_cast<size_t>(in_features));
-        TMAC_CHECK(trits_to_codes(data + row * row_bytes, in_features, codes.data()), "[trits] row ", row,
-                   " holds a byte above 242");
-        codes_to_planes(codes.data(), in_features, 2, out + row * plane_bytes, n * plane_bytes);
+        uint8_t* high = out + row * plane_bytes;
+        TMAC_CHECK(trits_to_planes(data + row * row_bytes, in_features, high, high + n * plane_bytes), "[trits] row ",
+                   row, " holds a byte above 242");
     });
     return planes;
 }
@@ -265,6 +327,19 @@ void bind_weights(py::module_& module) {
     module.def("pack", &pack_arrays, py::arg("spec"), py::arg("planes"), py::arg("in_features"), py::arg("scales"),
                py::arg("zeros") = py::none(), py::arg("perm") = py::none(), py::arg("kernel") = "",
                py::arg("num_threads") = 0, py::arg("super_scales") = py::none(), py::arg("super_offsets") = py::none());
+    py::class_<ArrayPacker>(module, "Packer")
+        .def(py::init<const py::object&, int64_t, int64_t, const std::optional<py::dtype>&,
+                      const std::optional<py::array>&, const std::string&>(),
+             py::arg("spec"), py::arg("out_features"), py::arg("in_features"), py::arg("zeros") = py::none(),
+             py::arg("perm") = py::none(), py::arg("kernel") = "")
+        .def("add", &ArrayPacker::add, py::arg("first"), py::arg("weight"), py::arg("scales"),
+             py::arg("zeros") = py::none(), py::arg("super_scales") = py::none(), py::arg("super_offsets") = py::none(),
+             py::arg("num_threads") = 0)
+        .def("finish", &ArrayPacker::finish);
+    module.def("all_finite", [](const py::array& array) {
+        TMAC_CHECK((array.flags() & py::array::c_style) != 0, "[all_finite] expected a C-contiguous array");
+        return all_finite(array.data(), group_type_of(array.dtype(), "all_finite"), array.size());
+    });
     module.def("unpack", &unpack_arrays, py::arg("buffer"), py::arg("num_threads") = 0);
     module.def("describe", [](const py::array& buffer) { return describe(view_of(buffer)); }, py::arg("buffer"));
     module.def("dequantize", &dequantize_array, py::arg("buffer"), py::arg("num_threads") = 0);

@@ -4,8 +4,8 @@
 
 #include "core/portable.h"
 
-// Permutations of bits in 64-bit words, made of exchanges: two fields that are a fixed distance apart change places, all
-// pairs of a word at once. Always inlined, like bits.h.
+// Permutations of bits in 64-bit words, made of exchanges: two fields that are a fixed distance apart change places,
+// all pairs of a word at once. Always inlined, like bits.h.
 
 namespace tmac {
 

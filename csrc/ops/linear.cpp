@@ -1,6 +1,7 @@
 #include "ops/linear.h"
 
 #include <algorithm>
+#include <chrono>
 #include <deque>
 #include <vector>
 
@@ -211,7 +212,7 @@ int64_t block_of(const std::vector<Job>& jobs, Phase phase) {
 
 const float* TensorRows::row(int64_t token, float* scratch) const { return row_of(x_, token, scratch); }
 
-void linear(const std::vector<Job>& jobs, Phase phase, int num_threads) {
+void linear(const std::vector<Job>& jobs, Phase phase, int num_threads, double* input_seconds) {
     thread_local Scratch scratch_of_thread;
     Scratch& scratch = scratch_of_thread;  // the caller's, not the worker's thread_local
     int64_t most = 0;
@@ -241,7 +242,13 @@ void linear(const std::vector<Job>& jobs, Phase phase, int num_threads) {
             }
         }
         const int threads = threads_for(weights, num_threads);
-        encode(scratch.works, threads);
+        if (input_seconds == nullptr) {
+            encode(scratch.works, threads);
+        } else {
+            const auto begin = std::chrono::steady_clock::now();
+            encode(scratch.works, threads);
+            *input_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+        }
         const int64_t grain = grain_of(scratch.steps, threads);
         int64_t places = 0;
         for (const ProductStep& step : scratch.steps) {

@@ -82,8 +82,9 @@ struct Job {
 
 /// Multiplies each job's input with its weights (the q, k and v of a layer, say; or one job per expert): a row is made
 /// and encoded once for all weights that want it alike, and the threads meet once for everything. Throws
-/// std::invalid_argument where the shapes do not fit a weight.
-void linear(const std::vector<Job>& jobs, Phase phase, int num_threads);
+/// std::invalid_argument where the shapes do not fit a weight. `input_seconds`: where not null, the time that making
+/// and encoding rows took is added to it.
+void linear(const std::vector<Job>& jobs, Phase phase, int num_threads, double* input_seconds = nullptr);
 
 /// The same for one input that lies in memory.
 void linear(const Tensor& x, const std::vector<Projection>& projections, Phase phase, int num_threads);

@@ -16,118 +16,78 @@ namespace {
 
 constexpr int64_t kRowsPerThread = 64;  ///< a multiple of every n_tile, so that no two threads share a tile
 
-void check_parts(const CanonicalWeight& weight, const KernelPair& kernels) {
+void check_shape(const WeightShape& weight, const KernelPair& kernels) {
     validate(weight.spec);
     for (const Kernel* kernel : {kernels.decode, kernels.prompt}) {
         if (!serves(*kernel, weight.spec)) {
             throw UnsupportedSpec(std::string(kernel->name) + " does not serve " + to_string(weight.spec));
         }
     }
-    TMAC_CHECK(weight.planes.bits == weight.spec.bits, "[pack] ", weight.planes.bits,
-               " planes for bits=", int{weight.spec.bits});
-    TMAC_CHECK(weight.scale_type == scale_type_of(weight.spec.scale_format),
-               "[pack] the scales' dtype is not the spec's scale_format");
     const bool fixed = weight.spec.zero_point == ZeroPoint::fixed;
     TMAC_CHECK((weight.zero_type == GroupType::none) == fixed,
                "[pack] zeros are wanted exactly where zero_point is not 'fixed'");
     const bool two_level = weight.spec.scale_format == ScaleFormat::two_level;
     TMAC_CHECK(fixed || (weight.zero_type == GroupType::i8) == two_level,
                "[pack] offsets are i8 exactly where scale_format is 'two_level'");
-    TMAC_CHECK((weight.super_scales != nullptr) == two_level,
+}
+
+void check_parts(const WeightRows& rows, const PackedHeader& header) {
+    TMAC_CHECK(rows.bits() == header.spec.bits, "[pack] ", rows.bits(), " planes for bits=", int{header.spec.bits});
+    TMAC_CHECK(rows.scale_type == header.scale_type, "[pack] the scales' dtype is not the spec's scale_format");
+    const bool fixed = header.spec.zero_point == ZeroPoint::fixed;
+    TMAC_CHECK((rows.zero_type == GroupType::none) == fixed,
+               "[pack] zeros are wanted exactly where zero_point is not 'fixed'");
+    TMAC_CHECK(rows.zero_type == header.zero_type, "[pack] these zeros have another dtype than the weight's");
+    const bool two_level = header.spec.scale_format == ScaleFormat::two_level;
+    TMAC_CHECK((rows.super_scales != nullptr) == two_level,
                "[pack] super_scales are wanted exactly where scale_format is 'two_level'");
-    TMAC_CHECK((weight.super_offsets != nullptr) == (two_level && !fixed),
+    TMAC_CHECK((rows.super_offsets != nullptr) == (two_level && !fixed),
                "[pack] super_offsets are wanted exactly where scale_format is 'two_level' and zero_point 'offset'");
 }
 
 /// Layout::trits has no room for a code 3, which planes can hold.
-void check_trits(const PlanesView& planes) {
-    for (int64_t row = 0; row < planes.n; ++row) {
+void check_trits(const PlanesView& planes, Range rows, int64_t first) {
+    const int64_t row_bytes = planes.row_bytes();
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
         uint8_t both = 0;
-        for (int64_t i = 0; i < planes.row_bytes(); ++i) {
+        for (int64_t i = 0; i < row_bytes; ++i) {
             both = static_cast<uint8_t>(both | (planes.row(0, row)[i] & planes.row(1, row)[i]));
         }
-        TMAC_CHECK(both == 0, "[pack] row ", row, " of a ternary weight has a code 3; codes are 0, 1 and 2");
+        TMAC_CHECK(both == 0, "[pack] row ", first + row, " of a ternary weight has a code 3; codes are 0, 1 and 2");
     }
 }
 
-PackedHeader make_header(const CanonicalWeight& weight, const KernelPair& kernels) {
+void check_codes(const CodesView& codes, Codebook codebook, Range rows, int64_t first) {
+    const int largest = codebook == Codebook::ternary ? 2 : (1 << codes.bits) - 1;
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+        const uint8_t* begin = codes.data + row * codes.k;
+        uint8_t most = 0;
+        for (int64_t i = 0; i < codes.k; ++i) {
+            most = std::max(most, begin[i]);
+        }
+        TMAC_CHECK(most <= largest, "[pack] row ", first + row, " has a code ", int{most}, "; codes are 0 to ",
+                   largest);
+    }
+}
+
+PackedHeader make_header(const WeightShape& weight, const KernelPair& kernels) {
+    check_shape(weight, kernels);
     PackedHeader header{};
     std::memcpy(header.magic, kPackedMagic, sizeof(kPackedMagic));
     std::strncpy(header.kernel, kernels.decode->name, sizeof(header.kernel) - 1);
     std::strncpy(header.prompt_kernel, kernels.prompt->name, sizeof(header.prompt_kernel) - 1);
     header.spec = weight.spec;
-    header.n = weight.planes.n;
-    header.k = weight.planes.k;
+    header.n = weight.n;
+    header.k = weight.k;
     header.layout = packed_layout(kernels, weight.spec);
-    header.scale_type = weight.scale_type;
+    header.scale_type = scale_type_of(weight.spec.scale_format);
     header.zero_type = weight.zero_type;
     header.has_perm = weight.perm != nullptr ? 1 : 0;
     header.checksum = header_checksum(header);
     return header;
 }
 
-/// Where a row's values lie in [tiles][groups][n_tile], or in the order of bands.
-struct GroupOrder {
-    const PackedHeader& header;
-    int64_t groups;  ///< or super-groups
-    int64_t bytes;   ///< of a value
-
-    /// Byte offset of the first one.
-    int64_t first(int64_t row) const {
-        if (in_bands(header.layout)) {
-            return BandPlace(header.n, row).value(groups, 0) * bytes;
-        }
-        const int64_t n_tile = layout_shape(header.layout, header.spec.bits).n_tile;
-        return (row / n_tile * groups * n_tile + row % n_tile) * bytes;
-    }
-
-    /// Bytes from one to the next.
-    int64_t stride(int64_t row) const {
-        return bytes * (in_bands(header.layout) ? BandPlace(header.n, row).rows
-                                                : int64_t{layout_shape(header.layout, header.spec.bits).n_tile});
-    }
-};
-
-enum class Direction { to_tiles, to_rows };
-
-/// Rows [begin, end) of group values of kBytes between [n][groups], of which `first_row` is the first there is, and the
-/// tiles' order.
-template <size_t kBytes>
-void move_group_values(Direction direction, uint8_t* rows, uint8_t* tiles, const GroupOrder& order, Range range,
-                       int64_t first_row) {
-    for (int64_t row = range.begin; row < range.end; ++row) {
-        uint8_t* in_row = rows + (row - first_row) * order.groups * static_cast<int64_t>(kBytes);
-        uint8_t* in_tile = tiles + order.first(row);
-        const int64_t stride = order.stride(row);
-        for (int64_t group = 0; group < order.groups; ++group, in_row += kBytes, in_tile += stride) {
-            direction == Direction::to_tiles ? std::memcpy(in_tile, in_row, kBytes)
-                                             : std::memcpy(in_row, in_tile, kBytes);
-        }
-    }
-}
-
 uint8_t* writable(const void* data) { return static_cast<uint8_t*>(const_cast<void*>(data)); }
-
-/// Moves all kinds of group values that there are; `arrays` begin with row `first_row`. Never writes to the side that
-/// `direction` reads.
-void move_groups(Direction direction, const WeightView& view, const GroupArrays& arrays, Range range,
-                 int64_t first_row = 0) {
-    const auto move = [&](void* rows, int64_t part, int64_t groups, GroupType type) {
-        if (rows == nullptr) {
-            return;
-        }
-        const int64_t bytes = element_bytes(type);
-        const auto move_values = bytes == 1   ? move_group_values<1>
-                                 : bytes == 2 ? move_group_values<2>
-                                              : move_group_values<4>;
-        move_values(direction, static_cast<uint8_t*>(rows), writable(view.data + part), {view.header, groups, bytes},
-                    range, first_row);
-    };
-    move(arrays.scales, view.parts.scales, view.parts.num_groups, view.header.scale_type);
-    move(arrays.zeros, view.parts.zeros, view.parts.num_groups, view.header.zero_type);
-    move(arrays.super_scales, view.parts.super_scales, view.parts.num_super_groups, GroupType::f16);
-    move(arrays.super_offsets, view.parts.super_offsets, view.parts.num_super_groups, GroupType::f16);
-}
 
 TiledCodes tiled_codes(const WeightView& view) {
     return {view.header.layout, writable(view.data + view.parts.codes), view.parts.region_stride, view.parts.padded_k,
@@ -173,26 +133,88 @@ void check_permutation(const int32_t* perm, int64_t k) {
     }
 }
 
-PackedWeight pack(const CanonicalWeight& weight, const KernelPair& kernels, int num_threads) {
-    check_parts(weight, kernels);
-    const PackedHeader header = make_header(weight, kernels);
-    if (header.layout == Layout::trits) {
-        check_trits(weight.planes);
-    }
-    const PackedParts parts = packed_parts(header);
-    PackedWeight packed(header, parts);
-    const WeightView view{header, parts, kernels, packed.data()};
+Packer::Packer(const WeightShape& weight, const KernelPair& kernels)
+    : header_(make_header(weight, kernels)),
+      parts_(packed_parts(header_)),
+      kernels_(kernels),
+      packed_(header_, parts_),
+      act_groups_(act_groups_of(view())),
+      written_(static_cast<size_t>(header_.n)) {
     if (weight.perm != nullptr) {
-        std::memcpy(packed.data() + parts.perm, weight.perm, static_cast<size_t>(header.k) * sizeof(int32_t));
+        std::memcpy(packed_.data() + parts_.perm, weight.perm, static_cast<size_t>(header_.k) * sizeof(int32_t));
     }
-    const GroupArrays arrays{writable(weight.scales), writable(weight.zeros),
-                             const_cast<uint16_t*>(weight.super_scales), const_cast<uint16_t*>(weight.super_offsets)};
-    const std::vector<ActGroup> act_groups = act_groups_of(view);
-    parallel_for(header.n, kRowsPerThread, num_threads, [&](Range range) {
-        move_groups(Direction::to_tiles, view, arrays, range);
-        planes_to_layout(weight.planes, act_groups, tiled_codes(view), range);
+}
+
+void Packer::add(const WeightRows& rows, int64_t first, int num_threads) {
+    check_parts(rows, header_);
+    const int64_t n = rows.n();
+    TMAC_CHECK(first >= 0 && n >= 0 && first + n <= header_.n && rows.k() == header_.k, "[pack] rows ", first, " to ",
+               first + n, " of ", rows.k(), " columns are not in a weight of [", header_.n, ", ", header_.k, "]");
+    mark(first, n);
+    const WeightView weight = view();
+    const GroupArrays arrays{writable(rows.scales), writable(rows.zeros), const_cast<uint16_t*>(rows.super_scales),
+                             const_cast<uint16_t*>(rows.super_offsets)};
+    const int64_t start = first / kRowsPerThread * kRowsPerThread;  // threads share no 64 rows of the weight
+    parallel_for(first + n - start, kRowsPerThread, num_threads, [&](Range range) {
+        const Range of_rows{std::max<int64_t>(0, start + range.begin - first), start + range.end - first};
+        if (rows.codes.data != nullptr) {
+            check_codes(rows.codes, header_.spec.codebook, of_rows, first);
+            codes_to_layout(rows.codes, act_groups_, tiled_codes(weight), of_rows, first);
+        } else {
+            if (header_.layout == Layout::trits) {
+                check_trits(rows.planes, of_rows, first);
+            }
+            planes_to_layout(rows.planes, act_groups_, tiled_codes(weight), of_rows, first);
+        }
+        move_groups(Direction::to_tiles, weight, arrays, {first + of_rows.begin, first + of_rows.end}, first);
     });
-    return packed;
+}
+
+void Packer::mark(int64_t first, int64_t n) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    TMAC_CHECK(!finished_, "[pack] rows after the last one");
+    for (int64_t row = first; row < first + n; ++row) {
+        TMAC_CHECK(!written_[static_cast<size_t>(row)], "[pack] row ", row, " came twice");
+        written_[static_cast<size_t>(row)] = true;
+    }
+}
+
+PackedWeight Packer::finish() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    TMAC_CHECK(!finished_, "[pack] rows after the last one");
+    const auto missing = std::find(written_.begin(), written_.end(), false);
+    TMAC_CHECK(missing == written_.end(), "[pack] row ", missing - written_.begin(), " is missing");
+    finished_ = true;
+    return std::move(packed_);
+}
+
+PackedWeight pack(const CanonicalWeight& weight, const KernelPair& kernels, int num_threads) {
+    const WeightShape shape{weight.spec, weight.planes.n, weight.planes.k, weight.zero_type, weight.perm};
+    Packer packer(shape, kernels);
+    packer.add({weight.planes,
+                {},
+                weight.scales,
+                weight.scale_type,
+                weight.zeros,
+                weight.zero_type,
+                weight.super_scales,
+                weight.super_offsets},
+               0, num_threads);
+    return packer.finish();
+}
+
+bool all_finite(const void* values, GroupType type, int64_t count) {
+    bool finite = true;
+    if (type == GroupType::f16) {
+        for (int64_t i = 0; i < count; ++i) {
+            finite &= (static_cast<const uint16_t*>(values)[i] & 0x7c00U) != 0x7c00U;
+        }
+    } else if (type == GroupType::f32) {
+        for (int64_t i = 0; i < count; ++i) {
+            finite &= (static_cast<const uint32_t*>(values)[i] & 0x7f800000U) != 0x7f800000U;
+        }
+    }
+    return finite;
 }
 
 void unpack(const WeightView& weight, uint8_t* planes, const GroupArrays& groups, int32_t* perm, int num_threads) {
@@ -202,7 +224,7 @@ void unpack(const WeightView& weight, uint8_t* planes, const GroupArrays& groups
     const std::vector<ActGroup> act_groups = act_groups_of(weight);
     const PlanesView shape{planes, weight.header.spec.bits, weight.header.n, weight.header.k};
     parallel_for(weight.header.n, kRowsPerThread, num_threads, [&](Range range) {
-        move_groups(Direction::to_rows, weight, groups, range);
+        move_groups(Direction::to_rows, weight, groups, range, 0);
         layout_to_planes(tiled_codes(weight), act_groups, shape, planes + range.begin * shape.row_bytes(), range.begin,
                          range.end);
     });

@@ -87,8 +87,15 @@ void Pass::multiply(Stage stage, const InputRows& input, std::vector<Projection>
 }
 
 void Pass::multiply(Stage stage, const std::vector<Job>& jobs) {
+    if (!profile_.on) {
+        linear(jobs, phase_, num_threads_);
+        return;
+    }
     const StageTimer timer(profile_, stage);
-    linear(jobs, phase_, num_threads_);
+    double input_seconds = 0;
+    linear(jobs, phase_, num_threads_, &input_seconds);
+    profile_.seconds[static_cast<size_t>(Stage::input)] += input_seconds;
+    profile_.seconds[static_cast<size_t>(stage)] -= input_seconds;
 }
 
 void Pass::for_each_row(int64_t work, const std::function<void(int64_t)>& body, int64_t grain) const {

@@ -6,11 +6,12 @@
 
 namespace tmac {
 
-/// Parts of a forward pass.
-enum class Stage : uint8_t { embedding, qkv, attention, output, gate_up, down, experts, head };
-inline constexpr int kNumStages = 8;
-inline constexpr const char* kStageNames[kNumStages] = {"embedding", "qkv",  "attention", "output",
-                                                        "gate_up",   "down", "experts",   "head"};
+/// Parts of a forward pass. `input`: what products read is made and encoded (norms, gates, the end of attention); the
+/// products themselves count where they belong.
+enum class Stage : uint8_t { embedding, input, qkv, attention, output, gate_up, down, experts, head };
+inline constexpr int kNumStages = 9;
+inline constexpr const char* kStageNames[kNumStages] = {"embedding", "input", "qkv",     "attention", "output",
+                                                        "gate_up",   "down",  "experts", "head"};
 
 /// Seconds by stage, while it is on.
 struct Profile {

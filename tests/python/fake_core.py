@@ -62,7 +62,7 @@ class FakeDecoder:
 
     def take_profile(self):
         passes, self.seconds = self.seconds, 0
-        stages = ("embedding", "qkv", "attention", "output", "gate_up", "down", "experts", "head")
+        stages = ("embedding", "input", "qkv", "attention", "output", "gate_up", "down", "experts", "head")
         return dict.fromkeys(stages, 0.01 * passes) | {"total": 0.1 * passes, "passes": passes, "rows": passes}
 
 

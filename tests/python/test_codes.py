@@ -1,5 +1,6 @@
 """Codes: the formula, the file tensors, what is refused, and rounding to nearest."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tmac import Codes, QuantSpec, UnsupportedSpecError, _core, round_to_nearest
-from tmac.codes import buffer_to_tensors, pack_rows, pack_tensors, tensor_shapes
+from tmac.codes import RowPacker, Rows, WiderRowsError, buffer_to_tensors, pack_tensors, tensor_shapes
 
 ZERO_POINTS = ["fixed", "integer", "real", "offset"]
 SPECS = [QuantSpec(bits, 32, zero_point=zero) for bits in range(1, 9) for zero in ZERO_POINTS]
@@ -345,19 +346,74 @@ def test_a_scale_below_the_smallest_half_is_not_rounded_to_zero():
 
 @pytest.mark.parametrize("spec", [QuantSpec(3, 32, zero_point="offset"), QuantSpec(2, 64, "ternary")])
 def test_rows_that_come_in_blocks(spec):
-    weight = np.random.default_rng(0).standard_normal((100, 96), dtype=np.float32)
+    weight = np.random.default_rng(0).standard_normal((200, 96), dtype=np.float32)
     whole = round_to_nearest(weight, spec)
-    blocks = [round_to_nearest(weight[begin : begin + 33], spec) for begin in range(0, 100, 33)]
-    np.testing.assert_array_equal(pack_rows(blocks, 100).buffer(), whole.pack().buffer())
-    wide = replace(blocks[1], spec=spec.replace(scale_format="f32"), scales=blocks[1].scales.astype(np.float32))
-    mixed = pack_rows([blocks[0], wide, *blocks[2:]], 100)
+    blocks = {begin: round_to_nearest(weight[begin : begin + 33], spec) for begin in range(0, 200, 33)}
+    np.testing.assert_array_equal(pack_blocks(blocks, 200).buffer(), whole.pack().buffer())
+    backwards = dict(reversed(blocks.items()))
+    np.testing.assert_array_equal(pack_blocks(backwards, 200).buffer(), whole.pack().buffer())
+    wide = replace(blocks[33], spec=spec.replace(scale_format="f32"), scales=blocks[33].scales.astype(np.float32))
+    with pytest.raises(WiderRowsError) as wider:
+        pack_blocks(blocks | {33: wide}, 200)
+    mixed = pack_blocks(blocks | {33: wide}, 200, wider.value.dtypes)
     assert Codes.from_buffer(mixed.buffer()).spec.scale_format == "f32"
     np.testing.assert_array_equal(Codes.from_buffer(mixed.buffer()).dequantize(), whole.dequantize())
-    for rows in (99, 101):
-        with pytest.raises(ValueError, match=r"\[pack_rows\]"):
-            pack_rows(blocks, rows)
-    with pytest.raises(ValueError, match="does not fit the 33 before it"):
-        pack_rows([blocks[0], round_to_nearest(weight, QuantSpec(4, 32))], 133)
+
+
+def pack_blocks(blocks, rows, dtypes=None):
+    packer = RowPacker(Rows.from_codes(next(iter(blocks.values()))), rows, dtypes)
+    for first, codes in blocks.items():
+        packer.add(first, Rows.from_codes(codes))
+    return packer.finish()
+
+
+def test_rows_that_do_not_fit():
+    weight = np.random.default_rng(0).standard_normal((100, 96), dtype=np.float32)
+    spec = QuantSpec(4, 32, zero_point="offset")
+    rows = Rows.from_codes(round_to_nearest(weight, spec))
+    packer = RowPacker(rows, 200)
+    with pytest.raises(ValueError, match="do not fit a weight of"):
+        packer.add(100, Rows.from_codes(round_to_nearest(weight, QuantSpec(4, 32))))
+    with pytest.raises(ValueError, match="are not in a weight"):
+        packer.add(101, rows)
+    packer.add(0, rows)
+    with pytest.raises(ValueError, match="row 50 came twice"):
+        packer.add(50, rows)
+    with pytest.raises(ValueError, match=r"\[pack\] row 100 is missing"):
+        packer.finish()
+
+
+@pytest.mark.parametrize("codes", [np.full((3, 8), 16, np.uint8), np.full((3, 9), 1, np.uint8)])
+def test_the_core_refuses_codes_that_do_not_fit(codes):
+    packer = _core.Packer(QuantSpec(4, 32), 3, 8)
+    with pytest.raises(ValueError, match=r"\[pack\]"):
+        packer.add(0, codes, np.ones((3, 1), np.float16))
+
+
+def test_several_threads_pack_rows_at_once():
+    codes = make_codes(QuantSpec(3, 16), 640, 96)
+    rows = Rows.from_codes(codes)
+    packer = RowPacker(rows, 640)
+
+    def add(first):
+        part = slice(first, first + 64)
+        packer.add(first, rows._replace(weight=rows.weight[part], parts=rows.parts._replace(scales=codes.scales[part])))
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(add, range(0, 640, 64)))
+    np.testing.assert_array_equal(packer.finish().buffer(), codes.pack().buffer())
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_all_finite(dtype):
+    values = np.random.default_rng(0).standard_normal((7, 33)).astype(dtype)
+    values[0, :4] = [0.0, -0.0, np.finfo(dtype).max, np.finfo(dtype).smallest_subnormal]
+    assert _core.all_finite(values)
+    for place in ((0, 0), (3, 17), (6, 32)):
+        for wrong in (np.nan, -np.nan, np.inf, -np.inf):
+            changed = values.copy()
+            changed[place] = wrong
+            assert not _core.all_finite(changed)
 
 
 @pytest.mark.parametrize("columns", [1, 5, 8, 52, 96])

@@ -53,10 +53,11 @@ class QuantizedLayer:
         source_type: the file's own name of the type, where one format has many ("Q4_K").
         input_norm_eps: the layer's input first passes an RMSNorm with this epsilon (BitNet's `use_rms_norm`), whose
             weight `[in_features]` is the tensor `<name>.rms_norm.weight`. None: there is none.
-        read_tensors: gives the tensors of `tmac.codes.tensor_shapes` where the file holds these, without a detour over
-            codes; None where it does not. Raises FormatError.
-        read_rows: gives rows [begin, end) of the codes, without the bias, for weights that are too large to be read at
-            once; None where the format has them all or none. Raises FormatError.
+        read_tensors: gives rows [begin, end) as the tensors of `tmac.codes.tensor_shapes`, without the bias, where the
+            file holds these: there is no detour over codes. None where it does not. Raises FormatError.
+        read_rows: gives rows [begin, end) of the codes, without the bias. None where the format has them all or none.
+            Raises FormatError.
+        read_bias: gives the bias of a layer that has one and one of the two above. Raises FormatError.
     """
 
     name: str
@@ -69,8 +70,9 @@ class QuantizedLayer:
     kind: Kind = "linear"
     source_type: str = ""
     input_norm_eps: float | None = None
-    read_tensors: Callable[[], dict[str, Array]] | None = field(default=None, repr=False, compare=False)
+    read_tensors: Callable[[int, int], dict[str, Array]] | None = field(default=None, repr=False, compare=False)
     read_rows: Callable[[int, int], Codes] | None = field(default=None, repr=False, compare=False)
+    read_bias: Callable[[], NDArray[np.float32]] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

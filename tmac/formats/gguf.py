@@ -95,9 +95,11 @@ class GgufFile:
             raise format_error(self.path, f"expected this tensor, but it is not one of the {len(self.tensors)}", name)
         return self.tensors[name]
 
-    def blocks(self, info: TensorInfo, first: int = 0, count: int | None = None) -> Iterator[NDArray[np.uint8]]:
-        """The bytes of `count` blocks from `first` on (all by default), u8 `[blocks, block_bytes]`, in pieces that fit
-        into the cache.
+    def blocks(
+        self, info: TensorInfo, first: int = 0, count: int | None = None, most: int | None = None
+    ) -> Iterator[NDArray[np.uint8]]:
+        """The bytes of `count` blocks from `first` on (all by default), u8 `[blocks, block_bytes]`, in pieces of at
+        most `most` elements, by default as many as fit into the cache.
 
         Raises:
             FormatError: the type is not known, or the file became shorter.
@@ -105,15 +107,14 @@ class GgufFile:
         kind = self.known_type(info)
         if count is None:
             count = info.num_elements // kind.block - first
-        step = max(1, CHUNK_ELEMENTS // kind.block)
+        step = max(1, (most or CHUNK_ELEMENTS) // kind.block)
         with open_regular(self.path) as file:
             file.seek(info.offset + first * kind.block_bytes)
             for start in range(0, count, step):
-                rows = min(step, count - start)
-                data = file.read(rows * kind.block_bytes)
-                if len(data) != rows * kind.block_bytes:
+                piece = np.empty((min(step, count - start), kind.block_bytes), np.uint8)
+                if file.readinto(piece.data) != piece.nbytes:
                     raise format_error(self.path, "the file became shorter while it was read", info.name)
-                yield np.frombuffer(data, np.uint8).reshape(rows, kind.block_bytes)
+                yield piece
 
     def tail(self, info: TensorInfo) -> bytes:
         """The bytes behind the blocks of a tensor. Raises as `blocks`."""

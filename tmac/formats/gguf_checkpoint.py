@@ -20,7 +20,7 @@ from tmac.formats.gguf_shards import Tensors, open_tensors
 from tmac.formats.gguf_tensors import read_bias, stored_tensor
 from tmac.formats.gguf_texts import companion_texts, special_token_ids
 from tmac.formats.gguf_types import PLAIN, TYPE_NAMES
-from tmac.formats.gguf_weights import Matrix, nearest_spec, read_exact, requantize
+from tmac.formats.gguf_weights import Matrix, nearest_spec, read_exact, read_exact_rows, requantize
 
 
 def open_checkpoint(path: Path, requantize: Requantize = ()) -> Checkpoint:
@@ -171,16 +171,15 @@ class _Reader:
             raise format_error(matrix.file.path, message, matrix.info.name)
         spec = exact.spec if exact is not None else nearest_spec(ggml)
 
-        def read_codes() -> Any:
-            values = None
-            if bias is not None:
-                values = read_bias(*self.tensors.find(bias), matrix)
-            if exact is not None:
-                return read_exact(matrix, values)
-            return requantize(matrix, spec, values, lambda error: self.errors.__setitem__(name, error))
+        def read_values() -> Any:
+            return None if bias is None else read_bias(*self.tensors.find(bias), matrix)
 
-        by_rows = exact is not None and matrix.rows is None and not matrix.in_features % ggml.block
-        whole = by_rows and matrix.info.shape == (matrix.out_features, matrix.in_features)
+        def read_codes() -> Any:
+            if exact is not None:
+                return read_exact(matrix, read_values())
+            return requantize(matrix, spec, read_values(), lambda error: self.errors.__setitem__(name, error))
+
+        by_rows = exact is not None and not matrix.in_features % ggml.block
         nbytes = matrix.nbytes + (self.tensors.find(bias)[1].nbytes or 0 if bias is not None else 0)
         self.layers[name] = QuantizedLayer(
             name,
@@ -192,7 +191,8 @@ class _Reader:
             read_codes,
             kind,
             ggml.name,
-            read_rows=(lambda begin, end: read_exact(matrix.part(begin, end))) if whole else None,
+            read_rows=(lambda begin, end: read_exact_rows(matrix, begin, end)) if by_rows else None,
+            read_bias=read_values if by_rows and bias is not None else None,
         )
 
     def _allow(self, matrix: Matrix) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ from tmac.formats.gguf_header import TensorInfo
 from tmac.formats.gguf_types import GgmlType
 from tmac.spec import QuantSpec
 
-SUPER_COLUMNS = 256
+AT_ONCE = 1 << 22  # elements
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,6 @@ class Matrix:
         out_features, in_features: its shape.
         index: which matrix of the stack.
         rows: i64 `[out_features]`, row i of the result is row `rows[i]` of the file; None: as they are.
-        skipped: blocks in front of it, where it is a part of the rows.
     """
 
     file: GgufFile
@@ -39,7 +37,6 @@ class Matrix:
     in_features: int
     index: int = 0
     rows: NDArray[np.int64] | None = None
-    skipped: int = 0
 
     @property
     def kind(self) -> GgmlType:
@@ -50,11 +47,7 @@ class Matrix:
     def blocks(self) -> tuple[int, int]:
         """The first block and their number."""
         count = self.out_features * self.in_features // self.kind.block
-        return self.index * count + self.skipped, count
-
-    def part(self, begin: int, end: int) -> Matrix:
-        """Rows [begin, end) of a matrix that is all of its tensor and has the file's order, in rows of whole blocks."""
-        return replace(self, out_features=end - begin, skipped=begin * self.in_features // self.kind.block)
+        return self.index * count, count
 
     @property
     def nbytes(self) -> int:
@@ -68,22 +61,55 @@ def read_exact(matrix: Matrix, bias: NDArray[np.float32] | None = None) -> Codes
     Raises:
         FormatError: a scale is NaN or Inf, a code is none of the type's, or the file became shorter.
     """
-    file, info, exact = matrix.file, matrix.info, EXACT_TYPES[matrix.info.type_name]
-    first, count = matrix.blocks
+    parts = _split(matrix, *matrix.blocks)
+    rows = [None if array is None else _by_row(matrix, array) for array in parts]
+    return _codes(matrix, Parts(*rows), bias)  # type: ignore[arg-type]
+
+
+def read_exact_rows(matrix: Matrix, begin: int, end: int) -> Codes:
+    """Rows [begin, end) of a matrix whose rows are whole blocks. Raises as `read_exact`."""
+    per_row = matrix.in_features // matrix.kind.block
+    first = matrix.blocks[0]
+    if matrix.rows is None:
+        parts = _split(matrix, first + begin * per_row, (end - begin) * per_row)
+        rows = [None if part is None else part.reshape(end - begin, -1) for part in parts]
+        return _codes(matrix, Parts(*rows), None)  # type: ignore[arg-type]
+    wanted = matrix.rows[begin:end]
+    order = np.argsort(wanted)
+    in_file = wanted[order]
+    runs = np.split(in_file, np.flatnonzero(np.diff(in_file) != 1) + 1)  # of rows that follow each other
+    pieces = [_split(matrix, first + int(run[0]) * per_row, len(run) * per_row) for run in runs]
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    rows = [
+        None
+        if arrays[0] is None
+        else np.concatenate([np.asarray(part).reshape(len(run), -1) for part, run in zip(arrays, runs, strict=True)])[
+            place
+        ]
+        for arrays in zip(*pieces, strict=True)
+    ]
+    return _codes(matrix, Parts(*rows), None)  # type: ignore[arg-type]
+
+
+def _split(matrix: Matrix, first: int, count: int) -> Parts:
+    """Blocks taken apart: at once where they are few, else in pieces that fit into the cache."""
+    exact = EXACT_TYPES[matrix.info.type_name]
+    most = AT_ONCE if count * matrix.kind.block <= AT_ONCE else None
     arrays: list[Array | None] = []
     start = 0
-    for piece in file.blocks(info, first, count):
-        with np.errstate(all="ignore"):  # what is no number is refused below, with its place
+    for piece in matrix.file.blocks(matrix.info, first, count, most):
+        with np.errstate(all="ignore"):  # what is no number is refused later, with its place
             parts = exact.split(piece)
+        if len(piece) == count:
+            return parts
         if not arrays:
             arrays = [None if part is None else np.empty((count, part.shape[1]), part.dtype) for part in parts]
         for array, part in zip(arrays, parts, strict=True):
             if array is not None and part is not None:
                 array[start : start + len(part)] = part
         start += len(piece)
-    rows = [None if array is None else _by_row(matrix, array) for array in arrays]
-    with np.errstate(all="ignore"):
-        return _codes(matrix, exact.spec, Parts(*rows), bias)  # type: ignore[arg-type]
+    return Parts(*arrays)  # type: ignore[arg-type]
 
 
 def _by_row(matrix: Matrix, array: Array) -> Array:
@@ -91,21 +117,24 @@ def _by_row(matrix: Matrix, array: Array) -> Array:
     return by_row if matrix.rows is None else by_row[matrix.rows]
 
 
-def _codes(matrix: Matrix, spec: QuantSpec, parts: Parts, bias: NDArray[np.float32] | None) -> Codes:
+def _codes(matrix: Matrix, parts: Parts, bias: NDArray[np.float32] | None) -> Codes:
     """Raises FormatError for what `Codes` raises ValueError for."""
+    spec = EXACT_TYPES[matrix.info.type_name].spec
     if parts.scales is None:
         scale = np.frombuffer(matrix.file.tail(matrix.info)[:4], "<f4")
-        parts = parts._replace(scales=np.tile(scale, (matrix.out_features, 1)))
-    supers: dict[str, Any] = {}
+        parts = parts._replace(scales=np.tile(scale, (len(parts.codes), 1)))
+    scales, supers = np.asarray(parts.scales), {}
     if parts.super_scales is not None:
         supers["super_scales"] = parts.super_scales
         if parts.super_offsets is not None:
             supers["super_offsets"] = parts.super_offsets
     else:
-        parts = parts._replace(scales=narrowest(np.asarray(parts.scales, np.float32)))
-        spec = spec.replace(scale_format=scale_format_of(np.asarray(parts.scales)))
+        if scales.dtype == np.float32:
+            with np.errstate(all="ignore"):
+                scales = narrowest(scales)
+        spec = spec.replace(scale_format=scale_format_of(scales))
     try:
-        return Codes(spec, parts.codes, np.asarray(parts.scales), parts.zeros, None, bias, **supers)
+        return Codes(spec, parts.codes, scales, parts.zeros, None, bias, **supers)
     except ValueError as error:
         message = f"expected finite scales and codes of {matrix.info.type_name} ({error})"
         raise format_error(matrix.file.path, message, matrix.info.name) from error

@@ -89,6 +89,20 @@ class TensorStore:
                 raise format_error(entry.file, "the file became shorter while it was read", name)
         return array
 
+    def read_rows(self, name: str, begin: int, end: int) -> Array:
+        """Rows [begin, end) of a matrix, or of each matrix of a stack. Raises as `read`."""
+        entry = self.entry(name)
+        dtype = np.dtype(DTYPES.get(entry.dtype, "<u1"))
+        *stack, rows, columns = entry.shape
+        array: Array = np.empty((*stack, end - begin, columns), dtype)
+        row_bytes = columns * dtype.itemsize
+        with open_regular(entry.file) as file:
+            for index, part in enumerate(array.reshape(-1, (end - begin) * columns).view(np.uint8)):
+                file.seek(entry.begin + (index * rows + begin) * row_bytes)
+                if file.readinto(part.data) != part.nbytes:
+                    raise format_error(entry.file, "the file became shorter while it was read", name)
+        return array
+
     def read_float32(self, name: str) -> NDArray[np.float32]:
         """A float tensor of any type, widened to f32. Raises FormatError."""
         entry = self.entry(name)

@@ -93,15 +93,19 @@ def _layer(source: Source, name: str, default: QuantSpec, fields: Mapping[str, A
     parts = _parts(source.store, name)
     nbytes = sum(source.store.tensor(f"{name}.{part}").nbytes for part in parts)
 
-    def read_tensors() -> dict[str, Array]:
-        arrays = {part: source.store.read(f"{name}.{part}") for part in parts}
-        if bias:
-            arrays["bias"] = to_float32(arrays["bias"], source.store.entry(f"{name}.bias").dtype)
-        return arrays
+    def read_bias() -> Array:
+        return to_float32(source.store.read(f"{name}.bias"), source.store.entry(f"{name}.bias").dtype)
+
+    def read_tensors(begin: int, end: int) -> dict[str, Array]:
+        whole = [part for part in parts if part == "perm"]
+        arrays = {part: source.store.read(f"{name}.{part}") for part in whole}
+        by_rows = [part for part in parts if part not in ("perm", "bias")]
+        return arrays | {part: source.store.read_rows(f"{name}.{part}", begin, end) for part in by_rows}
 
     def read() -> Codes:
+        tensors = read_tensors(0, out_features) | ({"bias": read_bias()} if bias else {})
         try:
-            return Codes.from_tensors(read_tensors(), spec, in_features)
+            return Codes.from_tensors(tensors, spec, in_features)
         except ValueError as error:
             raise format_error(codes.file, f"expected a weight of {spec} ({error})", name) from error
 
@@ -121,6 +125,7 @@ def _layer(source: Source, name: str, default: QuantSpec, fields: Mapping[str, A
         kind,
         input_norm_eps=eps,
         read_tensors=read_tensors,
+        read_bias=read_bias if bias else None,
     )
 
 

@@ -23,13 +23,15 @@ from tmac.runtime.chat_template import ChatTemplates
 from tmac.runtime.description import ModelDescription
 from tmac.runtime.families import describe
 from tmac.runtime.hub import local_path
-from tmac.runtime.low_bits import low_bit_spec, pack_floats, pack_layer
+from tmac.runtime.low_bits import low_bit_spec, pack_floats, pack_layer, reads_rows
 from tmac.runtime.places import Place, find_places
 from tmac.runtime.tokenizer import NoTokenizer, Tokenizer, tokenizer_or_none
 from tmac.spec import Activation, QuantSpec
+from tmac.threads import get_num_threads
 
 LARGE = 64 << 20  # bytes; such weights are read one at a time, and first, while the model takes little memory
-THREADS = 2
+LARGE_BY_ROWS = 8 << 20  # the same of those that several threads read
+MOST_THREADS = 8  # each holds a weight, or some rows of one
 
 
 class Builder(Protocol):
@@ -120,7 +122,8 @@ def load_weights(
     embedding_bits: int | None = None,
     progress: bool | None = None,
 ) -> None:
-    """Gives every weight to the builder. Beside those there is never more in memory than two small ones or a large one.
+    """Gives every weight to the builder. Beside those there is never more in memory than a small one for each thread,
+    or some rows of a large one for each, or one large one that the format has at once.
 
     Args:
         model: as `open_model` gives it.
@@ -140,8 +143,9 @@ def load_weights(
     wanted = {"head": low_bit_spec(head_bits, activation), "embedding": low_bit_spec(embedding_bits, activation)}
     loader = _Loader(model.checkpoint, activation, wanted)
     work = _stacks_together(places)
-    large = [each for each in work if sum(place.nbytes for place in each) >= LARGE]
-    small = [each for each in work if sum(place.nbytes for place in each) < LARGE]
+    num_threads = min(get_num_threads(), MOST_THREADS)
+    large = [each for each in work if _is_large(each)]
+    small = [each for each in work if not _is_large(each)]
 
     def use(ready: list[Ready]) -> None:
         for each in ready:
@@ -149,14 +153,19 @@ def load_weights(
 
     def steps() -> Iterator[None]:
         for each in sorted(large, key=lambda group: -group[0].nbytes):
-            use(loader.read(each))
+            use(loader.read(each, num_threads))
             yield
-        with closing(in_order(small, loader.read, use, THREADS)) as done:
+        with closing(in_order(small, loader.read, use, num_threads)) as done:
             for _ in done:
                 yield
 
     for _ in with_progress(steps(), "loading", progress, len(work)):
         pass
+
+
+def _is_large(group: Sequence[Place]) -> bool:
+    by_rows = all(place.layer is not None and reads_rows(place.layer) for place in group)
+    return sum(place.nbytes for place in group) >= (LARGE_BY_ROWS if by_rows else LARGE)
 
 
 @dataclass(frozen=True)
@@ -190,21 +199,21 @@ class _Loader:
     activation: Activation | None
     wanted: dict[str, QuantSpec | None]
 
-    def read(self, group: list[Place]) -> list[Ready]:
+    def read(self, group: list[Place], num_threads: int = 1) -> list[Ready]:
         """Weights that lie in one tensor, or one weight."""
         first = group[0]
         if first.tensor is not None and first.tensor.name in (first.weight.stack.tensors if first.weight.stack else ()):
             return self._unstack(group, first.tensor)
-        return [self._layer(place) if place.layer is not None else self._floats(place) for place in group]
+        return [self._layer(each, num_threads) if each.layer is not None else self._floats(each) for each in group]
 
-    def _layer(self, place: Place) -> Ready:
+    def _layer(self, place: Place, num_threads: int) -> Ready:
         layer, weight = place.layer, place.weight
         assert layer is not None
         try:
             if weight.exact or len(weight.shape) == 1:
                 codes = layer.read()
                 return Ready(place.name, codes.dequantize().reshape(weight.shape), codes.bias, "F32")
-            packed, bias = pack_layer(layer, self.activation)
+            packed, bias = pack_layer(layer, self.activation, num_threads)
         except UnsupportedSpecError as error:
             raise UnsupportedSpecError(f"{self.checkpoint.path}: {layer.name}: {error}") from error
         except FormatError:

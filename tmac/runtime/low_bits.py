@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tmac import _core
-from tmac.codes import Codes, pack_rows, pack_tensors, round_to_nearest
+from tmac.codes import Codes, RowPacker, Rows, WiderRowsError, round_to_nearest
 from tmac.formats.checkpoint import QuantizedLayer, StoredTensor, to_float32
+from tmac.formats.in_order import in_order
 from tmac.spec import Activation, QuantSpec
 
 GROUP = 32  # columns that share a scale and an offset
-BLOCK = 1 << 22  # elements that are codes, or rounded, at a time
-LARGE = 1 << 26  # elements of layers that are read in such blocks
+BLOCK = 1 << 21  # elements that are read, or rounded, at a time by each thread
+MOST = 1 << 23  # elements of blocks that are made longer for more than one thread to pack them
+SHARED = 64  # rows that no two threads may pack at once
+
+Read = Callable[[int, int], Rows]
 
 
 def low_bit_spec(width: int | None, activation: Activation | None) -> QuantSpec | None:
@@ -26,24 +31,26 @@ def low_bit_spec(width: int | None, activation: Activation | None) -> QuantSpec 
 
 
 def pack_layer(
-    layer: QuantizedLayer, activation: Activation | None
+    layer: QuantizedLayer, activation: Activation | None, num_threads: int = 1
 ) -> tuple[_core.PackedWeight, NDArray[np.float32] | None]:
-    """A layer and its bias, with another activation than it says where one is given.
+    """A layer and its bias, with another activation than it says where one is given. Where the format can, some rows
+    are read at a time, so that there is no second copy of a large layer.
 
     Raises:
         FormatError, ValueError: the tensors are damaged.
         UnsupportedSpecError: no kernel serves the spec.
     """
-    if layer.read_tensors is not None:
-        tensors = layer.read_tensors()
-        spec = layer.spec if activation is None else layer.spec.replace(activation=activation)
-        return pack_tensors(tensors, spec, layer.in_features), tensors.get("bias")
-    read_rows = layer.read_rows
-    if read_rows is not None and not layer.bias and layer.out_features * layer.in_features > LARGE:
-        blocks = (read_rows(*rows) for rows in _row_blocks(layer.out_features, layer.in_features))
-        return pack_rows((_with(codes, activation) for codes in blocks), layer.out_features), None
+    read = _reader(layer, activation)
+    if read is not None:
+        bias = None if layer.read_bias is None else layer.read_bias()
+        return _pack_rows(read, layer.out_features, layer.in_features, num_threads), bias
     codes = _with(layer.read(), activation)
     return codes.pack(), codes.bias
+
+
+def reads_rows(layer: QuantizedLayer) -> bool:
+    """Whether a layer is read some rows at a time."""
+    return layer.read_tensors is not None or layer.read_rows is not None
 
 
 def pack_floats(tensor: StoredTensor, spec: QuantSpec) -> _core.PackedWeight:
@@ -55,9 +62,52 @@ def pack_floats(tensor: StoredTensor, spec: QuantSpec) -> _core.PackedWeight:
         UnsupportedSpecError: no kernel serves the spec.
     """
     weight = tensor.read()
+
+    def read(begin: int, end: int) -> Rows:
+        block = np.ascontiguousarray(to_float32(weight[begin:end], tensor.dtype))
+        return Rows.from_codes(round_to_nearest(block, spec))
+
     n, k = tensor.shape
-    blocks = (np.ascontiguousarray(to_float32(weight[begin:end], tensor.dtype)) for begin, end in _row_blocks(n, k))
-    return pack_rows((round_to_nearest(block, spec) for block in blocks), n)
+    return _pack_rows(read, n, k, 1)
+
+
+def _reader(layer: QuantizedLayer, activation: Activation | None) -> Read | None:
+    """Reads some rows of a layer; None where it is read at once."""
+    read_tensors, read_rows = layer.read_tensors, layer.read_rows
+    if read_tensors is not None:
+        spec = layer.spec if activation is None else layer.spec.replace(activation=activation)
+        return lambda begin, end: Rows.from_tensors(read_tensors(begin, end), spec, layer.in_features)
+    if read_rows is not None:
+        return lambda begin, end: Rows.from_codes(_with(read_rows(begin, end), activation))
+    return None
+
+
+def _pack_rows(read: Read, n: int, k: int, num_threads: int) -> _core.PackedWeight:
+    blocks = _row_blocks(n, k)
+    if any(begin % SHARED for begin, _ in blocks):
+        num_threads = 1
+    first = read(*blocks[0])
+    packer = RowPacker(first, n)
+    while True:
+        try:
+            _add_rows(packer, first, read, blocks, num_threads)
+            return packer.finish()
+        except WiderRowsError as error:
+            packer = RowPacker(first, n, error.dtypes)
+
+
+def _add_rows(packer: RowPacker, first: Rows, read: Read, blocks: Sequence[tuple[int, int]], num_threads: int) -> None:
+    def add(rows: tuple[int, int]) -> None:
+        packer.add(rows[0], read(*rows))
+
+    packer.add(0, first)
+    if num_threads == 1:
+        for rows in blocks[1:]:
+            add(rows)
+        return
+    with closing(in_order(blocks[1:], add, lambda _: None, num_threads)) as done:
+        for _ in done:
+            pass
 
 
 def _with(codes: Codes, activation: Activation | None) -> Codes:
@@ -66,7 +116,9 @@ def _with(codes: Codes, activation: Activation | None) -> Codes:
     return replace(codes, spec=codes.spec.replace(activation=activation))
 
 
-def _row_blocks(n: int, k: int) -> Iterator[tuple[int, int]]:
+def _row_blocks(n: int, k: int) -> list[tuple[int, int]]:
+    """Ranges of rows of about BLOCK elements; of a multiple of SHARED rows where these are not too long."""
     step = max(1, BLOCK // k)
-    for begin in range(0, n, step):
-        yield begin, min(begin + step, n)
+    if SHARED * k <= MOST:
+        step = max(SHARED, step // SHARED * SHARED)
+    return [(begin, min(begin + step, n)) for begin in range(0, n, step)]

@@ -16,7 +16,7 @@ from tmac.runtime.energy import CostMeter
 PROBE_BYTES = 512 << 20  # more than any cache holds
 CacheType = Literal["f32", "f16", "int8"]
 ELEMENT_BYTES: Mapping[str, int] = {"f32": 4, "f16": 2, "int8": 1}
-STAGES = ("embedding", "qkv", "attention", "output", "gate_up", "down", "experts", "head")
+STAGES = ("embedding", "input", "qkv", "attention", "output", "gate_up", "down", "experts", "head")
 
 
 @dataclass(frozen=True)

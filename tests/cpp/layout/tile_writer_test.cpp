@@ -67,8 +67,7 @@ BitPlace place_of(const Tiled& tiled, int32_t plane, int64_t row, const ActGroup
             const int64_t at = tiled.region_stride + chunk_at(tiled, shape, shape.last_bytes, row, group, in_group);
             const auto half = static_cast<int32_t>(crumbs ? in_tile / 16 * 4 : 0);
             const int64_t in_rest = crumbs ? in_tile % 16 : in_tile;
-            return {at + in_rest * 4 + byte,
-                    half + static_cast<int32_t>(column / 4 * rest) + rest - 1 - (plane - top)};
+            return {at + in_rest * 4 + byte, half + static_cast<int32_t>(column / 4 * rest) + rest - 1 - (plane - top)};
         }
     }
 }
@@ -87,8 +86,8 @@ void write_simply(Tiled& tiled, const std::vector<uint8_t>& codes) {
                 if (tiled.layout == Layout::trits) {
                     const int64_t in_chunk = i % 20;
                     const int64_t first = i - in_chunk + in_chunk % 4;
-                    const uint32_t s = code_at(first) + 3 * code_at(first + 4) + 9 * code_at(first + 8) +
-                                       27 * code_at(first + 12);
+                    const uint32_t s =
+                        code_at(first) + 3 * code_at(first + 4) + 9 * code_at(first + 8) + 27 * code_at(first + 12);
                     const int64_t at = chunk_at(tiled, shape, shape.chunk_bytes, row, group, i);
                     tiled.bytes[static_cast<size_t>(at + row % 64 * 4 + in_chunk % 4)] =
                         static_cast<uint8_t>(trit_byte_of(s, code_at(first + 16)));

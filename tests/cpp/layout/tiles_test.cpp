@@ -98,8 +98,8 @@ TEST_CASE("rows may be packed in ranges of any length", "[tiles]") {
             std::vector<uint8_t> back(planes.size());
             for (const auto& [begin, end] : {std::pair{40, 70}, std::pair{0, 1}, std::pair{1, 40}}) {
                 planes_to_layout(view, pieces.act_groups, pieces.codes(), {begin, end});
-                layout_to_planes(whole.codes(), whole.act_groups, view, back.data() + begin * view.row_bytes(),
-                                 begin, end);
+                layout_to_planes(whole.codes(), whole.act_groups, view, back.data() + begin * view.row_bytes(), begin,
+                                 end);
             }
             CAPTURE(static_cast<int>(layout), bits);
             CHECK(pieces.bytes == whole.bytes);

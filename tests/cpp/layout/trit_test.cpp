@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "catch.h"
+#include "layout/bitplane.h"
 #include "random.h"
 
 using namespace tmac;
@@ -23,6 +24,24 @@ TEST_CASE("trits and codes invert one another", "[trit]") {
         codes_to_trits(codes.data(), k, trits.data());
         REQUIRE(trits_to_codes(trits.data(), k, back.data()));
         CHECK(back == codes);
+    }
+}
+
+TEST_CASE("trits to planes is trits to codes to planes", "[trit]") {
+    Random random(3);
+    for (const int64_t k : {1, 4, 5, 6, 39, 40, 41, 64, 81, 576}) {
+        const std::vector<uint8_t> codes = random.codes(k, 3);
+        std::vector<uint8_t> trits(static_cast<size_t>((k + 4) / 5));
+        codes_to_trits(codes.data(), k, trits.data());
+        const int64_t row_bytes = (k + 7) / 8;
+        std::vector<uint8_t> want(static_cast<size_t>(2 * row_bytes));
+        std::vector<uint8_t> planes(want.size(), 99);
+        codes_to_planes(codes.data(), k, 2, want.data(), row_bytes);
+        CHECK(trits_to_planes(trits.data(), k, planes.data(), planes.data() + row_bytes));
+        CAPTURE(k);
+        CHECK(planes == want);
+        trits.back() = 243;
+        CHECK(!trits_to_planes(trits.data(), k, planes.data(), planes.data() + row_bytes));
     }
 }
 

@@ -10,9 +10,9 @@ from runtime_models import FAMILIES, config_of, model_of
 from safetensors.torch import load_file, save_file
 
 import tmac
-from tmac import FormatError, QuantConfig
+from tmac import FormatError, QuantConfig, cli
 from tmac.formats import open_checkpoint
-from tmac.runtime import low_bits
+from tmac.runtime import loading, low_bits
 from tmac.runtime.loading import load_weights, open_model
 from tmac.runtime.low_bits import low_bit_spec
 
@@ -299,16 +299,29 @@ def test_floats_that_cannot_be_rounded(fixtures_dir, tmp_path):
         load(folder, head_bits=8)
 
 
-@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q4_K_S", "Q6_K", "TQ2_0", "Q2_K"])
-def test_large_layers_are_packed_some_rows_at_a_time(fixtures_dir, monkeypatch, kind):
-    path = fixtures_dir / "gguf" / f"base-{kind}.gguf"
-    _, at_once = load(path, activation="token")
-    monkeypatch.setattr(low_bits, "LARGE", 0)
+def assert_same_in_blocks(monkeypatch, path, **options):
+    """Row blocks, read by one thread and by several, give the bytes of the whole weights."""
+    _, at_once = load(path, **options)
     monkeypatch.setattr(low_bits, "BLOCK", 1 << 11)
-    _, in_blocks = load(path, activation="token")
-    assert at_once.packed.keys() == in_blocks.packed.keys()
-    for name, buffer in at_once.packed.items():
-        np.testing.assert_array_equal(in_blocks.packed[name], buffer, err_msg=name)
+    for large in (loading.LARGE_BY_ROWS, 0):
+        monkeypatch.setattr(loading, "LARGE_BY_ROWS", large)
+        for most in (low_bits.MOST, 0):  # blocks of 64 rows, and of 8
+            monkeypatch.setattr(low_bits, "MOST", most)
+            _, in_blocks = load(path, **options)
+            assert at_once.packed.keys() == in_blocks.packed.keys()
+            for name, buffer in at_once.packed.items():
+                np.testing.assert_array_equal(in_blocks.packed[name], buffer, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q4_K_S", "Q6_K", "TQ2_0", "Q2_K"])
+def test_layers_of_gguf_files_are_packed_some_rows_at_a_time(fixtures_dir, monkeypatch, kind):
+    assert_same_in_blocks(monkeypatch, fixtures_dir / "gguf" / f"base-{kind}.gguf", activation="token")
+
+
+@pytest.mark.parametrize("kind", ["Q4_K_S", "TQ2_0"])
+def test_layers_of_our_format_are_packed_some_rows_at_a_time(fixtures_dir, tmp_path, monkeypatch, kind):
+    assert cli.main(["convert", str(fixtures_dir / "gguf" / f"base-{kind}.gguf"), str(tmp_path / "ours")]) == 0
+    assert_same_in_blocks(monkeypatch, tmp_path / "ours")
 
 
 def test_floats_are_rounded_some_rows_at_a_time(fixtures_dir, monkeypatch):
