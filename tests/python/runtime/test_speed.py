@@ -70,7 +70,7 @@ def test_the_profile_is_of_one_pass_and_adds_up(subject):
     profile = subject.profile(Case(0, 4), 1)
     assert profile["total"] == pytest.approx(0.1)
     assert profile["qkv"] == pytest.approx(0.01)
-    assert profile["rest"] == pytest.approx(0.1 - 8 * 0.01)
+    assert profile["rest"] == pytest.approx(0.1 - 9 * 0.01)
     assert not subject.decoder.profiled
 
 
