@@ -95,6 +95,10 @@ class Packer:
         """Rows from `first` on, as planes [bits, rows, ceil(k/8)] or codes [rows, k]. Several threads may add rows at
         once that share no 64 rows of the weight (0 to 63, 64 to 127, ...)."""
 
+    def add_blocks(self, first: int, type_name: str, blocks: NDArray[np.uint8], num_threads: int = 0) -> None:
+        """The same from rows of whole blocks of a type of ggml, [rows, bytes], whose scales (and offsets) are the
+        spec's f16. NaN and Inf in these are a ValueError, too."""
+
     def finish(self) -> PackedWeight:
         """The weight; ValueError where rows are missing."""
 
@@ -234,6 +238,9 @@ def round_to_nearest(
 def kernels() -> list[KernelRow]: ...
 def cpu_features() -> dict[str, bool]: ...
 def cpu_model() -> str: ...
+def release_memory() -> None:
+    """Gives memory that has been freed, but is kept for later, back to the system, where the C library can."""
+
 def set_num_threads(num_threads: int) -> None:
     """0: back to the default, the CPUs that this process may use."""
 

@@ -15,6 +15,7 @@ from tmac.threads import get_num_threads
 from tmac.tuner import tuned_kernels
 
 Array = NDArray[Any]
+Dtypes = tuple[np.dtype[Any], np.dtype[Any] | None]  # of scales, and of zeros where there are any
 _FLOATS = (np.dtype(np.float16), np.dtype(np.float32))
 _HALF = (np.dtype(np.float16),)
 _INT8 = (np.dtype(np.int8),)
@@ -118,7 +119,7 @@ class Codes:
             UnsupportedSpecError: no kernel, or not this one, serves the spec.
             ValueError: there is no kernel of this name.
         """
-        packer = RowPacker(Rows.from_codes(self), self.out_features, kernel=kernel)
+        packer = RowPacker.like(Rows.from_codes(self), self.out_features, kernel=kernel)
         packer.add(0, Rows.from_codes(self), get_num_threads())
         return packer.finish()
 
@@ -235,7 +236,7 @@ class Rows(NamedTuple):
 class WiderRowsError(ValueError):
     """Rows have f32 scales or zeros, those before had f16: the weight is to be packed once more with `dtypes`."""
 
-    def __init__(self, dtypes: tuple[np.dtype[Any], np.dtype[Any] | None]) -> None:
+    def __init__(self, dtypes: Dtypes) -> None:
         super().__init__("[pack] rows have wider scales or zeros than those before")
         self.dtypes = dtypes
 
@@ -246,9 +247,10 @@ class RowPacker:
     Scales and zeros are f32 where those of any rows are, as if all rows had been there at once.
 
     Args:
-        like: the first rows.
-        out_features: of the weight.
-        dtypes: of scales and zeros, where those of `like` are too narrow.
+        spec: of the weight; rows may have another `scale_format`, but with two levels.
+        out_features, in_features: of the weight.
+        dtypes: of scales and zeros.
+        perm: of all rows.
         kernel: as in `Codes.pack`.
 
     Raises:
@@ -257,28 +259,38 @@ class RowPacker:
 
     def __init__(
         self,
-        like: Rows,
+        spec: QuantSpec,
         out_features: int,
-        dtypes: tuple[np.dtype[Any], np.dtype[Any] | None] | None = None,
+        in_features: int,
+        dtypes: Dtypes,
+        perm: NDArray[np.int32] | None = None,
         kernel: str = "",
     ) -> None:
-        self._dtypes = dtypes or _dtypes(like)
-        self._spec, self._in_features = _with_format(like.spec, self._dtypes[0]), like.in_features
-        self._perm = like.parts.perm
+        self._spec, self._in_features = _with_format(spec, dtypes[0]), in_features
+        self._dtypes, self._perm = dtypes, perm
         self._packer = _core.Packer(
             self._spec,
             out_features,
-            like.in_features,
-            self._dtypes[1],
-            None if self._perm is None else np.ascontiguousarray(self._perm),
-            kernel or tuned_kernels(self._spec, out_features, like.in_features),
+            in_features,
+            dtypes[1],
+            None if perm is None else np.ascontiguousarray(perm),
+            kernel or tuned_kernels(self._spec, out_features, in_features),
         )
+
+    @classmethod
+    def like(cls, rows: Rows, out_features: int, dtypes: Dtypes | None = None, kernel: str = "") -> RowPacker:
+        """For a weight of such rows; with wider scales or zeros where `dtypes` says so."""
+        return cls(rows.spec, out_features, rows.in_features, dtypes or _dtypes(rows), rows.parts.perm, kernel)
+
+    def add_blocks(self, first: int, type_name: str, blocks: NDArray[np.uint8]) -> None:
+        """Rows of whole blocks of a type of ggml, u8 `[rows, bytes]`, from `first` on. As `add`."""
+        self._packer.add_blocks(first, type_name, blocks, 1)
 
     def add(self, first: int, rows: Rows, num_threads: int = 1) -> None:
         """Rows from `first` on. Several threads may add rows that share no 64 rows of the weight.
 
         Raises:
-            WiderRowsError: `RowPacker(..., dtypes=error.dtypes)` and all rows again.
+            WiderRowsError: `RowPacker` with its `dtypes`, and all rows again.
             ValueError: the rows do not fit the weight, or come twice.
         """
         parts, dtypes = rows.parts, _dtypes(rows)
@@ -320,7 +332,7 @@ class _Parts(NamedTuple):
     super_offsets: Array | None
 
 
-def _dtypes(rows: Rows) -> tuple[np.dtype[Any], np.dtype[Any] | None]:
+def _dtypes(rows: Rows) -> Dtypes:
     """Of scales and zeros."""
     return rows.parts.scales.dtype, None if rows.parts.zeros is None else rows.parts.zeros.dtype
 

@@ -1,5 +1,6 @@
 #include "bindings/bindings.h"
 #include "core/cpu_features.h"
+#include "core/release_memory.h"
 #include "core/thread_pool.h"
 #include "kernels/registry.h"
 
@@ -182,6 +183,10 @@ void bind_core(py::module_& module) {
     module.def("kernels", &kernels);
     module.def("cpu_features", &features);
     module.def("cpu_model", &cpu_model);
+    module.def("release_memory", [] {
+        const ReleasedGil release;
+        release_memory();
+    });
     module.def("set_num_threads", &set_num_threads, py::arg("num_threads"));
     module.def("get_num_threads", &get_num_threads);
     module.def("thread_backend", [] { return thread_backend() == ThreadBackend::own ? "own" : "openmp"; });

@@ -135,6 +135,16 @@ public:
         packer_->add(rows, first, num_threads);
     }
 
+    void add_blocks(int64_t first, const std::string& type_name, const py::array& blocks, int num_threads) {
+        const GgmlBlock* type = find_ggml_block(type_name);
+        TMAC_CHECK(type != nullptr, "[pack] ", type_name, " has no exact form as codes");
+        const auto* data = require_array<uint8_t>(blocks, "blocks", 2);
+        TMAC_CHECK(in_features_ % type->codes == 0 && blocks.shape(1) == in_features_ / type->codes * type->bytes,
+                   "[pack] rows of ", blocks.shape(1), " bytes are not ", in_features_, " columns of ", type_name);
+        const ReleasedGil release;
+        packer_->add_blocks(*type, data, blocks.shape(0), first, num_threads);
+    }
+
     PackedWeight finish() { return packer_->finish(); }
 
 private:
@@ -334,6 +344,8 @@ void bind_weights(py::module_& module) {
              py::arg("perm") = py::none(), py::arg("kernel") = "")
         .def("add", &ArrayPacker::add, py::arg("first"), py::arg("weight"), py::arg("scales"),
              py::arg("zeros") = py::none(), py::arg("super_scales") = py::none(), py::arg("super_offsets") = py::none(),
+             py::arg("num_threads") = 0)
+        .def("add_blocks", &ArrayPacker::add_blocks, py::arg("first"), py::arg("type_name"), py::arg("blocks"),
              py::arg("num_threads") = 0)
         .def("finish", &ArrayPacker::finish);
     module.def("all_finite", [](const py::array& array) {

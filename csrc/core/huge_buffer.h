@@ -7,7 +7,8 @@
 namespace tmac {
 
 /// Zeroed memory for weights: 2 MiB pages where the system gives them (12-17 % on every streamed kernel), 64-byte
-/// aligned always. Throws std::bad_alloc.
+/// aligned always. Buffers of less than 16 MiB share such pages: on pages of its own, each would waste half of one.
+/// Throws std::bad_alloc.
 class HugeBuffer {
 public:
     HugeBuffer() = default;
@@ -30,11 +31,13 @@ private:
         std::swap(data_, other.data_);
         std::swap(size_, other.size_);
         std::swap(mapped_, other.mapped_);
+        std::swap(slab_, other.slab_);
     }
 
     uint8_t* data_ = nullptr;
     size_t size_ = 0;
-    size_t mapped_ = 0;  ///< bytes to unmap, 0 when the memory came from operator new
+    size_t mapped_ = 0;     ///< bytes to unmap, 0 when the memory came from elsewhere
+    void* slab_ = nullptr;  ///< what it is a part of
 };
 
 }  // namespace tmac

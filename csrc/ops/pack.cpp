@@ -87,6 +87,15 @@ PackedHeader make_header(const WeightShape& weight, const KernelPair& kernels) {
     return header;
 }
 
+/// Calls body with ranges of `n` rows, whose first one is row `first` of a weight: no two share 64 rows of that.
+template <class Body>
+void for_rows(int64_t first, int64_t n, int num_threads, const Body& body) {
+    const int64_t start = first / kRowsPerThread * kRowsPerThread;
+    parallel_for(first + n - start, kRowsPerThread, num_threads, [&](Range range) {
+        body(Range{std::max<int64_t>(0, start + range.begin - first), start + range.end - first});
+    });
+}
+
 uint8_t* writable(const void* data) { return static_cast<uint8_t*>(const_cast<void*>(data)); }
 
 TiledCodes tiled_codes(const WeightView& view) {
@@ -147,30 +156,71 @@ Packer::Packer(const WeightShape& weight, const KernelPair& kernels)
 
 void Packer::add(const WeightRows& rows, int64_t first, int num_threads) {
     check_parts(rows, header_);
-    const int64_t n = rows.n();
-    TMAC_CHECK(first >= 0 && n >= 0 && first + n <= header_.n && rows.k() == header_.k, "[pack] rows ", first, " to ",
-               first + n, " of ", rows.k(), " columns are not in a weight of [", header_.n, ", ", header_.k, "]");
+    TMAC_CHECK(rows.k() == header_.k, "[pack] rows have ", rows.k(), " columns, the weight ", header_.k);
+    mark(first, rows.n());
+    for_rows(first, rows.n(), num_threads, [&](Range range) { write(rows, range, first); });
+}
+
+void Packer::add_blocks(const GgmlBlock& type, const uint8_t* blocks, int64_t n, int64_t first, int num_threads) {
+    const bool two_level = type.subs > 0;
+    const int64_t per_row = header_.k / type.codes;
+    WeightRows like{};
+    like.codes = {blocks, header_.spec.bits, n, header_.k};
+    like.scale_type = two_level ? GroupType::i8 : GroupType::f16;
+    like.zero_type = type.halves < 2 ? GroupType::none : like.scale_type;
+    TMAC_CHECK(type.halves > 0 && header_.k % type.codes == 0 && header_.scale_type == like.scale_type &&
+                   header_.zero_type == like.zero_type &&
+                   num_groups(header_.spec, header_.k) == per_row * std::max(type.subs, 1),
+               "[pack] blocks of ", std::string(type.name), " are not rows of a weight of ", to_string(header_.spec));
     mark(first, n);
-    const WeightView weight = view();
-    const GroupArrays arrays{writable(rows.scales), writable(rows.zeros), const_cast<uint16_t*>(rows.super_scales),
-                             const_cast<uint16_t*>(rows.super_offsets)};
-    const int64_t start = first / kRowsPerThread * kRowsPerThread;  // threads share no 64 rows of the weight
-    parallel_for(first + n - start, kRowsPerThread, num_threads, [&](Range range) {
-        const Range of_rows{std::max<int64_t>(0, start + range.begin - first), start + range.end - first};
-        if (rows.codes.data != nullptr) {
-            check_codes(rows.codes, header_.spec.codebook, of_rows, first);
-            codes_to_layout(rows.codes, act_groups_, tiled_codes(weight), of_rows, first);
-        } else {
-            if (header_.layout == Layout::trits) {
-                check_trits(rows.planes, of_rows, first);
-            }
-            planes_to_layout(rows.planes, act_groups_, tiled_codes(weight), of_rows, first);
+    for_rows(first, n, num_threads, [&](Range range) {
+        constexpr int64_t kRows = 16;  // their codes stay in the cache
+        const auto count = static_cast<size_t>(kRows * per_row);
+        std::vector<uint8_t> codes(static_cast<size_t>(kRows * header_.k));
+        std::vector<int8_t> subs(count * static_cast<size_t>(type.subs));
+        std::vector<int8_t> sub_offsets(type.sub_offsets ? subs.size() : 0);
+        std::vector<uint16_t> scales(count);
+        std::vector<uint16_t> offsets(type.halves > 1 ? count : 0);
+        const GgmlParts parts{codes.data(), subs.data(), sub_offsets.data(), scales.data(),
+                              offsets.empty() ? nullptr : offsets.data()};
+        for (int64_t row = range.begin; row < range.end; row += kRows) {
+            const int64_t rows = std::min(kRows, range.end - row);
+            split_blocks(type, blocks + row * per_row * type.bytes, {0, rows * per_row}, parts);
+            TMAC_CHECK(all_finite(scales.data(), GroupType::f16, rows * per_row) &&
+                           (offsets.empty() || all_finite(offsets.data(), GroupType::f16, rows * per_row)),
+                       "[pack] NaN or Inf in the scales of rows ", first + row, " to ", first + row + rows - 1);
+            WeightRows some = like;
+            some.codes = {codes.data(), header_.spec.bits, rows, header_.k};
+            const uint16_t* of_offsets = offsets.empty() ? nullptr : offsets.data();
+            some.scales = two_level ? static_cast<const void*>(subs.data()) : scales.data();
+            some.zeros = two_level && type.sub_offsets ? static_cast<const void*>(sub_offsets.data()) : of_offsets;
+            some.super_scales = two_level ? scales.data() : nullptr;
+            some.super_offsets = two_level ? of_offsets : nullptr;
+            write(some, {0, rows}, first + row);
         }
-        move_groups(Direction::to_tiles, weight, arrays, {first + of_rows.begin, first + of_rows.end}, first);
     });
 }
 
+/// Rows of `rows`, whose row 0 is row `first` of the weight.
+void Packer::write(const WeightRows& rows, Range of_rows, int64_t first) {
+    const WeightView weight = view();
+    if (rows.codes.data != nullptr) {
+        check_codes(rows.codes, header_.spec.codebook, of_rows, first);
+        codes_to_layout(rows.codes, act_groups_, tiled_codes(weight), of_rows, first);
+    } else {
+        if (header_.layout == Layout::trits) {
+            check_trits(rows.planes, of_rows, first);
+        }
+        planes_to_layout(rows.planes, act_groups_, tiled_codes(weight), of_rows, first);
+    }
+    const GroupArrays arrays{writable(rows.scales), writable(rows.zeros), const_cast<uint16_t*>(rows.super_scales),
+                             const_cast<uint16_t*>(rows.super_offsets)};
+    move_groups(Direction::to_tiles, weight, arrays, {first + of_rows.begin, first + of_rows.end}, first);
+}
+
 void Packer::mark(int64_t first, int64_t n) {
+    TMAC_CHECK(first >= 0 && n >= 0 && first + n <= header_.n, "[pack] rows ", first, " to ", first + n,
+               " are not in a weight of ", header_.n, " rows");
     const std::lock_guard<std::mutex> lock(mutex_);
     TMAC_CHECK(!finished_, "[pack] rows after the last one");
     for (int64_t row = first; row < first + n; ++row) {

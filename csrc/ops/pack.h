@@ -7,6 +7,7 @@
 #include "core/packed_weight.h"
 #include "kernels/kernel.h"
 #include "layout/bitplane.h"
+#include "layout/ggml_blocks.h"
 #include "layout/tiles.h"
 #include "ops/group_moves.h"
 #include "ops/weight_view.h"
@@ -67,12 +68,17 @@ public:
     /// twice; the weight is not to be finished then.
     void add(const WeightRows& rows, int64_t first, int num_threads);
 
+    /// The same for `n` rows of whole blocks of a type of ggml that has the spec's f16 values. Throws
+    /// std::invalid_argument where a value is NaN or infinite, too.
+    void add_blocks(const GgmlBlock& type, const uint8_t* blocks, int64_t n, int64_t first, int num_threads);
+
     /// Throws std::invalid_argument where rows are missing, and when it is called again.
     PackedWeight finish();
 
 private:
     WeightView view() { return {header_, parts_, kernels_, packed_.data()}; }
     void mark(int64_t first, int64_t n);
+    void write(const WeightRows& rows, Range of_rows, int64_t first);
 
     PackedHeader header_;
     PackedParts parts_;

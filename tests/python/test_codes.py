@@ -361,7 +361,7 @@ def test_rows_that_come_in_blocks(spec):
 
 
 def pack_blocks(blocks, rows, dtypes=None):
-    packer = RowPacker(Rows.from_codes(next(iter(blocks.values()))), rows, dtypes)
+    packer = RowPacker.like(Rows.from_codes(next(iter(blocks.values()))), rows, dtypes)
     for first, codes in blocks.items():
         packer.add(first, Rows.from_codes(codes))
     return packer.finish()
@@ -371,7 +371,7 @@ def test_rows_that_do_not_fit():
     weight = np.random.default_rng(0).standard_normal((100, 96), dtype=np.float32)
     spec = QuantSpec(4, 32, zero_point="offset")
     rows = Rows.from_codes(round_to_nearest(weight, spec))
-    packer = RowPacker(rows, 200)
+    packer = RowPacker.like(rows, 200)
     with pytest.raises(ValueError, match="do not fit a weight of"):
         packer.add(100, Rows.from_codes(round_to_nearest(weight, QuantSpec(4, 32))))
     with pytest.raises(ValueError, match="are not in a weight"):
@@ -393,7 +393,7 @@ def test_the_core_refuses_codes_that_do_not_fit(codes):
 def test_several_threads_pack_rows_at_once():
     codes = make_codes(QuantSpec(3, 16), 640, 96)
     rows = Rows.from_codes(codes)
-    packer = RowPacker(rows, 640)
+    packer = RowPacker.like(rows, 640)
 
     def add(first):
         part = slice(first, first + 64)

@@ -54,10 +54,13 @@ class QuantizedLayer:
         input_norm_eps: the layer's input first passes an RMSNorm with this epsilon (BitNet's `use_rms_norm`), whose
             weight `[in_features]` is the tensor `<name>.rms_norm.weight`. None: there is none.
         read_tensors: gives rows [begin, end) as the tensors of `tmac.codes.tensor_shapes`, without the bias, where the
-            file holds these: there is no detour over codes. None where it does not. Raises FormatError.
+            file holds these: there is no detour over codes. The planes or trits are valid until the thread reads
+            something else. None where the file does not hold them. Raises FormatError.
         read_rows: gives rows [begin, end) of the codes, without the bias. None where the format has them all or none.
             Raises FormatError.
-        read_bias: gives the bias of a layer that has one and one of the two above. Raises FormatError.
+        read_blocks: gives rows [begin, end) as the blocks of ggml's type `source_type`, u8 `[rows, bytes]`, where the
+            core packs these. They are valid until the thread reads something else. Raises FormatError.
+        read_bias: gives the bias of a layer that has one and one of the three above. Raises FormatError.
     """
 
     name: str
@@ -72,6 +75,7 @@ class QuantizedLayer:
     input_norm_eps: float | None = None
     read_tensors: Callable[[int, int], dict[str, Array]] | None = field(default=None, repr=False, compare=False)
     read_rows: Callable[[int, int], Codes] | None = field(default=None, repr=False, compare=False)
+    read_blocks: Callable[[int, int], NDArray[np.uint8]] | None = field(default=None, repr=False, compare=False)
     read_bias: Callable[[], NDArray[np.float32]] | None = field(default=None, repr=False, compare=False)
 
 

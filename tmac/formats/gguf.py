@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -95,11 +96,9 @@ class GgufFile:
             raise format_error(self.path, f"expected this tensor, but it is not one of the {len(self.tensors)}", name)
         return self.tensors[name]
 
-    def blocks(
-        self, info: TensorInfo, first: int = 0, count: int | None = None, most: int | None = None
-    ) -> Iterator[NDArray[np.uint8]]:
-        """The bytes of `count` blocks from `first` on (all by default), u8 `[blocks, block_bytes]`, in pieces of at
-        most `most` elements, by default as many as fit into the cache.
+    def blocks(self, info: TensorInfo, first: int = 0, count: int | None = None) -> Iterator[NDArray[np.uint8]]:
+        """The bytes of `count` blocks from `first` on (all by default), u8 `[blocks, block_bytes]`, in pieces that fit
+        into the cache.
 
         Raises:
             FormatError: the type is not known, or the file became shorter.
@@ -107,14 +106,24 @@ class GgufFile:
         kind = self.known_type(info)
         if count is None:
             count = info.num_elements // kind.block - first
-        step = max(1, (most or CHUNK_ELEMENTS) // kind.block)
+        step = max(1, CHUNK_ELEMENTS // kind.block)
         with open_regular(self.path) as file:
             file.seek(info.offset + first * kind.block_bytes)
             for start in range(0, count, step):
                 piece = np.empty((min(step, count - start), kind.block_bytes), np.uint8)
-                if file.readinto(piece.data) != piece.nbytes:
-                    raise format_error(self.path, "the file became shorter while it was read", info.name)
+                self._fill(file, info, piece)
                 yield piece
+
+    def read_blocks(self, info: TensorInfo, first: int, out: NDArray[np.uint8]) -> None:
+        """Fills a contiguous array with blocks from `first` on. Raises as `blocks`."""
+        kind = self.known_type(info)
+        with open_regular(self.path) as file:
+            file.seek(info.offset + first * kind.block_bytes)
+            self._fill(file, info, out)
+
+    def _fill(self, file: BufferedReader, info: TensorInfo, out: NDArray[np.uint8]) -> None:
+        if file.readinto(out.data) != out.nbytes:
+            raise format_error(self.path, "the file became shorter while it was read", info.name)
 
     def tail(self, info: TensorInfo) -> bytes:
         """The bytes behind the blocks of a tensor. Raises as `blocks`."""

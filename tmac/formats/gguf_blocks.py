@@ -43,6 +43,11 @@ class ExactType:
     spec: QuantSpec
     factor: int = 1
 
+    @property
+    def packs(self) -> bool:
+        """Whether blocks hold all that there is, as it is: the core packs them without a detour over codes."""
+        return self.factor == 1 and self.spec.scale_format != "f32"
+
     def split(self, blocks: Bytes) -> Parts:
         """u8 `[blocks, block_bytes]`, contiguous -> Parts. I2_S has its scale behind the blocks: no scales."""
         parts = Parts(*_core.split_blocks(self.name, blocks, 1))

@@ -20,7 +20,7 @@ from tmac.formats.gguf_shards import Tensors, open_tensors
 from tmac.formats.gguf_tensors import read_bias, stored_tensor
 from tmac.formats.gguf_texts import companion_texts, special_token_ids
 from tmac.formats.gguf_types import PLAIN, TYPE_NAMES
-from tmac.formats.gguf_weights import Matrix, nearest_spec, read_exact, read_exact_rows, requantize
+from tmac.formats.gguf_weights import Matrix, nearest_spec, read_block_rows, read_exact, read_exact_rows, requantize
 
 
 def open_checkpoint(path: Path, requantize: Requantize = ()) -> Checkpoint:
@@ -180,6 +180,7 @@ class _Reader:
             return requantize(matrix, spec, read_values(), lambda error: self.errors.__setitem__(name, error))
 
         by_rows = exact is not None and not matrix.in_features % ggml.block
+        by_blocks = by_rows and exact is not None and exact.packs
         nbytes = matrix.nbytes + (self.tensors.find(bias)[1].nbytes or 0 if bias is not None else 0)
         self.layers[name] = QuantizedLayer(
             name,
@@ -192,6 +193,7 @@ class _Reader:
             kind,
             ggml.name,
             read_rows=(lambda begin, end: read_exact_rows(matrix, begin, end)) if by_rows else None,
+            read_blocks=(lambda begin, end: read_block_rows(matrix, begin, end)) if by_blocks else None,
             read_bias=read_values if by_rows and bias is not None else None,
         )
 

@@ -6,18 +6,21 @@ scores. Gemma's scores do not follow its merges; the order of its tokens does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tmac.formats.errors import format_error
 from tmac.formats.gguf import GgufFile
+from tmac.formats.gguf_merges import Merges
 
 SPACE = "\u2581"
 GEMMA = ("gemma", "gemma2", "gemma3")
 MAX_TOKEN_LENGTH = 512  # every cut of a token is looked up
 MAX_MERGES_PER_TOKEN = 16  # on average; Gemma has two
-
-Merge = tuple[str, str]
 
 
 def sentencepiece_parts(file: GgufFile, tokens: Sequence[str]) -> dict[str, Any]:
@@ -29,6 +32,7 @@ def sentencepiece_parts(file: GgufFile, tokens: Sequence[str]) -> dict[str, Any]
     gemma = file.architecture in GEMMA
     if gemma:
         tokens = [SPACE * len(token) if " " in token and not token.strip() else token for token in tokens]
+    vocab = {token: index for index, token in enumerate(tokens)}
     model = {
         "type": "BPE",
         "dropout": None,
@@ -38,8 +42,8 @@ def sentencepiece_parts(file: GgufFile, tokens: Sequence[str]) -> dict[str, Any]
         "fuse_unk": True,
         "byte_fallback": True,
         "ignore_merges": False,
-        "vocab": {token: index for index, token in enumerate(tokens)},
-        "merges": [list(merge) for merge in _merges(file, tokens, gemma)],
+        "vocab": vocab,
+        "merges": _merges(file, tokens, vocab, gemma),
     }
     return {**_spaces(file, gemma), "model": model}
 
@@ -68,43 +72,52 @@ def _spaces(file: GgufFile, gemma: bool) -> dict[str, Any]:
     return {"normalizer": None, "pre_tokenizer": words, "decoder": decoder}
 
 
-def _merges(file: GgufFile, tokens: Sequence[str], gemma: bool) -> list[Merge]:
+def _merges(file: GgufFile, tokens: Sequence[str], index: Mapping[str, int], gemma: bool) -> Merges:
     """The file's merges, or every cut of a token into two others: best token first, then the longest left part."""
     if "tokenizer.ggml.merges" in file.metadata:
-        key = "tokenizer.ggml.merges"
-        pairs = [merge.split(" ") for merge in file.strings(key)]
-        known = set(tokens)
-        for pair in pairs:
-            if len(pair) != 2 or not {pair[0], pair[1], pair[0] + pair[1]} <= known:
-                message = f"expected two tokens that make a third one, found {' '.join(pair)!r}"
-                raise format_error(file.path, message, key)
-        return [(pair[0], pair[1]) for pair in pairs]
-    index = {token: position for position, token in enumerate(tokens)}
+        return merges_in_file(file, index)
     if gemma:
-        scores: list[float] = [-position for position in range(len(tokens))]
+        scores = -np.arange(len(tokens), dtype=np.float64)
     else:
-        scores = file.numbers("tokenizer.ggml.scores").tolist()
-        if len(scores) != len(tokens) or not all(isinstance(score, float) and score == score for score in scores):
+        scores = file.numbers("tokenizer.ggml.scores")
+        if len(scores) != len(tokens) or scores.dtype.kind != "f" or np.isnan(scores).any():
             message = f"expected a number for each of the {len(tokens)} tokens"
             raise format_error(file.path, message, "tokenizer.ggml.scores")
-    found: list[tuple[float, int, int, Merge]] = []
+    positions, cuts = _all_cuts(file, tokens, index)
+    lengths = np.fromiter(map(len, tokens), np.int32, len(tokens))
+    right = lengths[positions] - cuts
+    order = np.lexsort((-right, -cuts, -scores[positions]))  # of equal ones, as they are
+    return Merges(tokens, positions[order], cuts[order])
+
+
+def _all_cuts(
+    file: GgufFile, tokens: Sequence[str], index: Mapping[str, int]
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Of every way to make a token of two others, the number of the token and the length of the left one."""
+    longest = max(map(len, tokens), default=0)
+    if longest > MAX_TOKEN_LENGTH:
+        message = f"expected tokens of at most {MAX_TOKEN_LENGTH} characters, found one of {longest}"
+        raise format_error(file.path, message, "tokenizer.ggml.tokens")
+    positions, cuts = array("i"), array("i")
     for token, position in index.items():
-        score = scores[position]
-        cuts = sorted(_cuts(file, token, index), key=lambda merge: (index[merge[0]], index[merge[1]]))
-        found.extend((-score, -len(left), -len(right), (left, right)) for left, right in cuts)
-        if len(found) > MAX_MERGES_PER_TOKEN * len(tokens) + MAX_TOKEN_LENGTH:
+        for cut in range(len(token) - 1, 0, -1):
+            if token[:cut] in index and token[cut:] in index:
+                positions.append(position)
+                cuts.append(cut)
+        if len(cuts) > MAX_MERGES_PER_TOKEN * len(tokens) + MAX_TOKEN_LENGTH:
             message = "expected a vocabulary, found too many ways to make its tokens"
             raise format_error(file.path, message, "tokenizer.ggml.tokens")
-    found.sort(key=lambda item: item[:3])
-    return [item[3] for item in found]
+    return np.array(positions, np.int32), np.array(cuts, np.int32)
 
 
-def _cuts(file: GgufFile, token: str, index: dict[str, int]) -> Iterator[Merge]:
-    """The pairs of tokens that make a token."""
-    if len(token) > MAX_TOKEN_LENGTH:
-        message = f"expected tokens of at most {MAX_TOKEN_LENGTH} characters, found one of {len(token)}"
-        raise format_error(file.path, message, "tokenizer.ggml.tokens")
-    for cut in range(1, len(token)):
-        left, right = token[:cut], token[cut:]
-        if left in index and right in index:
-            yield left, right
+def merges_in_file(file: GgufFile, known: Container[str]) -> Merges:
+    """`tokenizer.ggml.merges`. Raises FormatError for what are not two tokens that make a third one."""
+    key = "tokenizer.ggml.merges"
+    texts = file.strings(key)
+    cuts = np.empty(len(texts), np.int32)
+    for number, text in enumerate(texts):
+        left, space, right = text.partition(" ")
+        if not space or " " in right or not (left in known and right in known and left + right in known):
+            raise format_error(file.path, f"expected two tokens that make a third one, found {text!r}", key)
+        cuts[number] = len(left)
+    return Merges(texts, np.arange(len(texts), dtype=np.int32), cuts, 1)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from functools import cache
 from typing import Any
 
 from tmac.formats.gguf import GgufFile
-from tmac.formats.gguf_tokenizer import GgufTokenizer, read_tokenizer, special_token_id
+from tmac.formats.gguf_tokenizer import read_tokenizer, special_token_id, special_tokens
 
 SPECIAL_IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
 
@@ -26,9 +25,8 @@ def companion_texts(file: GgufFile, config: Mapping[str, Any]) -> dict[str, Call
     """Name -> function that makes the text of a file. The tokenizer's raise FormatError where it is not supported."""
     texts: dict[str, Callable[[], str]] = {"generation_config.json": lambda: _generation_config(config)}
     if file.metadata.get("tokenizer.ggml.model", "none") not in ("none", "no_vocab"):
-        tokenizer = cache(lambda: read_tokenizer(file))
-        texts["tokenizer.json"] = lambda: json.dumps(tokenizer().json, ensure_ascii=False)
-        texts["tokenizer_config.json"] = lambda: _tokenizer_config(tokenizer())
+        texts["tokenizer.json"] = lambda: read_tokenizer(file).text()
+        texts["tokenizer_config.json"] = lambda: _tokenizer_config(file)
     if "tokenizer.chat_template" in file.metadata:
         texts["chat_template.jinja"] = lambda: file.get("tokenizer.chat_template", str)
     return texts
@@ -39,6 +37,7 @@ def _generation_config(config: Mapping[str, Any]) -> str:
     return json.dumps({"_from_model_config": True, **ids}, indent=2) + "\n"
 
 
-def _tokenizer_config(tokenizer: GgufTokenizer) -> str:
-    content = {"tokenizer_class": "PreTrainedTokenizerFast", **tokenizer.special, "clean_up_tokenization_spaces": False}
+def _tokenizer_config(file: GgufFile) -> str:
+    special = special_tokens(file, file.strings("tokenizer.ggml.tokens"))
+    content = {"tokenizer_class": "PreTrainedTokenizerFast", **special, "clean_up_tokenization_spaces": False}
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

@@ -8,7 +8,8 @@ from typing import Any
 
 from tmac.formats.errors import format_error
 from tmac.formats.gguf import GgufFile
-from tmac.formats.gguf_sentencepiece import sentencepiece_parts
+from tmac.formats.gguf_merges import vocabulary_json
+from tmac.formats.gguf_sentencepiece import merges_in_file, sentencepiece_parts
 
 CONTROL, USER_DEFINED = 3, 4
 MAX_TOKENS = 1 << 20
@@ -49,7 +50,7 @@ class GgufTokenizer:
     """A tokenizer as plain data.
 
     Args:
-        json: the content of `tokenizer.json`.
+        json: the content of `tokenizer.json`; its merges are a sequence of their own.
         special: `bos_token`, `eos_token`, `pad_token`, `unk_token` where the file names them.
         chat_template: a Jinja template, or None.
     """
@@ -57,6 +58,10 @@ class GgufTokenizer:
     json: dict[str, Any]
     special: dict[str, str]
     chat_template: str | None
+
+    def text(self) -> str:
+        """`tokenizer.json`."""
+        return vocabulary_json(self.json)
 
 
 def read_tokenizer(file: GgufFile) -> GgufTokenizer:
@@ -75,7 +80,7 @@ def read_tokenizer(file: GgufFile) -> GgufTokenizer:
         raise format_error(file.path, message, "tokenizer.ggml.tokens")
     tokens = list(tokens)
     parts = _byte_level(file, tokens) if model == "gpt2" else sentencepiece_parts(file, tokens)
-    special = _special_tokens(file, tokens)
+    special = special_tokens(file, tokens)
     content = {
         "version": "1.0",
         "truncation": None,
@@ -103,7 +108,6 @@ def _byte_level(file: GgufFile, tokens: Sequence[str]) -> dict[str, Any]:
 
 
 def _model(file: GgufFile, tokens: Sequence[str]) -> dict[str, Any]:
-    key = "tokenizer.ggml.merges"
     spelling = byte_spelling()
     alphabet = set(spelling)
     vocab = {
@@ -112,10 +116,6 @@ def _model(file: GgufFile, tokens: Sequence[str]) -> dict[str, Any]:
     }
     if len(vocab) != len(tokens):
         raise format_error(file.path, "expected every token once, found one twice", "tokenizer.ggml.tokens")
-    merges = [merge.split(" ") for merge in file.strings(key)]
-    for merge in merges:
-        if len(merge) != 2 or not {merge[0], merge[1], merge[0] + merge[1]} <= vocab.keys():
-            raise format_error(file.path, f"expected two tokens that make a third one, found {' '.join(merge)!r}", key)
     return {
         "type": "BPE",
         "dropout": None,
@@ -126,7 +126,7 @@ def _model(file: GgufFile, tokens: Sequence[str]) -> dict[str, Any]:
         "byte_fallback": False,
         "ignore_merges": False,
         "vocab": vocab,
-        "merges": merges,
+        "merges": merges_in_file(file, vocab),
     }
 
 
@@ -171,7 +171,8 @@ def special_token_id(file: GgufFile, name: str, num_tokens: int) -> int | None:
     return index
 
 
-def _special_tokens(file: GgufFile, tokens: Sequence[str]) -> dict[str, str]:
+def special_tokens(file: GgufFile, tokens: Sequence[str]) -> dict[str, str]:
+    """`bos_token`, `eos_token`, `pad_token` and `unk_token` where the file names them. Raises FormatError."""
     names = {"bos": "bos_token", "eos": "eos_token", "padding": "pad_token", "unknown": "unk_token"}
     found = {target: special_token_id(file, name, len(tokens)) for name, target in names.items()}
     return {target: tokens[index] for target, index in found.items() if index is not None}

@@ -15,9 +15,8 @@ from tmac.formats.gguf import GgufFile
 from tmac.formats.gguf_blocks import EXACT_TYPES, Parts
 from tmac.formats.gguf_header import TensorInfo
 from tmac.formats.gguf_types import GgmlType
+from tmac.formats.scratch import scratch_array
 from tmac.spec import QuantSpec
-
-AT_ONCE = 1 << 22  # elements
 
 
 @dataclass(frozen=True)
@@ -68,41 +67,41 @@ def read_exact(matrix: Matrix, bias: NDArray[np.float32] | None = None) -> Codes
 
 def read_exact_rows(matrix: Matrix, begin: int, end: int) -> Codes:
     """Rows [begin, end) of a matrix whose rows are whole blocks. Raises as `read_exact`."""
-    per_row = matrix.in_features // matrix.kind.block
-    first = matrix.blocks[0]
-    if matrix.rows is None:
-        parts = _split(matrix, first + begin * per_row, (end - begin) * per_row)
-        rows = [None if part is None else part.reshape(end - begin, -1) for part in parts]
-        return _codes(matrix, Parts(*rows), None)  # type: ignore[arg-type]
-    wanted = matrix.rows[begin:end]
-    order = np.argsort(wanted)
-    in_file = wanted[order]
-    runs = np.split(in_file, np.flatnonzero(np.diff(in_file) != 1) + 1)  # of rows that follow each other
-    pieces = [_split(matrix, first + int(run[0]) * per_row, len(run) * per_row) for run in runs]
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order))
-    rows = [
-        None
-        if arrays[0] is None
-        else np.concatenate([np.asarray(part).reshape(len(run), -1) for part, run in zip(arrays, runs, strict=True)])[
-            place
-        ]
-        for arrays in zip(*pieces, strict=True)
-    ]
+    blocks = read_block_rows(matrix, begin, end).reshape(-1, matrix.kind.block_bytes)
+    with np.errstate(all="ignore"):  # what is no number is refused below
+        parts = EXACT_TYPES[matrix.info.type_name].split(blocks)
+    rows = [None if part is None else part.reshape(end - begin, -1) for part in parts]
     return _codes(matrix, Parts(*rows), None)  # type: ignore[arg-type]
 
 
+def read_block_rows(matrix: Matrix, begin: int, end: int) -> NDArray[np.uint8]:
+    """Rows [begin, end) of a matrix whose rows are whole blocks, u8 `[rows, bytes]`, in a `scratch_array`.
+
+    Raises:
+        FormatError: the file became shorter.
+    """
+    per_row = matrix.in_features // matrix.kind.block
+    first, nbytes = matrix.blocks[0], per_row * matrix.kind.block_bytes
+    wanted = np.arange(begin, end) if matrix.rows is None else matrix.rows[begin:end]
+    order = np.argsort(wanted, kind="stable")
+    in_file = wanted[order]
+    runs = np.split(in_file, np.flatnonzero(np.diff(in_file) != 1) + 1)  # of rows that follow each other
+    rows: NDArray[np.uint8] = scratch_array((end - begin, nbytes), np.dtype(np.uint8))
+    at = 0
+    for run in runs:
+        matrix.file.read_blocks(matrix.info, first + int(run[0]) * per_row, rows[at : at + len(run)])
+        at += len(run)
+    return rows if matrix.rows is None else rows[np.argsort(order)]
+
+
 def _split(matrix: Matrix, first: int, count: int) -> Parts:
-    """Blocks taken apart: at once where they are few, else in pieces that fit into the cache."""
+    """Blocks taken apart, in pieces that fit into the cache."""
     exact = EXACT_TYPES[matrix.info.type_name]
-    most = AT_ONCE if count * matrix.kind.block <= AT_ONCE else None
     arrays: list[Array | None] = []
     start = 0
-    for piece in matrix.file.blocks(matrix.info, first, count, most):
+    for piece in matrix.file.blocks(matrix.info, first, count):
         with np.errstate(all="ignore"):  # what is no number is refused later, with its place
             parts = exact.split(piece)
-        if len(piece) == count:
-            return parts
         if not arrays:
             arrays = [None if part is None else np.empty((count, part.shape[1]), part.dtype) for part in parts]
         for array, part in zip(arrays, parts, strict=True):

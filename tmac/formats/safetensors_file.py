@@ -19,6 +19,7 @@ from tmac.formats.checkpoint import Array, StoredTensor, to_float32
 from tmac.formats.errors import format_error
 from tmac.formats.json_file import parse_json, read_json
 from tmac.formats.regular_file import open_regular
+from tmac.formats.scratch import scratch_array
 
 MAX_HEADER_BYTES = 100_000_000  # what the safetensors package allows
 INDEX_NAME = "model.safetensors.index.json"
@@ -89,12 +90,14 @@ class TensorStore:
                 raise format_error(entry.file, "the file became shorter while it was read", name)
         return array
 
-    def read_rows(self, name: str, begin: int, end: int) -> Array:
-        """Rows [begin, end) of a matrix, or of each matrix of a stack. Raises as `read`."""
+    def read_rows(self, name: str, begin: int, end: int, scratch: bool = False) -> Array:
+        """Rows [begin, end) of a matrix, or of each matrix of a stack; in a `scratch_array` where it is wanted. Raises
+        as `read`."""
         entry = self.entry(name)
         dtype = np.dtype(DTYPES.get(entry.dtype, "<u1"))
         *stack, rows, columns = entry.shape
-        array: Array = np.empty((*stack, end - begin, columns), dtype)
+        shape = (*stack, end - begin, columns)
+        array: Array = scratch_array(shape, dtype) if scratch else np.empty(shape, dtype)
         row_bytes = columns * dtype.itemsize
         with open_regular(entry.file) as file:
             for index, part in enumerate(array.reshape(-1, (end - begin) * columns).view(np.uint8)):

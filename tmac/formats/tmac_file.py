@@ -100,7 +100,9 @@ def _layer(source: Source, name: str, default: QuantSpec, fields: Mapping[str, A
         whole = [part for part in parts if part == "perm"]
         arrays = {part: source.store.read(f"{name}.{part}") for part in whole}
         by_rows = [part for part in parts if part not in ("perm", "bias")]
-        return arrays | {part: source.store.read_rows(f"{name}.{part}", begin, end) for part in by_rows}
+        for part in by_rows:
+            arrays[part] = source.store.read_rows(f"{name}.{part}", begin, end, part in ("planes", "trits"))
+        return arrays
 
     def read() -> Codes:
         tensors = read_tensors(0, out_features) | ({"bias": read_bias()} if bias else {})

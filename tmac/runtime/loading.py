@@ -326,6 +326,7 @@ def load_engine_parts(
     opening = {name: options.pop(name) for name in ("requantize", "revision") if name in options}
     opened = open_model(path_or_id, **opening)
     tokenizer = tokenizer_or_none(opened.checkpoint)
+    _core.release_memory()  # a large vocabulary was ten times as much while it was read
     builder = (make_builder or _core.ModelBuilder)(opened.description.config)
     load_weights(opened, builder, **options)
     content = opened.description.config

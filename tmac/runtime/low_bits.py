@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmac import _core
-from tmac.codes import Codes, RowPacker, Rows, WiderRowsError, round_to_nearest
+from tmac.codes import Codes, Dtypes, RowPacker, Rows, WiderRowsError, round_to_nearest
 from tmac.formats.checkpoint import QuantizedLayer, StoredTensor, to_float32
 from tmac.formats.in_order import in_order
 from tmac.spec import Activation, QuantSpec
@@ -40,12 +40,16 @@ def pack_layer(
         FormatError, ValueError: the tensors are damaged.
         UnsupportedSpecError: no kernel serves the spec.
     """
+    n, k = layer.out_features, layer.in_features
     read = _reader(layer, activation)
-    if read is not None:
-        bias = None if layer.read_bias is None else layer.read_bias()
-        return _pack_rows(read, layer.out_features, layer.in_features, num_threads), bias
-    codes = _with(layer.read(), activation)
-    return codes.pack(), codes.bias
+    if layer.read_blocks is not None:
+        packed = _pack_blocks(layer, activation, num_threads)
+    elif read is not None:
+        packed = _pack_rows(read, n, k, num_threads)
+    else:
+        codes = _with(layer.read(), activation)
+        return codes.pack(), codes.bias
+    return packed, None if layer.read_bias is None else layer.read_bias()
 
 
 def reads_rows(layer: QuantizedLayer) -> bool:
@@ -82,30 +86,47 @@ def _reader(layer: QuantizedLayer, activation: Activation | None) -> Read | None
     return None
 
 
+def _pack_blocks(layer: QuantizedLayer, activation: Activation | None, num_threads: int) -> _core.PackedWeight:
+    """A layer of a GGUF file."""
+    read_blocks, n, k = layer.read_blocks, layer.out_features, layer.in_features
+    assert read_blocks is not None
+    spec = layer.spec if activation is None else layer.spec.replace(activation=activation)
+    values = np.dtype(np.int8 if spec.scale_format == "two_level" else np.float16)
+    packer = RowPacker(spec, n, k, (values, values if spec.zero_point == "offset" else None))
+    _for_rows(
+        _row_blocks(n, k),
+        lambda begin, end: packer.add_blocks(begin, layer.source_type, read_blocks(begin, end)),
+        num_threads,
+    )
+    return packer.finish()
+
+
 def _pack_rows(read: Read, n: int, k: int, num_threads: int) -> _core.PackedWeight:
-    blocks = _row_blocks(n, k)
-    if any(begin % SHARED for begin, _ in blocks):
-        num_threads = 1
-    first = read(*blocks[0])
-    packer = RowPacker(first, n)
+    dtypes: Dtypes | None = None
     while True:
         try:
-            _add_rows(packer, first, read, blocks, num_threads)
-            return packer.finish()
+            return _try_rows(read, _row_blocks(n, k), n, dtypes, num_threads)
         except WiderRowsError as error:
-            packer = RowPacker(first, n, error.dtypes)
+            dtypes = error.dtypes
 
 
-def _add_rows(packer: RowPacker, first: Rows, read: Read, blocks: Sequence[tuple[int, int]], num_threads: int) -> None:
-    def add(rows: tuple[int, int]) -> None:
-        packer.add(rows[0], read(*rows))
-
+def _try_rows(
+    read: Read, blocks: Sequence[tuple[int, int]], n: int, dtypes: Dtypes | None, num_threads: int
+) -> _core.PackedWeight:
+    first = read(*blocks[0])
+    packer = RowPacker.like(first, n, dtypes)
     packer.add(0, first)
-    if num_threads == 1:
-        for rows in blocks[1:]:
-            add(rows)
+    _for_rows(blocks[1:], lambda begin, end: packer.add(begin, read(begin, end)), num_threads)
+    return packer.finish()
+
+
+def _for_rows(blocks: Sequence[tuple[int, int]], add: Callable[[int, int], None], num_threads: int) -> None:
+    """`add` for all ranges, by several threads where these share no rows that must be packed by one."""
+    if num_threads == 1 or len(blocks) < 2 or any(begin % SHARED for begin, _ in blocks):
+        for begin, end in blocks:
+            add(begin, end)
         return
-    with closing(in_order(blocks[1:], add, lambda _: None, num_threads)) as done:
+    with closing(in_order(blocks, lambda rows: add(*rows), lambda _: None, num_threads)) as done:
         for _ in done:
             pass
 

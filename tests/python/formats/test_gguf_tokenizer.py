@@ -1,7 +1,9 @@
+import json
+
 import numpy as np
 import pytest
 
-from tmac.formats import FormatError
+from tmac.formats import FormatError, open_checkpoint
 from tmac.formats.gguf import GgufFile
 from tmac.formats.gguf_arrays import NumberArray
 from tmac.formats.gguf_tokenizer import read_tokenizer
@@ -31,6 +33,28 @@ def test_content(tiny_gguf):
     ]
     assert len(tokenizer.json["model"]["vocab"]) == 270
     assert "add_generation_prompt" in tokenizer.chat_template
+
+
+def simple_text(content):
+    model = content["model"]
+    return json.dumps({**content, "model": {**model, "merges": list(model["merges"])}}, ensure_ascii=False)
+
+
+def test_the_text_is_that_of_the_json_package(tiny_gguf):
+    tokenizer = read_tokenizer(GgufFile(tiny_gguf))
+    assert tokenizer.text() == simple_text(tokenizer.json)
+    assert open_checkpoint(tiny_gguf).texts["tokenizer.json"]() == tokenizer.text()
+
+
+@pytest.mark.parametrize("piece", [1, 2, 1 << 14])
+def test_the_text_of_a_sentencepiece_vocabulary(tiny_gguf, monkeypatch, piece):
+    """With characters that JSON escapes, and the best tokens neither first nor last."""
+    monkeypatch.setattr("tmac.formats.gguf_merges.PIECE", piece)
+    tokens = ['"', "\\", '"\\', "\n", "\x00", "\n\x00", "\u2028", "\U0001f600", "\u2028\U0001f600", "\x7f", '"\\\n']
+    tokenizer = read_tokenizer(spm(tiny_gguf, tokens, [0, 0, 5, 0, 0, 9, 0, 0, 7, 0, 1]))
+    merges = tokenizer.json["model"]["merges"]
+    assert list(merges) == merges[:] == [["\n", "\x00"], ["\u2028", "\U0001f600"], ['"', "\\"], ['"\\', "\n"]]
+    assert tokenizer.text() == simple_text(tokenizer.json)
 
 
 def test_optional_keys(tiny_gguf):
@@ -85,7 +109,7 @@ def spm(tiny_gguf, tokens, scores=None, types=None, **changes):
 def test_merges_follow_the_scores(tiny_gguf):
     tokens = ["a", "b", "ab", "ba", "aba", "\u2581a"]
     content = read_tokenizer(spm(tiny_gguf, tokens, [0, 0, -3, -1, -2, -5])).json
-    assert content["model"]["merges"] == [["b", "a"], ["ab", "a"], ["a", "ba"], ["a", "b"]]
+    assert list(content["model"]["merges"]) == [["b", "a"], ["ab", "a"], ["a", "ba"], ["a", "b"]]
     assert content["pre_tokenizer"]["prepend_scheme"] == "first"
     assert content["post_processor"]["single"][0]["SpecialToken"]["id"] == "a"
     without = read_tokenizer(spm(tiny_gguf, tokens, ggml__add_space_prefix=False, ggml__add_bos_token=False)).json
