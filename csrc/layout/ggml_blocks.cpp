@@ -5,7 +5,7 @@
 #include "core/bits.h"
 
 // The layouts are those of ggml-common.h and ggml-quants.c (`dequantize_row_*`), I2_S that of microsoft/BitNet on x86.
-// Loops have constant lengths: compilers turn them into vector instructions.
+// Eight bytes at a time: compilers unroll the loops, which have constant lengths.
 
 namespace tmac {
 namespace {
@@ -20,30 +20,34 @@ struct Out {
     void half(int which, const uint8_t* from) const { std::memcpy(halves + which, from, sizeof(uint16_t)); }
 };
 
-/// Fields of kBits bits: of each kRun bytes first all lowest fields, then the next.
-template <int kBits, int kBytes, int kRun>
-void fields(const uint8_t* bytes, uint8_t* codes) {
-    constexpr int kFields = 8 / kBits;
-    for (int run = 0; run < kBytes; run += kRun) {
-        for (int field = 0; field < kFields; ++field) {
-            uint8_t* out = codes + run * kFields + field * kRun;
-            for (int i = 0; i < kRun; ++i) {
-                out[i] = static_cast<uint8_t>(bytes[run + i] >> (field * kBits) & ((1 << kBits) - 1));
-            }
-        }
-    }
+uint64_t load_8(const uint8_t* bytes) {
+    uint64_t eight = 0;
+    std::memcpy(&eight, bytes, sizeof(eight));
+    return eight;
 }
 
-/// The same for one or two bits more, on top of the kBelow that the codes have.
-template <int kBits, int kBelow, int kBytes, int kRun>
-void more_fields(const uint8_t* bytes, uint8_t* codes) {
+/// Fields of kBits bits: of each kRun bytes first all lowest fields, then the next; on top of the kBelow bits that the
+/// codes have.
+template <int kBits, int kBytes, int kRun, int kBelow = 0>
+void fields(const uint8_t* bytes, uint8_t* codes) {
     constexpr int kFields = 8 / kBits;
+    constexpr int kLength = kRun % 8 == 0 ? 8 : 1;  // of what is done at once
+    constexpr uint64_t kMask = kLowBits * ((1U << kBits) - 1U);
     for (int run = 0; run < kBytes; run += kRun) {
-        for (int field = 0; field < kFields; ++field) {
-            uint8_t* out = codes + run * kFields + field * kRun;
-            for (int i = 0; i < kRun; ++i) {
-                const int high = bytes[run + i] >> (field * kBits) & ((1 << kBits) - 1);
-                out[i] = static_cast<uint8_t>(out[i] | high << kBelow);
+        for (int i = 0; i < kRun; i += kLength) {
+            uint64_t from = bytes[run + i];
+            if constexpr (kLength == 8) {
+                from = load_8(bytes + run + i);
+            }
+            for (int field = 0; field < kFields; ++field) {
+                uint8_t* out = codes + run * kFields + field * kRun + i;
+                uint64_t to = (from >> (field * kBits) & kMask) << kBelow;
+                if constexpr (kBelow > 0) {
+                    uint64_t below = 0;
+                    std::memcpy(&below, out, kLength);
+                    to |= below;
+                }
+                std::memcpy(out, &to, kLength);
             }
         }
     }
@@ -86,8 +90,9 @@ void q5_1(const uint8_t* block, const Out& out) {
 
 void q8_0(const uint8_t* block, const Out& out) {
     out.half(0, block);
-    for (int i = 0; i < 32; ++i) {
-        out.codes[i] = static_cast<uint8_t>(block[2 + i] ^ 128);  // a signed byte plus 128
+    for (int i = 0; i < 32; i += 8) {
+        const uint64_t eight = load_8(block + 2 + i) ^ (kLowBits << 7);  // signed bytes plus 128
+        std::memcpy(out.codes + i, &eight, 8);
     }
 }
 
@@ -105,12 +110,15 @@ void q2_0(const uint8_t* block, const Out& out) {
 /// A byte is the fraction 0.t0 t1 t2 t3 t4 in base 3, rounded up, of 256: times 3^n brings digit n to the front.
 template <int kBytes, int kDigits>
 uint8_t* base_3(const uint8_t* bytes, uint8_t* codes) {
-    int power = 1;
-    for (int digit = 0; digit < kDigits; ++digit, power *= 3, codes += kBytes) {
+    uint8_t rest[kBytes];  // memory of its own: the loops become vector instructions
+    std::memcpy(rest, bytes, kBytes);
+    for (int digit = 0; digit < kDigits; ++digit, codes += kBytes) {
+        uint8_t digits[kBytes];
         for (int i = 0; i < kBytes; ++i) {
-            const auto shifted = static_cast<uint8_t>(bytes[i] * power);        // modulo 256
-            codes[i] = static_cast<uint8_t>((shifted > 85) + (shifted > 170));  // shifted * 3 / 256
+            digits[i] = static_cast<uint8_t>((rest[i] > 85) + (rest[i] > 170));  // rest * 3 / 256
+            rest[i] = static_cast<uint8_t>(rest[i] * 3);                         // modulo 256
         }
+        std::memcpy(codes, digits, kBytes);
     }
     return codes;
 }
@@ -149,12 +157,12 @@ void q3_k(const uint8_t* block, const Out& out) {
     out.half(0, block + 108);
     uint8_t scales[16];
     fields<4, 8, 8>(block + 96, scales);
-    more_fields<2, 4, 4, 4>(block + 104, scales);
+    fields<2, 4, 4, 4>(block + 104, scales);
     for (int i = 0; i < 16; ++i) {
         out.scales[i] = static_cast<int8_t>(scales[i] - 32);
     }
     fields<2, 64, 32>(block + 32, out.codes);
-    more_fields<1, 2, 32, 32>(block, out.codes);
+    fields<1, 32, 32, 2>(block, out.codes);
 }
 
 /// The twelve bytes of Q4_K and Q5_K -> eight scales and eight minima of six bits.
@@ -182,14 +190,14 @@ void q5_k(const uint8_t* block, const Out& out) {
     out.half(1, block + 2);
     sub_scales(block + 4, out);
     fields<4, 128, 32>(block + 48, out.codes);
-    more_fields<1, 4, 32, 32>(block + 16, out.codes);
+    fields<1, 32, 32, 4>(block + 16, out.codes);
 }
 
 void q6_k(const uint8_t* block, const Out& out) {
     out.half(0, block + 208);
     std::memcpy(out.scales, block + 192, 16);
     fields<4, 128, 64>(block, out.codes);
-    more_fields<2, 4, 64, 32>(block + 128, out.codes);
+    fields<2, 64, 32, 4>(block + 128, out.codes);
 }
 
 /// One block after the other.

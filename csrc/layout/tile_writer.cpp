@@ -236,38 +236,57 @@ void write_field(const PlanesView& planes, const std::vector<ActGroup>& act_grou
     }
 }
 
-/// One field of some rows from codes. A unit's words have its codes in eights.
-template <int32_t kBits>
+/// The word of a unit of kColumns codes, of which `count` are there: fields of kBits bits from bit `down` on.
+template <int32_t kBits, int64_t kColumns>
+TMAC_ALWAYS_INLINE uint32_t fold_codes(const uint8_t* codes, int64_t count, int32_t down) {
+    constexpr uint64_t kMask = kLowBits * ((1U << kBits) - 1U);
+    uint32_t word = 0;
+    for (int32_t part = 0; part < kColumns / 8 && 8 * part < count; ++part) {
+        uint64_t eight = 0;
+        if (count - 8 * part >= 8) {
+            std::memcpy(&eight, codes + 8 * part, 8);
+        } else {
+            std::memcpy(&eight, codes + 8 * part, static_cast<size_t>(count - 8 * part));
+        }
+        eight = down >= 0 ? eight >> down : eight << -down;  // negative: a code has fewer bits than the field
+        word |= fold_fields(eight & kMask, kBits, 2 * part * kBits);
+    }
+    return word;
+}
+
+/// One field of some rows from codes.
+template <int32_t kBits, int64_t kColumns>
 void write_codes(const CodesView& codes, const std::vector<ActGroup>& act_groups, const TiledCodes& out,
                  const Field& field, Range rows, int64_t first) {
-    constexpr uint64_t kMask = kLowBits * ((1U << kBits) - 1U);
+    constexpr bool kShared = kBits * kColumns < 32;  // two rows have each word
     const LayoutShape shape = layout_shape(out.layout, codes.bits);
     const Region& region = field.region;
-    const int64_t unit_bytes = region.chunk_bytes / (shape.k_chunk / region.unit_columns);
-    const int32_t down = codes.bits - field.first_plane - kBits;  // negative: a code has fewer bits than the field
+    const int64_t unit_bytes = region.chunk_bytes / (shape.k_chunk / kColumns);
+    const int32_t down = codes.bits - field.first_plane - kBits;
+    const auto put = [](uint8_t* at, uint32_t word, int32_t shift) {
+        kShared ? HalfBitFold::put(at, word, shift) : Fold::put(at, word, shift);
+    };
     for (int64_t row = rows.begin; row < rows.end;) {
         const int64_t tile_end = std::min(rows.end, (row + first) / shape.n_tile * shape.n_tile + shape.n_tile - first);
         Windows window(out, act_groups, region, codes.bits, row + first);
-        while (window.next(kWindowColumns / region.unit_columns)) {
+        while (window.next(kWindowColumns / kColumns)) {
+            const bool regular = window.regular();
+            const Unit* units = window.units.data();
+            const int64_t last = window.count() - 1;
             for (int64_t r = row; r < tile_end; ++r) {
                 const RowPlace place = place_of_row(out.layout, shape, unit_bytes, r + first);
                 uint8_t* at = region.data + place.offset;
                 const uint8_t* of_row = codes.data + r * codes.k;
-                for (int64_t i = 0; i < window.count(); ++i) {
-                    const Unit& unit = window.units[static_cast<size_t>(i)];
-                    uint32_t word = 0;
-                    for (int32_t part = 0; 8 * part < unit.count; ++part) {
-                        uint64_t eight = 0;
-                        const int64_t count = unit.count - 8 * part;
-                        if (count >= 8) {
-                            std::memcpy(&eight, of_row + unit.column + 8 * part, 8);
-                        } else {
-                            std::memcpy(&eight, of_row + unit.column + 8 * part, static_cast<size_t>(count));
-                        }
-                        eight = down >= 0 ? eight >> down : eight << -down;
-                        word |= fold_fields(eight & kMask, kBits, 2 * part * kBits);
+                const uint8_t* in_row = of_row + units[0].column;
+                int64_t i = 0;
+                if (regular && down >= 0) {
+                    for (; i < last; ++i, in_row += kColumns) {
+                        put(at + units[i].offset, fold_codes<kBits, kColumns>(in_row, kColumns, down), place.shift);
                     }
-                    HalfBitFold::put(at + unit.offset, word, place.shift);
+                }
+                for (; i <= last; ++i) {
+                    const uint32_t word = fold_codes<kBits, kColumns>(of_row + units[i].column, units[i].count, down);
+                    put(at + units[i].offset, word, place.shift);
                 }
             }
         }
@@ -307,7 +326,10 @@ void codes_to_layout(const CodesView& codes, const std::vector<ActGroup>& act_gr
                      int64_t first) {
     if (in_codes(out.layout)) {
         for (const Field& field : fields_of(out, codes.bits)) {
-            const auto write = field.bits == 1 ? write_codes<1> : field.bits == 2 ? write_codes<2> : write_codes<4>;
+            const bool half = field.region.unit_columns == 16;
+            const auto write = field.bits == 1   ? half ? write_codes<1, 16> : write_codes<1, 32>
+                               : field.bits == 2 ? write_codes<2, 16>
+                                                 : write_codes<4, 8>;
             write(codes, act_groups, out, field, rows, first);
         }
         return;
