@@ -10,16 +10,17 @@
 
 // Every layout stores, for one row and one region, an independent little word of four bytes for each unit of 8 to 32
 // columns. So a layout is two things: where a unit lies, and the fold that turns 64 (trits: 40) bits of each plane of
-// the region into the words of its units. Both are apart from the loops, which take a window of about 512 columns, a
-// cache line of each plane, of all rows of a tile: what is read are whole lines, and so is what is written, since 16
-// rows follow each other in a line.
+// the region into the words of its units. Both are apart from the loops, which take a window of some columns of all
+// rows of a tile: what is read are whole cache lines of each plane, and so is what is written, since 16 rows follow
+// each other in a line.
 
 namespace tmac {
 namespace {
 
-constexpr int64_t kWindowColumns = 512;
-constexpr int64_t kMostUnits = kWindowColumns / 8;
-constexpr int64_t kMostBlocks = 16;  // of a window: 8 of 64 columns, 13 of 40
+constexpr int64_t kMostColumns = 2048;   // of a window
+constexpr int64_t kWindowOfCodes = 512;  // a line of these has 64
+constexpr int64_t kMostUnits = kMostColumns / 8;
+constexpr int64_t kMostBlocks = kMostColumns / 40;
 
 /// Columns of a row that share a word.
 struct Unit {
@@ -156,7 +157,7 @@ template <class FoldOf>
 void write_planes(const PlaneRows& source, const std::vector<ActGroup>& act_groups, const TiledCodes& out,
                   const Region& region, Range rows, int64_t first) {
     constexpr int64_t kBlock = FoldOf::kUnits * FoldOf::kColumns;
-    constexpr int64_t kUnits = kWindowColumns / kBlock * FoldOf::kUnits;
+    constexpr int64_t kUnits = FoldOf::kWindow / kBlock * FoldOf::kUnits;
     const LayoutShape shape = layout_shape(out.layout, source.planes.bits);
     const int64_t unit_bytes = region.chunk_bytes / (shape.k_chunk / region.unit_columns);
     const uint8_t* end = source.end();
@@ -169,7 +170,9 @@ void write_planes(const PlaneRows& source, const std::vector<ActGroup>& act_grou
                 uint64_t columns[FoldOf::kPlanes][kMostBlocks];
                 for (int64_t plane = 0; plane < FoldOf::kPlanes; ++plane) {
                     const uint8_t* bits = source.planes.row(source.first_plane + static_cast<int32_t>(plane), r);
-                    TMAC_PREFETCH(bits + window.units[0].column / 8 + kWindowColumns / 8);
+                    if constexpr (FoldOf::kWindow < kMostColumns) {
+                        TMAC_PREFETCH(bits + (window.units[0].column + FoldOf::kWindow) / 8);
+                    }
                     load_window(bits, end, window, regular, FoldOf::kUnits, FoldOf::kColumns, columns[plane]);
                 }
                 const RowPlace place = place_of_row(out.layout, shape, unit_bytes, r + first);
@@ -269,7 +272,7 @@ void write_codes(const CodesView& codes, const std::vector<ActGroup>& act_groups
     for (int64_t row = rows.begin; row < rows.end;) {
         const int64_t tile_end = std::min(rows.end, (row + first) / shape.n_tile * shape.n_tile + shape.n_tile - first);
         Windows window(out, act_groups, region, codes.bits, row + first);
-        while (window.next(kWindowColumns / kColumns)) {
+        while (window.next(kWindowOfCodes / kColumns)) {
             const bool regular = window.regular();
             const Unit* units = window.units.data();
             const int64_t last = window.count() - 1;

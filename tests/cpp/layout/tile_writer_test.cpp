@@ -167,6 +167,18 @@ TEST_CASE("rows in several bands and tiles become every layout as it is defined"
     }
 }
 
+TEST_CASE("long rows become every layout as it is defined", "[tiles]") {
+    Random random(10);
+    for (const Layout layout : kLayouts) {
+        const auto [narrowest, widest] = widths_of(layout);
+        for (int32_t bits = narrowest; bits <= widest; ++bits) {
+            for (const int32_t group_size : {-1, 32, 100}) {
+                check_writers(random, layout, bits, 33, 4200, group_size);
+            }
+        }
+    }
+}
+
 TEST_CASE("bits behind the last column of a row mean nothing", "[tiles]") {
     Random random(9);
     for (const Layout layout : kLayouts) {
