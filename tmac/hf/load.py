@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,7 @@ def load_tokenizer(file: GgufFile) -> PreTrainedTokenizerFast:
     """
     data = read_tokenizer(file)
     try:
-        backend = Tokenizer.from_str(json.dumps(data.json))
+        backend = Tokenizer.from_str(data.text())
     except Exception as error:  # tokenizers raises bare Exceptions
         raise format_error(
             file.path, f"the tokenizers package refuses it ({error})", "tokenizer.ggml.tokens"
