@@ -82,16 +82,19 @@ def read_block_rows(matrix: Matrix, begin: int, end: int) -> NDArray[np.uint8]:
     """
     per_row = matrix.in_features // matrix.kind.block
     first, nbytes = matrix.blocks[0], per_row * matrix.kind.block_bytes
-    wanted = np.arange(begin, end) if matrix.rows is None else matrix.rows[begin:end]
-    order = np.argsort(wanted, kind="stable")
+    rows: NDArray[np.uint8] = scratch_array((end - begin, nbytes), np.dtype(np.uint8))
+    if matrix.rows is None:
+        matrix.file.read_blocks(matrix.info, first + begin * per_row, rows)
+        return rows
+    wanted = matrix.rows[begin:end]
+    order = np.argsort(wanted)
     in_file = wanted[order]
     runs = np.split(in_file, np.flatnonzero(np.diff(in_file) != 1) + 1)  # of rows that follow each other
-    rows: NDArray[np.uint8] = scratch_array((end - begin, nbytes), np.dtype(np.uint8))
     at = 0
     for run in runs:
         matrix.file.read_blocks(matrix.info, first + int(run[0]) * per_row, rows[at : at + len(run)])
         at += len(run)
-    return rows if matrix.rows is None else rows[np.argsort(order)]
+    return rows[np.argsort(order)]
 
 
 def _split(matrix: Matrix, first: int, count: int) -> Parts:
