@@ -114,6 +114,11 @@ py::dict features() {
 
 }  // namespace
 
+void require_plain(const py::array& array, const std::string& name) {
+    TMAC_CHECK((array.flags() & py::array::c_style) != 0, "[", name, "] must be C-contiguous");
+    TMAC_CHECK((array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) != 0, "[", name, "] must be aligned");
+}
+
 QuantSpec spec_from_python(const py::handle& object) {
     QuantSpec spec;
     spec.bits = static_cast<uint8_t>(parse_int(object, "bits", 1, 8));

@@ -74,8 +74,8 @@ py::array_t<float> forward(SharedDecoder& shared, const std::vector<int64_t>& id
     return shared.use([&](Decoder& decoder) {
         py::array_t<float> logits = logits_array(decoder, rows);
         float* data = logits.mutable_data();
-        const ReleasedGil release;
-        decoder.forward(chunks, phase, num_threads, SignalCheck(), data);
+        ReleasedGil release;
+        decoder.forward(chunks, phase, num_threads, SignalCheck(release), data);
         return logits;
     });
 }
@@ -87,8 +87,8 @@ py::array_t<float> forward_tree(SharedDecoder& shared, int64_t id, const py::arr
     return shared.use([&](Decoder& decoder) {
         py::array_t<float> logits = logits_array(decoder, nodes.size());
         float* data = logits.mutable_data();
-        const ReleasedGil release;
-        decoder.forward_tree(id, nodes, before, num_threads, SignalCheck(), data);
+        ReleasedGil release;
+        decoder.forward_tree(id, nodes, before, num_threads, SignalCheck(release), data);
         return logits;
     });
 }
@@ -140,7 +140,7 @@ py::dict take_profile(SharedDecoder& shared) {
 void bind_decoder(py::module_& module) {
     py::register_exception<CacheFull>(module, "CacheFullError", PyExc_RuntimeError);
     py::class_<SharedDecoder>(module, "Decoder")
-        .def(py::init<const std::shared_ptr<Model>&, const std::string&, int64_t>(), py::arg("model"),
+        .def(py::init<const std::shared_ptr<Model>&, const std::string&, int64_t>(), py::arg("model").none(false),
              py::arg("cache_type") = "f16", py::arg("max_positions") = 0)
         .def("create", [](SharedDecoder& shared) { return shared.use([](Decoder& d) { return d.cache().create(); }); })
         .def(

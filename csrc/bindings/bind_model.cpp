@@ -149,7 +149,7 @@ public:
     void add_floats(const std::string& name, const py::array& array, const std::string& dtype,
                     const std::optional<py::array>& bias) {
         const FloatKind& kind = float_kind(array, dtype, name);
-        TMAC_CHECK((array.flags() & py::array::c_style) != 0, "[ModelBuilder] ", name, " must be C-contiguous");
+        require_plain(array, name);
         if (array.ndim() == 1) {
             TMAC_CHECK(kind.type == DType::f32, "[ModelBuilder] ", name, ": a vector must be F32");
             const auto* data = static_cast<const float*>(array.data());

@@ -111,8 +111,8 @@ py::list time_kernels_list(const py::object& spec_object, int64_t out_features, 
     select_kernels(spec, selection());  // throws where nothing serves it
     const TimingPlan plan{std::move(tokens), runs, num_threads};
     const std::vector<KernelTimes> times = [&] {
-        const ReleasedGil release;
-        return time_kernels(spec, out_features, in_features, candidates(spec, selection()), plan, SignalCheck());
+        ReleasedGil release;
+        return time_kernels(spec, out_features, in_features, candidates(spec, selection()), plan, SignalCheck(release));
     }();
     py::list rows;
     for (const KernelTimes& each : times) {

@@ -29,7 +29,7 @@ GroupType group_type_of(const py::dtype& dtype, const char* name) {
 const void* require_groups(const py::array& array, const char* name, const Dimensions& want) {
     TMAC_CHECK(array.ndim() == 2 && array.shape(0) == want.n && array.shape(1) == want.groups, "[", name,
                "] expected shape [", want.n, ", ", want.groups, "]");
-    TMAC_CHECK((array.flags() & py::array::c_style) != 0, "[", name, "] must be C-contiguous");
+    require_plain(array, name);
     return array.data();
 }
 

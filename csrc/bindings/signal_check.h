@@ -6,23 +6,23 @@
 
 namespace tmac {
 
-/// Lets Ctrl-C through, at most every fiftieth of a second: asking costs the GIL. For use while it is released.
+/// Lets Ctrl-C through, every fiftieth of a second: asking costs the GIL, for which other threads may make it wait.
 class SignalCheck {
 public:
+    explicit SignalCheck(ReleasedGil& released) : released_(released) {}
+
     void operator()() {
-        const auto now = std::chrono::steady_clock::now();
-        if (now - last_ < std::chrono::milliseconds(20)) {
-            return;
+        if (Clock::now() - last_ >= std::chrono::milliseconds(20)) {
+            released_.check_signals();
+            last_ = Clock::now();
         }
-        const py::gil_scoped_acquire acquire;
-        if (PyErr_CheckSignals() != 0) {
-            throw py::error_already_set();
-        }
-        last_ = std::chrono::steady_clock::now();
     }
 
 private:
-    std::chrono::steady_clock::time_point last_{};
+    using Clock = std::chrono::steady_clock;
+
+    ReleasedGil& released_;
+    Clock::time_point last_ = Clock::now();
 };
 
 }  // namespace tmac

@@ -50,6 +50,9 @@ void add_rows(const Chunk& chunk, int64_t length, PassRows& rows) {
 Decoder::Decoder(std::shared_ptr<const Model> model, CacheType cache_type, int64_t max_positions)
     : model_(std::move(model)), cache_(cache_type, cache_layers(model_->config), max_positions) {}
 
+/// Of a pass that failed: others may want the pages.
+void Decoder::give_back_reserved(int64_t sequence) { cache_.truncate(sequence, cache_.length(sequence)); }
+
 void Decoder::check_tokens(const std::vector<int32_t>& tokens) const {
     for (const int32_t token : tokens) {
         TMAC_CHECK(token >= 0 && token < model_->config.vocab_size, "[Decoder] token ", token,
@@ -77,11 +80,17 @@ void Decoder::forward(const std::vector<Chunk>& chunks, Phase phase, int num_thr
         add_rows(chunk, cache_.length(chunk.sequence), rows);
         tokens.insert(tokens.end(), chunk.tokens.begin(), chunk.tokens.end());
     }
-    // What a failed pass has reserved is given back at the sequence's next change.
-    for (const Chunk& chunk : chunks) {
-        cache_.reserve(chunk.sequence, static_cast<int64_t>(chunk.tokens.size()));
+    try {
+        for (const Chunk& chunk : chunks) {
+            cache_.reserve(chunk.sequence, static_cast<int64_t>(chunk.tokens.size()));
+        }
+        run(rows, tokens, wanted, phase, num_threads, checkpoint, logits);
+    } catch (...) {
+        for (const Chunk& chunk : chunks) {
+            give_back_reserved(chunk.sequence);
+        }
+        throw;
     }
-    run(rows, tokens, wanted, phase, num_threads, checkpoint, logits);
     for (const Chunk& chunk : chunks) {
         cache_.commit(chunk.sequence, static_cast<int64_t>(chunk.tokens.size()));
     }
@@ -107,10 +116,15 @@ void Decoder::forward_tree(int64_t sequence, const std::vector<int32_t>& tokens,
         wanted.push_back(static_cast<int64_t>(i));
     }
     rows.parents = parents;
-    cache_.reserve(sequence, static_cast<int64_t>(tokens.size()));
-    run(rows, tokens, wanted, Phase::decode, num_threads, checkpoint, logits);
-    tree_sequence_ = sequence;
     tree_parents_ = parents;
+    cache_.reserve(sequence, static_cast<int64_t>(tokens.size()));
+    try {
+        run(rows, tokens, wanted, Phase::decode, num_threads, checkpoint, logits);
+    } catch (...) {
+        give_back_reserved(sequence);
+        throw;
+    }
+    tree_sequence_ = sequence;
 }
 
 void Decoder::keep(int64_t sequence, const std::vector<int64_t>& nodes) {

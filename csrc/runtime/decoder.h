@@ -32,8 +32,8 @@ public:
 
     /// Appends the chunks to their sequences and writes the wanted rows' logits, f32 [wanted rows, vocab_size].
     /// Results do not depend on what else is in the pass, on its cuts, or on `num_threads`. `checkpoint` is called
-    /// between layers; where it throws, no sequence has changed. Throws std::invalid_argument on ids, tokens or rows
-    /// that do not exist, and CacheFull.
+    /// between layers; where it throws, no sequence has changed and none holds positions more. Throws
+    /// std::invalid_argument on ids, tokens or rows that do not exist, and CacheFull.
     void forward(const std::vector<Chunk>& chunks, Phase phase, int num_threads,
                  const std::function<void()>& checkpoint, float* logits);
 
@@ -52,6 +52,7 @@ private:
     void embed(Pass& pass, const std::vector<int32_t>& tokens);
     void compute_logits(Pass& pass, const std::vector<int64_t>& wanted, float* logits);
     void check_tokens(const std::vector<int32_t>& tokens) const;
+    void give_back_reserved(int64_t sequence);
 
     std::shared_ptr<const Model> model_;
     KvCache cache_;

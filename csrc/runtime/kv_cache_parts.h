@@ -35,6 +35,8 @@ struct KvCache::Sequence {
     Sequence(size_t num_groups, size_t num_layers) : tables(num_groups), pointers(num_layers) {}
 };
 
-constexpr int64_t pages_of(int64_t positions) { return (positions + kPagePositions - 1) / kPagePositions; }
+constexpr int64_t pages_of(int64_t positions) {
+    return positions / kPagePositions + (positions % kPagePositions != 0 ? 1 : 0);
+}
 
 }  // namespace tmac

@@ -80,9 +80,7 @@ void validate(const ModelConfig& config) {
         check_range("layer_rope", config.layer_rope[i], -1, static_cast<int64_t>(config.ropes.size()) - 1);
         (config.sparse_layers[i] ? sparse : dense) = true;
     }
-    if (dense) {
-        check_range("intermediate_size", config.intermediate_size, 1, kMaxSize);
-    }
+    check_range("intermediate_size", config.intermediate_size, dense ? 1 : 0, kMaxSize);
     if (sparse) {
         check_experts(config);
     }

@@ -27,16 +27,12 @@ void check(const ModelConfig& config, const Layer& layer) {
     require(layer, "pre_mlp_norm", layer.pre_mlp_norm);
     if (config.sparse_layers[static_cast<size_t>(layer.index)]) {
         require_experts(layer);
+        if (config.shared_intermediate_size > 0) {
+            require_mlp(layer, layer.shared, "shared.");
+            require(layer, "shared_gate", layer.shared_gate);
+        }
     } else {
         require_mlp(layer, layer.mlp, "");
-    }
-}
-
-void check_qwen2(const ModelConfig& config, const Layer& layer) {
-    check(config, layer);
-    if (config.sparse_layers[static_cast<size_t>(layer.index)]) {
-        require_mlp(layer, layer.shared, "shared.");
-        require(layer, "shared_gate", layer.shared_gate);
     }
 }
 
@@ -49,7 +45,7 @@ void check_qwen3(const ModelConfig& config, const Layer& layer) {
 }  // namespace
 
 const Family kMixtral{"mixtral", run, check};
-const Family kQwen2Moe{"qwen2_moe", run, check_qwen2};
+const Family kQwen2Moe{"qwen2_moe", run, check};
 const Family kQwen3Moe{"qwen3_moe", run, check_qwen3};
 
 }  // namespace tmac

@@ -191,6 +191,28 @@ TEST_CASE("an interrupted pass leaves the sequences as they were", "[decoder]") 
           run(decoder, {{copy, slice(tokens, 10, 20)}}, Phase::prompt));
 }
 
+TEST_CASE("a pass that fails holds no page for any of its sequences", "[decoder]") {
+    TinyModel tiny("llama", {});
+    Decoder decoder(tiny.build(), CacheType::f16, 4 * kPagePositions);
+    KvCache& cache = decoder.cache();
+    std::vector<Chunk> chunks;
+    for (int i = 0; i < 3; ++i) {
+        chunks.push_back({cache.create(), {5}, {}});
+        run(decoder, {{chunks.back().sequence, some_tokens(12, kPagePositions)}}, Phase::prompt);
+    }
+    const auto interrupt = [] { throw std::runtime_error("interrupted"); };
+    Logits logits(TinyModel::kVocab);
+    CHECK_THROWS_AS(decoder.forward(chunks, Phase::decode, 1, [] {}, nullptr), CacheFull);  // the second finds no page
+    CHECK(cache.held_positions() == 3 * kPagePositions);
+    CHECK_THROWS_AS(decoder.forward({chunks[0]}, Phase::decode, 1, interrupt, nullptr), std::runtime_error);
+    CHECK(cache.held_positions() == 3 * kPagePositions);
+    CHECK_THROWS_AS(decoder.forward_tree(chunks[1].sequence, {5}, {-1}, 1, interrupt, logits.data()),
+                    std::runtime_error);
+    CHECK(cache.held_positions() == 3 * kPagePositions);
+    run(decoder, {{chunks[2].sequence, {5}}}, Phase::decode);
+    CHECK(cache.length(chunks[2].sequence) == kPagePositions + 1);
+}
+
 TEST_CASE("tokens, rows, nodes and weights that do not fit are refused by name", "[decoder]") {
     TinyModel tiny("llama", {});
     Decoder decoder(tiny.build(), CacheType::f16, 128);
@@ -209,8 +231,11 @@ TEST_CASE("tokens, rows, nodes and weights that do not fit are refused by name",
     CHECK_THROWS_WITH(decoder.forward_tree(id, {1, 2}, {-1, 1}, 1, [] {}, nullptr), TMAC_CONTAINS("parent of node 1"));
     CHECK_THROWS_AS(decoder.keep(id, {0}), std::invalid_argument);
 
-    TinyModel missing("qwen3", {});
-    missing.config().family = "gemma3";
+    TinyShape sparse;
+    sparse.experts = 3;
+    TinyModel negative("mixtral", sparse);
+    negative.config().intermediate_size = -1;  // of layers that it does not have
+    CHECK_THROWS_WITH(negative.build(), TMAC_CONTAINS("intermediate_size"));
     TinyModel wrong("llama", {});
     wrong.config().family = "nonsense";
     CHECK_THROWS_WITH(wrong.build(), TMAC_CONTAINS("known are llama, qwen2"));

@@ -308,6 +308,14 @@ TEST_CASE("the limit counts pages, shared ones once, and a refusal changes nothi
     CHECK(holds_tokens(cache, id, tokens));
 }
 
+TEST_CASE("the largest limit is none") {
+    KvCache cache(CacheType::f16, kPlain, INT64_MAX);
+    std::vector<uint32_t> tokens;
+    const int64_t id = cache.create();
+    append(cache, id, tokens, 100, 0);
+    CHECK(holds_tokens(cache, id, tokens));
+}
+
 TEST_CASE("a thousand sequences need the memory of the largest, and trimming gives it back") {
     KvCache cache(CacheType::f16, kWindows);
     int64_t bytes = 0;

@@ -1,0 +1,151 @@
+"""`_core.ModelBuilder` and `_core.Decoder` called directly: wrong arguments, threads, the interpreter's end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tmac import _core
+
+HIDDEN, VOCAB, INNER, DIM = 64, 50, 96, 16
+
+
+def config(**changes):
+    plain = {
+        "family": "llama",
+        "vocab_size": VOCAB,
+        "hidden_size": HIDDEN,
+        "intermediate_size": INNER,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": DIM,
+        "context_length": 512,
+        "norm_eps": 1e-6,
+        "activation": "silu",
+        "attention_scale": 0.25,
+        "rope": [{"inv_freq": [1.0, 0.25, 0.0625]}],
+    }
+    return plain | changes
+
+
+def mixture(**changes):
+    experts = {"num_experts": 3, "experts_per_token": 2, "moe_intermediate_size": 40}
+    layers = changes.get("num_layers", 2)
+    return config(family="mixtral", sparse_layers=[True] * layers, **experts) | changes
+
+
+def weights_of(values):
+    """Random float weights by name."""
+    rng = np.random.default_rng(0)
+
+    def mlp(prefix, inner):
+        return {
+            f"{prefix}gate": (inner, HIDDEN),
+            f"{prefix}up": (inner, HIDDEN),
+            f"{prefix}down": (HIDDEN, inner),
+        }
+
+    shapes: dict[str, tuple[int, ...]] = {"embedding": (VOCAB, HIDDEN), "final_norm": (HIDDEN,)}
+    for i in range(values["num_layers"]):
+        layer = f"layers.{i}."
+        shapes |= {f"{layer}{name}": (HIDDEN,) for name in ("input_norm", "pre_mlp_norm")}
+        shapes |= {f"{layer}q": (4 * DIM, HIDDEN), f"{layer}o": (HIDDEN, 4 * DIM)}
+        shapes |= {f"{layer}{name}": (2 * DIM, HIDDEN) for name in "kv"}
+        if "num_experts" in values:
+            shapes[f"{layer}router"] = (values["num_experts"], HIDDEN)
+            for expert in range(values["num_experts"]):
+                shapes |= mlp(f"{layer}experts.{expert}.", values["moe_intermediate_size"])
+        else:
+            shapes |= mlp(layer, INNER)
+    return {name: rng.standard_normal(shape).astype(np.float32) * 0.2 for name, shape in shapes.items()}
+
+
+def build(values):
+    builder = _core.ModelBuilder(values)
+    for name, array in weights_of(values).items():
+        builder.add_floats(name, array, "F32")
+    return builder.build()
+
+
+def ids(*tokens):
+    return np.array(tokens, np.int32)
+
+
+def run(decoder, seq, tokens, phase="prompt", **options):
+    """Logits of the last token."""
+    return decoder.forward([seq], [ids(*tokens)], phase, [ids(len(tokens) - 1)], **options)[0]
+
+
+def test_a_decoder_needs_a_model():
+    with pytest.raises(TypeError):
+        _core.Decoder(None)
+
+
+def test_weights_must_be_aligned():
+    shifted = np.zeros(VOCAB * HIDDEN * 4 + 1, np.uint8)[1:].view(np.float32).reshape(VOCAB, HIDDEN)
+    with pytest.raises(ValueError, match=r"embedding.* must be aligned"):
+        _core.ModelBuilder(config()).add_floats("embedding", shifted, "F32")
+
+
+@pytest.mark.parametrize("size", [-1, 2**62])
+def test_sizes_of_layers_that_a_mixture_does_not_have_are_checked(size):
+    with pytest.raises(ValueError, match="intermediate_size must be in 0"):
+        _core.ModelBuilder(mixture(intermediate_size=size))
+
+
+def test_a_shared_expert_without_weights_is_named_when_the_model_is_built():
+    with pytest.raises(ValueError, match=r"shared\.gate' is missing"):
+        build(mixture(shared_intermediate_size=40))
+
+
+@pytest.mark.parametrize("values", [config(), mixture()], ids=["dense", "mixture"])
+def test_decoders_of_one_model_run_in_several_threads(values):
+    model = build(values)
+    tokens = np.random.default_rng(1).integers(0, VOCAB, 70).tolist()
+    got = {}
+
+    def write(name, threads):
+        decoder = _core.Decoder(model)
+        seq = decoder.create()
+        rows = [run(decoder, seq, tokens, num_threads=threads)]
+        for _ in range(20):
+            rows.append(run(decoder, seq, [int(rows[-1].argmax())], "decode", num_threads=threads))
+        got[name] = np.stack(rows)
+
+    write("alone", 1)
+    writers = [threading.Thread(target=write, args=(i, 1 + i % 3)) for i in range(6)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert all(np.array_equal(got[i], got["alone"]) for i in range(6))
+
+
+def test_the_process_ends_while_daemon_threads_decode():
+    script = f"""
+import sys, threading, time
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_decoder_binding import _core, build, config, run
+
+model = build(config(num_layers=60))
+
+def work(threads):
+    decoder = _core.Decoder(model)
+    while True:
+        seq = decoder.create()
+        run(decoder, seq, [1] * 60, num_threads=threads)
+        decoder.release(seq)
+
+for threads in (1, 1, 2):
+    threading.Thread(target=work, args=(threads,), daemon=True).start()
+time.sleep(0.3)
+print("end", flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
