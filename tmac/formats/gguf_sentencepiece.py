@@ -6,8 +6,11 @@ scores. Gemma's scores do not follow its merges; the order of its tokens does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
+
+import numpy as np
 
 from tmac.formats.errors import format_error
 from tmac.formats.gguf import GgufFile
@@ -16,8 +19,6 @@ SPACE = "\u2581"
 GEMMA = ("gemma", "gemma2", "gemma3")
 MAX_TOKEN_LENGTH = 512  # every cut of a token is looked up
 MAX_MERGES_PER_TOKEN = 16  # on average; Gemma has two
-
-Merge = tuple[str, str]
 
 
 def sentencepiece_parts(file: GgufFile, tokens: Sequence[str]) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def sentencepiece_parts(file: GgufFile, tokens: Sequence[str]) -> dict[str, Any]
         "byte_fallback": True,
         "ignore_merges": False,
         "vocab": {token: index for index, token in enumerate(tokens)},
-        "merges": [list(merge) for merge in _merges(file, tokens, gemma)],
+        "merges": list(_merges(file, tokens, gemma)),
     }
     return {**_spaces(file, gemma), "model": model}
 
@@ -68,43 +69,54 @@ def _spaces(file: GgufFile, gemma: bool) -> dict[str, Any]:
     return {"normalizer": None, "pre_tokenizer": words, "decoder": decoder}
 
 
-def _merges(file: GgufFile, tokens: Sequence[str], gemma: bool) -> list[Merge]:
+def _merges(file: GgufFile, tokens: Sequence[str], gemma: bool) -> Iterator[list[str]]:
     """The file's merges, or every cut of a token into two others: best token first, then the longest left part."""
     if "tokenizer.ggml.merges" in file.metadata:
-        key = "tokenizer.ggml.merges"
-        pairs = [merge.split(" ") for merge in file.strings(key)]
-        known = set(tokens)
-        for pair in pairs:
-            if len(pair) != 2 or not {pair[0], pair[1], pair[0] + pair[1]} <= known:
-                message = f"expected two tokens that make a third one, found {' '.join(pair)!r}"
-                raise format_error(file.path, message, key)
-        return [(pair[0], pair[1]) for pair in pairs]
+        yield from _merges_of_file(file, set(tokens))
+        return
     index = {token: position for position, token in enumerate(tokens)}
     if gemma:
-        scores: list[float] = [-position for position in range(len(tokens))]
+        scores = -np.arange(len(tokens))
     else:
-        scores = file.numbers("tokenizer.ggml.scores").tolist()
-        if len(scores) != len(tokens) or not all(isinstance(score, float) and score == score for score in scores):
+        scores = file.numbers("tokenizer.ggml.scores")
+        if len(scores) != len(tokens) or scores.dtype.kind != "f" or np.isnan(scores).any():
             message = f"expected a number for each of the {len(tokens)} tokens"
             raise format_error(file.path, message, "tokenizer.ggml.scores")
-    found: list[tuple[float, int, int, Merge]] = []
+    whole, left, right = _cuts(file, index)
+    sizes = np.fromiter(map(len, tokens), np.int64, len(tokens))
+    wholes, lefts, rights = (np.asarray(each, np.intc) for each in (whole, left, right))
+    # the last key counts most; what is equal in all keeps the order of the tokens
+    for cut in np.lexsort((-sizes[rights], -sizes[lefts], -scores[wholes])).tolist():
+        yield [tokens[left[cut]], tokens[right[cut]]]
+
+
+def _merges_of_file(file: GgufFile, known: Set[str]) -> Iterator[list[str]]:
+    key = "tokenizer.ggml.merges"
+    for merge in file.strings(key):
+        pair = merge.split(" ")
+        if len(pair) != 2 or not {pair[0], pair[1], pair[0] + pair[1]} <= known:
+            raise format_error(file.path, f"expected two tokens that make a third one, found {merge!r}", key)
+        yield pair
+
+
+def _cuts(file: GgufFile, index: Mapping[str, int]) -> tuple[array[int], array[int], array[int]]:
+    """Positions of tokens that two others make, and of the two."""
+    most = MAX_MERGES_PER_TOKEN * len(index) + MAX_TOKEN_LENGTH
+    whole, left, right = array("i"), array("i"), array("i")
+    find = index.get
     for token, position in index.items():
-        score = scores[position]
-        cuts = sorted(_cuts(file, token, index), key=lambda merge: (index[merge[0]], index[merge[1]]))
-        found.extend((-score, -len(left), -len(right), (left, right)) for left, right in cuts)
-        if len(found) > MAX_MERGES_PER_TOKEN * len(tokens) + MAX_TOKEN_LENGTH:
+        if len(token) > MAX_TOKEN_LENGTH:
+            message = f"expected tokens of at most {MAX_TOKEN_LENGTH} characters, found one of {len(token)}"
+            raise format_error(file.path, message, "tokenizer.ggml.tokens")
+        for cut in range(1, len(token)):
+            first = find(token[:cut])
+            if first is not None:
+                second = find(token[cut:])
+                if second is not None:
+                    whole.append(position)
+                    left.append(first)
+                    right.append(second)
+        if len(whole) > most:
             message = "expected a vocabulary, found too many ways to make its tokens"
             raise format_error(file.path, message, "tokenizer.ggml.tokens")
-    found.sort(key=lambda item: item[:3])
-    return [item[3] for item in found]
-
-
-def _cuts(file: GgufFile, token: str, index: dict[str, int]) -> Iterator[Merge]:
-    """The pairs of tokens that make a token."""
-    if len(token) > MAX_TOKEN_LENGTH:
-        message = f"expected tokens of at most {MAX_TOKEN_LENGTH} characters, found one of {len(token)}"
-        raise format_error(file.path, message, "tokenizer.ggml.tokens")
-    for cut in range(1, len(token)):
-        left, right = token[:cut], token[cut:]
-        if left in index and right in index:
-            yield left, right
+    return whole, left, right

@@ -22,6 +22,7 @@ from tmac.progress import with_progress
 from tmac.runtime.chat_template import ChatTemplates
 from tmac.runtime.description import ModelDescription
 from tmac.runtime.families import describe
+from tmac.runtime.heap import give_back_memory
 from tmac.runtime.hub import local_path
 from tmac.runtime.low_bits import low_bit_spec, pack_floats, pack_layer
 from tmac.runtime.places import Place, find_places
@@ -317,6 +318,7 @@ def load_engine_parts(
     opening = {name: options.pop(name) for name in ("requantize", "revision") if name in options}
     opened = open_model(path_or_id, **opening)
     tokenizer = tokenizer_or_none(opened.checkpoint)
+    give_back_memory()
     builder = (make_builder or _core.ModelBuilder)(opened.description.config)
     load_weights(opened, builder, **options)
     content = opened.description.config

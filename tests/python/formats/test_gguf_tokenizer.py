@@ -1,9 +1,14 @@
+import json
+import sys
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from tmac.formats import FormatError
 from tmac.formats.gguf import GgufFile
 from tmac.formats.gguf_arrays import NumberArray
+from tmac.formats.gguf_texts import companion_texts
 from tmac.formats.gguf_tokenizer import read_tokenizer
 
 
@@ -111,3 +116,25 @@ def test_more_tokens_than_any_model_has(tiny_gguf, monkeypatch):
     monkeypatch.setattr("tmac.formats.gguf_tokenizer.MAX_TOKENS", 269)
     with pytest.raises(FormatError, match=r"tokenizer\.ggml\.tokens: expected at most 269 tokens, found 270"):
         read_tokenizer(GgufFile(tiny_gguf))
+
+
+def test_equal_scores_take_the_longest_left_part_and_then_the_order_of_the_tokens(tiny_gguf):
+    tokens = ["a", "b", "c", "ab", "bc", "abc"]
+    content = read_tokenizer(spm(tiny_gguf, tokens, [0, 0, 0, -1, -1, -1])).json
+    assert content["model"]["merges"] == [["ab", "c"], ["a", "bc"], ["a", "b"], ["b", "c"]]
+    assert read_tokenizer(spm(tiny_gguf, ["a", "b"], [0, 0])).json["model"]["merges"] == []
+
+
+def test_a_tokenizer_leaves_no_more_memory_than_its_text(tiny_gguf):
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    tokens = [*letters, *(a + b for a in letters for b in letters), *(f"{a}{b}a" for a in letters for b in letters)]
+    texts = companion_texts(spm(tiny_gguf, tokens), {})
+    texts["tokenizer.json"]()
+    tracemalloc.start()
+    try:
+        text = texts["tokenizer.json"]()
+        found = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert found < 1.5 * sys.getsizeof(text)
+    assert json.loads(texts["tokenizer_config.json"]())["bos_token"] == "a"
