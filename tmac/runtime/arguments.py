@@ -4,7 +4,24 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, get_args
+
+from tmac.spec import Activation
+
+CACHE_TYPES = ("f32", "f16", "int8")
+CHOICES = {"activation": get_args(Activation), "cache_type": CACHE_TYPES}
+RANGES: dict[str, tuple[int, int | None]] = {
+    "context_length": (1, None),
+    "head_bits": (1, 8),
+    "embedding_bits": (1, 8),
+    "num_threads": (1, None),
+    "max_positions": (1, None),
+    "chunk_size": (1, None),
+    "max_batch": (1, None),
+    "max_queue": (0, None),
+    "kept_positions": (0, None),
+}
 
 
 def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
@@ -50,6 +67,27 @@ def flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name}: expected True or False, found {shown(value)}")
     return value
+
+
+def choice(name: str, value: Any, known: Sequence[str]) -> None:
+    """Raises ValueError for what is not one of `known`."""
+    if value not in known:
+        raise ValueError(f"{name}: expected one of {', '.join(known)}, found {shown(value)}")
+
+
+def check_loading(**given: Any) -> None:
+    """Looks at the arguments of `Engine.from_pretrained` before anything is read, which may take long.
+
+    Raises:
+        TypeError, ValueError: one is wrong; the message names it.
+    """
+    for name, value in given.items():
+        if value is None:
+            continue
+        if name in CHOICES:
+            choice(name, value, CHOICES[name])
+        else:
+            integer(name, value, *RANGES[name])
 
 
 def strings(name: str, value: Any) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from tmac.runtime.arguments import integer, shown
+from tmac.runtime.arguments import check_loading, integer, shown
 from tmac.runtime.constrain import Grammars
 from tmac.runtime.detokenize import byte_tokens
 from tmac.runtime.evaluate import Evaluator, rope_key
@@ -133,8 +133,20 @@ class Engine:
             FormatError: the checkpoint is damaged.
             ValueError: an argument is wrong, or the model is of an unknown family.
         """
-        loading = _loading()
-        parts = loading.load_engine_parts(
+        check_loading(
+            activation=activation,
+            cache_type=cache_type,
+            context_length=context_length,
+            head_bits=head_bits,
+            embedding_bits=embedding_bits,
+            num_threads=num_threads,
+            max_positions=max_positions,
+            chunk_size=chunk_size,
+            max_batch=max_batch,
+            max_queue=max_queue,
+            kept_positions=kept_positions,
+        )
+        parts = _loading().load_engine_parts(
             path,
             activation=activation,
             head_bits=head_bits,
@@ -142,19 +154,16 @@ class Engine:
             requantize=requantize,
             revision=revision,
             progress=progress,
+            context_length=context_length,
         )
-        length = parts.context_length
-        if context_length is not None:
-            length = integer("context_length", context_length, 1, length)
         cache_type = cache_type or ("f32" if activation == "float" else "f16")
-        positions = 0 if max_positions is None else integer("max_positions", max_positions, 1)
         return cls(
-            core.Decoder(parts.model, cache_type=cache_type, max_positions=positions),
+            core.Decoder(parts.model, cache_type=cache_type, max_positions=max_positions or 0),
             parts.tokenizer,
             model_config=parts.model_config,
             config=parts.config,
             eos_ids=parts.eos_ids,
-            context_length=length,
+            context_length=parts.context_length,
             chat_template=parts.chat_template,
             cache_type=cache_type,
             chunk_size=chunk_size,

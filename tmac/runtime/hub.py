@@ -36,3 +36,8 @@ def local_path(path_or_id: str | Path, revision: str | None = None) -> Path:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=[*_ALWAYS, *_WEIGHTS]))
     except HFValidationError as error:
         raise ValueError(f"[from_pretrained] {name!r} is neither a path nor the id of a repository") from error
+    except OSError as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise FileNotFoundError(
+            f"[from_pretrained] there is no file or folder {name}, and the hub did not give it: {reason}"
+        ) from error

@@ -19,6 +19,7 @@ from tmac.formats.checkpoint import Array, Checkpoint, StoredTensor, to_float32
 from tmac.formats.errors import format_error
 from tmac.formats.in_order import in_order
 from tmac.progress import with_progress
+from tmac.runtime.arguments import integer
 from tmac.runtime.chat_template import ChatTemplates
 from tmac.runtime.description import ModelDescription
 from tmac.runtime.families import describe
@@ -298,7 +299,7 @@ class EngineParts:
         tokenizer: of the checkpoint.
         eos_ids: tokens that end an answer.
         chat_template: None where the checkpoint has none.
-        context_length: positions that the model was made for.
+        context_length: positions of a text: those that the model was made for, or fewer.
     """
 
     model: Any
@@ -311,13 +312,18 @@ class EngineParts:
 
 
 def load_engine_parts(
-    path_or_id: str | Path, *, make_builder: Callable[[dict[str, Any]], Any] | None = None, **options: Any
+    path_or_id: str | Path,
+    *,
+    make_builder: Callable[[dict[str, Any]], Any] | None = None,
+    context_length: int | None = None,
+    **options: Any,
 ) -> EngineParts:
     """Model and tokenizer of a checkpoint.
 
     Args:
         path_or_id: as of `open_model`.
         make_builder: None is `_core.ModelBuilder`.
+        context_length: fewer positions than the model's; None: all of them.
         options: of `open_model` and `load_weights`.
 
     Raises:
@@ -325,11 +331,14 @@ def load_engine_parts(
     """
     opening = {name: options.pop(name) for name in ("requantize", "revision") if name in options}
     opened = open_model(path_or_id, **opening)
+    content = opened.description.config
+    positions: int = content["context_length"]
+    if context_length is not None:
+        positions = integer("context_length", context_length, 1, positions)
     tokenizer = tokenizer_or_none(opened.checkpoint)
     _core.release_memory()  # a large vocabulary was ten times as much while it was read
-    builder = (make_builder or _core.ModelBuilder)(opened.description.config)
+    builder = (make_builder or _core.ModelBuilder)(content)
     load_weights(opened, builder, **options)
-    content = opened.description.config
     return EngineParts(
         builder.build(),
         content,
@@ -337,5 +346,5 @@ def load_engine_parts(
         tokenizer,
         frozenset(tokenizer.eos_ids),
         tokenizer.chat_template,
-        content["context_length"],
+        positions,
     )

@@ -135,3 +135,10 @@ def test_more_tokens_than_any_model_has(tiny_gguf, monkeypatch):
     monkeypatch.setattr("tmac.formats.gguf_tokenizer.MAX_TOKENS", 269)
     with pytest.raises(FormatError, match=r"tokenizer\.ggml\.tokens: expected at most 269 tokens, found 270"):
         read_tokenizer(GgufFile(tiny_gguf))
+
+
+def test_equal_scores_take_the_longest_left_part_and_then_the_order_of_the_tokens(tiny_gguf):
+    tokens = ["a", "b", "c", "ab", "bc", "abc"]
+    content = json.loads(read_tokenizer(spm(tiny_gguf, tokens, [0, 0, 0, -1, -1, -1])).text())
+    assert content["model"]["merges"] == [["ab", "c"], ["a", "bc"], ["a", "b"], ["b", "c"]]
+    assert json.loads(read_tokenizer(spm(tiny_gguf, ["a", "b"], [0, 0])).text())["model"]["merges"] == []

@@ -16,7 +16,7 @@ def calls(monkeypatch, fake_core, tokenizer):
     """What loading and the decoder were called with."""
     found = {}
 
-    def load_engine_parts(path, **options):
+    def load_engine_parts(path, context_length, **options):
         found["load"] = (path, options)
         return SimpleNamespace(
             model="model",
@@ -25,7 +25,7 @@ def calls(monkeypatch, fake_core, tokenizer):
             tokenizer=tokenizer,
             eos_ids=frozenset({tokenizer.id("<eos>")}),
             chat_template=ChatTemplate(),
-            context_length=512,
+            context_length=context_length or 512,
         )
 
     def make_decoder(model, cache_type, max_positions):
@@ -64,17 +64,29 @@ def test_the_exact_mode_has_an_exact_cache(calls, options, cache_type):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"context_length": 513}, "context_length: expected an integer from 1 to 512, found 513"),
         ({"context_length": 0}, "context_length"),
+        ({"activation": "int8"}, "activation: expected one of group, token, float, found 'int8'"),
+        ({"cache_type": "f8"}, "cache_type: expected one of f32, f16, int8, found 'f8'"),
+        ({"head_bits": 9}, "head_bits: expected an integer from 1 to 8, found 9"),
+        ({"embedding_bits": 0}, "embedding_bits: expected an integer from 1 to 8, found 0"),
+        ({"max_queue": -1}, "max_queue"),
+        ({"kept_positions": -1}, "kept_positions"),
         ({"max_positions": 0}, "max_positions: expected an integer at least 1, found 0"),
         ({"chunk_size": 0}, "chunk_size"),
         ({"num_threads": 0}, "num_threads"),
         ({"max_batch": 0}, "max_batch"),
     ],
 )
-def test_wrong_arguments_are_named(calls, options, message):
+def test_wrong_arguments_are_named_before_anything_is_read(calls, options, message):
     with pytest.raises(ValueError, match=message):
         tmac.Engine.from_pretrained("folder", **options)
+    assert not calls
+
+
+def test_a_context_beyond_the_model_s_is_refused_before_the_weights_are_read(repository, monkeypatch):
+    monkeypatch.setattr("tmac.runtime.loading.load_weights", lambda *_, **__: pytest.fail("weights are read"))
+    with pytest.raises(ValueError, match=r"context_length: expected an integer from 1 to \d+, found 1000000"):
+        tmac.Engine.from_pretrained(repository / "tests" / "data" / "tiny_llama.gguf", context_length=10**6)
 
 
 def test_a_smaller_context_may_be_asked_for(calls):
