@@ -263,7 +263,7 @@ def test_the_barrier_is_measured_and_its_arguments_are_checked():
 @pytest.mark.parametrize("operation", ["round_to_nearest", "pack", "unpack", "tensors", "dequantize"])
 def test_weights_are_made_and_read_with_the_threads_of_the_setting(operation: str, monkeypatch: pytest.MonkeyPatch):
     name = "unpack" if operation == "tensors" else operation
-    plain, counts = getattr(_core, name), []
+    plain, counts = _core.Packer.add if operation == "pack" else getattr(_core, name), []
     codes = tmac.round_to_nearest(np.ones((4, 32), np.float32), SPEC)
     buffer = codes.pack().buffer()
 
@@ -271,7 +271,10 @@ def test_weights_are_made_and_read_with_the_threads_of_the_setting(operation: st
         counts.append(options.get("num_threads", arguments[-1]))
         return plain(*arguments, **options)
 
-    monkeypatch.setattr(_core, name, spy)
+    if operation == "pack":
+        monkeypatch.setattr(_core.Packer, "add", spy)
+    else:
+        monkeypatch.setattr(_core, name, spy)
     monkeypatch.setattr(tmac.codes, "get_num_threads", lambda: 5)
     if operation == "dequantize":
         packed = pytest.importorskip("tmac.nn.packed")
