@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tmac.cli.arguments import CACHE_TYPES, TERNARY, bits, counts, positive, types
+from tmac.cli.engine_options import CHECKPOINT
 from tmac.cli.errors import CommandError
 from tmac.cli.info import check_overrides
 from tmac.cli.tables import print_table
@@ -29,7 +30,7 @@ NUMBERS = ("threads", "tokens/s", "min..max", "MB/token", "GB/s", "limit", "shar
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `tmac bench`."""
-    parser.add_argument("path", nargs="?", type=Path, metavar="PATH", help="a checkpoint: a folder or a file")
+    parser.add_argument("path", nargs="?", metavar="PATH", help=CHECKPOINT)
     parser.add_argument("--shape", metavar="NAME", help="random weights of a known model instead: llama-2-7b, ...")
     parser.add_argument("-p", "--n-prompt", type=counts, default=[128], metavar="N,...", help="prompts (default: 128)")
     parser.add_argument(
@@ -110,7 +111,7 @@ def _checkpoint(args: argparse.Namespace) -> tuple[dict[str, Any], Subject]:
     builder: Any = _core.ModelBuilder(config)
     load_weights(opened, builder, head_bits=args.head_bits, embedding_bits=args.embedding_bits)
     model = builder.build()
-    return _about(args.path.name, model, args, None), Subject(model, config, args.cache_type, args.chunk_size)
+    return _about(Path(args.path).name, model, args, None), Subject(model, config, args.cache_type, args.chunk_size)
 
 
 def _synthetic(args: argparse.Namespace, positions: int) -> tuple[dict[str, Any], Subject]:

@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     from tmac.runtime.generate import Timings
 
 LOADING = ("activation", "cache_type", "context_length", "head_bits", "embedding_bits", "requantize")
+CHECKPOINT = "a checkpoint: a folder, a file of weights, or the id of a repository on the hub"
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 GENERATION = (*SAMPLING, "ignore_eos", "context_shift")
 
 
 def add_loading_options(parser: argparse.ArgumentParser) -> None:
     """PATH, and how it is loaded."""
-    parser.add_argument("path", type=Path, metavar="PATH", help="a checkpoint: a folder or a file of weights")
+    parser.add_argument("path", metavar="PATH", help=CHECKPOINT)
     group = parser.add_argument_group("loading")
     group.add_argument("-t", "--threads", type=positive, help="threads (default: the CPUs of this process)")
     group.add_argument("--cache-type", choices=CACHE_TYPES, help="keys and values (default: f16; f32 for exact sums)")
@@ -96,8 +97,6 @@ def _bias(text: str) -> tuple[int, float]:
 def load_engine(args: argparse.Namespace, **more: Any) -> Engine:
     """The engine that the options ask for; `more` are other arguments of `Engine.from_pretrained`."""
     check_overrides()
-    if not args.path.exists():
-        raise CommandError(f"{args.path}: there is no such file or folder")
     try:
         from tmac.runtime.engine import Engine
     except ImportError as error:

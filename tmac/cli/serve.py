@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tmac.cli.arguments import positive
@@ -78,7 +79,7 @@ def _settings(args: argparse.Namespace) -> Settings:
     return Settings(
         **{
             **given,
-            "model_name": args.model_name or args.path.resolve().stem,
+            "model_name": args.model_name or Path(args.path).resolve().stem,
             "api_key": _key(args.api_key),
             "max_body_bytes": args.max_body,
             "request_timeout": float(args.timeout),

@@ -34,9 +34,9 @@ def native_generate(
     """Greedy decoding and sampling for `model.generate(ids, custom_generate=tmac.native_generate, ...)`.
 
     Logits come from the native decoder of `tmac.attach`, which is called where that has not been done; processors,
-    stopping criteria, streamers, and torch's random numbers are used as transformers' own loop uses them, so that the
-    same seed draws the same tokens. A sequence of a padded batch is decoded without its padding. Arguments are those
-    that `generate` gives.
+    stopping criteria, streamers, and torch's random numbers are used as transformers' own loop uses them: where the
+    logits are its logits (`activation="float"`), the same seed draws the same tokens. A sequence of a padded batch is
+    decoded without its padding. Arguments are those that `generate` gives.
 
     Returns:
         ids `[batch, columns]`, or `GenerateDecoderOnlyOutput` with `return_dict_in_generate=True`.

@@ -7,6 +7,7 @@ from pathlib import Path
 from tmac.formats.source import COMPANIONS, SIDE_CONFIGS
 
 _ALWAYS = ["config.json", *SIDE_CONFIGS, *COMPANIONS]
+_FILES = (".gguf", ".safetensors")
 _WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
 
 
@@ -24,7 +25,8 @@ def local_path(path_or_id: str | Path, revision: str | None = None) -> Path:
         return path
     name = str(path_or_id)
     parts = name.split("/")
-    if isinstance(path_or_id, Path) or path.is_absolute() or name.startswith((".", "~")) or len(parts) > 3:
+    is_file = len(parts) == 1 and name.endswith(_FILES)
+    if isinstance(path_or_id, Path) or path.is_absolute() or name.startswith((".", "~")) or len(parts) > 3 or is_file:
         raise FileNotFoundError(f"[from_pretrained] there is no file or folder {path}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError

@@ -50,6 +50,10 @@ def write_prompt(path: str | Path, tokens: Ids, state: Any, fingerprint: str) ->
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.filename == str(temporary):
+            error.filename = str(path)
+        raise
     finally:
         with suppress(OSError):
             temporary.unlink()

@@ -107,7 +107,7 @@ def test_a_synthetic_model_gets_the_context_that_the_tests_need(bench, capsys):
 def test_a_checkpoint_is_loaded_as_the_options_say(bench, loaded, tmp_path, capsys):
     options = ("-p", 4, "-n", 2, "-t", 1, "-r", 1, "--head-bits", 8, "--embedding-bits", 4, "--requantize", "all")
     assert bench(tmp_path, *options, "--json") == 0
-    assert loaded == [(tmp_path, {"requantize": "all", "head_bits": 8, "embedding_bits": 4})]
+    assert loaded == [(str(tmp_path), {"requantize": "all", "head_bits": 8, "embedding_bits": 4})]
     report = json.loads(capsys.readouterr().out)
     assert report["model"] == tmp_path.name
     assert report["specs"] is None

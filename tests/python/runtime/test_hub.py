@@ -41,7 +41,7 @@ def test_one_file_of_a_repository(asked, tmp_path):
     assert "*.safetensors" not in asked["allow_patterns"]
 
 
-@pytest.mark.parametrize("name", ["/nowhere/model", "./model", "~/model", "a/b/c/d", Path("owner/name")])
+@pytest.mark.parametrize("name", ["/nowhere/model", "./model", "model.gguf", "~/model", "a/b/c/d", Path("owner/name")])
 def test_paths_that_are_not_there(asked, name):
     with pytest.raises(FileNotFoundError, match="there is no file or folder"):
         local_path(name)
@@ -53,9 +53,9 @@ def test_a_hub_that_gives_nothing(monkeypatch):
         raise LocalEntryNotFoundError("Name or service not known\nPlease check your internet connection.")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    message = r"no file or folder model\.gguf, and the hub did not give it: Name or service not known$"
+    message = r"no file or folder some-model, and the hub did not give it: Name or service not known$"
     with pytest.raises(FileNotFoundError, match=message):
-        local_path("model.gguf")
+        local_path("some-model")
 
 
 def test_a_name_that_is_none():

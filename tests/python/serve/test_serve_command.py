@@ -22,7 +22,7 @@ from tmac import cli
 from tmac.cli import serve
 def load(args, **options):
     engine = FakeEngine(lambda _: "x" * 100)
-    engine.held_from = 4 if "held" in args.path.name else None
+    engine.held_from = 4 if "held" in args.path else None
     engine.close = lambda: print("closed", file=sys.stderr, flush=True)
     return engine
 serve.load_engine = load
@@ -160,7 +160,7 @@ def test_wrong_options(options, capsys):
 def test_no_such_file(monkeypatch, capsys):
     monkeypatch.delenv("TMAC_API_KEY", raising=False)
     assert cli.main(["serve", "no-such-file.gguf"]) == 2
-    assert "no-such-file.gguf: there is no such file or folder" in capsys.readouterr().err
+    assert "there is no file or folder no-such-file.gguf" in capsys.readouterr().err
 
 
 def test_an_address_that_is_taken(command, capsys, monkeypatch):
@@ -170,7 +170,7 @@ def test_an_address_that_is_taken(command, capsys, monkeypatch):
     monkeypatch.setattr(cli.serve, "load_engine", lambda args, **options: engine)
     port = command().url.rpartition(":")[2]
     assert cli.main(["serve", "model.gguf", "--port", port]) == 2
-    assert "Address already in use" in capsys.readouterr().err
+    assert f"127.0.0.1, port {port}: Address already in use" in capsys.readouterr().err
 
 
 def test_without_the_extra(monkeypatch, capsys):
