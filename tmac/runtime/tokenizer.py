@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
+from tmac.formats import FormatError
 from tmac.formats.checkpoint import Checkpoint
 from tmac.formats.errors import format_error
 from tmac.formats.json_file import parse_json
 from tmac.formats.regular_file import open_regular
 from tmac.runtime.chat_template import ChatTemplates
+from tmac.runtime.tokenizer_backend import make_backend
 
 MAX_BYTES = 256 << 20
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -173,13 +174,12 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
         OSError: a file cannot be opened.
     """
     files = _Files(checkpoint)
-    text = files.text("tokenizer.json")
-    if text is None:
+    if not files.has("tokenizer.json"):
         raise FileNotFoundError(
             f"[tokenizer] there is no tokenizer.json in {checkpoint.path}; transformers makes one of other files: "
             "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
         )
-    backend = _parse(text, checkpoint.path)
+    backend = _parse(files)
     settings = files.json("tokenizer_config.json")
     special = _special_tokens(settings, files.json("special_tokens_map.json"))
     templates = _templates(files, settings)
@@ -195,6 +195,10 @@ class _Files:
         self.path = checkpoint.path
         self.files = {file.name: file for file in checkpoint.files}
         self.texts = checkpoint.texts
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file of this name."""
+        return name in self.files or name in self.texts
 
     def text(self, name: str) -> str | None:
         """The text of a file, None where there is none. Raises FormatError where it is no UTF-8, or too long."""
@@ -227,15 +231,14 @@ def _forget_words(backend: Backend) -> None:
         resize(0)
 
 
-def _parse(text: str, path: Path) -> Backend:
+def _parse(files: _Files) -> Backend:
     try:
-        backend: Backend = Backend.from_str(text)
+        return make_backend(lambda: files.text("tokenizer.json") or "")
     except BaseException as error:
-        if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
+        if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError, FormatError, OSError)):
             raise
         # tokenizers raises bare Exceptions, and its panics are BaseExceptions
-        raise format_error(path, f"the tokenizers package refuses it ({error})", "tokenizer.json") from error
-    return backend
+        raise format_error(files.path, f"the tokenizers package refuses it ({error})", "tokenizer.json") from error
 
 
 def _special_tokens(*places: Mapping[str, Any]) -> dict[str, str]:
