@@ -83,6 +83,7 @@ BLOCKS = (
     Block("smollm2-135m", "W4", QuantSpec(4, 32), QuantSpec(8, 32), "Q4_0", ("Q4_0",), same_file=True),
 )
 LEAST_CORRELATION = 0.99  # of logits; what rounding the activations to 8 bits, on both sides, leaves
+BLOCK_ROWS = ("rows", "checks", "contexts", "profiles")
 CONTEXT_BLOCKS = ("llama-2-7b/W4", "bitnet-2b-4t/ternary")
 
 
@@ -293,14 +294,28 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--real", type=Path, metavar="FILE.gguf", help="a file that both sides load")
     parser.add_argument("--cache", type=Path, default=cache_folder() / "benchmarks", help="folder of the GGUF files")
     parser.add_argument("--json", type=Path, help="write machine and rows to this file")
+    parser.add_argument("--add", action="store_true", help="keep the file's other blocks: a run in parts")
     parser.add_argument("--from", type=Path, dest="source", metavar="JSON", help="measure nothing, take this file")
     parser.add_argument("--page", action="store_true", help="write the tables into docs/benchmarks.md")
     options = parser.parse_args(arguments)
     if min(options.runs, *options.threads, *options.prompt_threads) < 1:
         parser.error("--runs, --threads and --prompt-threads must be at least 1")
+    if options.add and not options.json:
+        parser.error("--add needs a file: --json FILE")
     if options.page and not (options.source or options.json):
         parser.error("--page needs the run in a file: --json FILE or --from FILE")
     return options
+
+
+def other_blocks(before: dict[str, Any], measured: Sequence[str], now: dict[str, Any]) -> dict[str, Any]:
+    """What a file has of blocks that are not measured now. Another machine's, or one of other runs, ends it."""
+    for key in ("machine", "runs"):
+        if before[key] != now[key]:
+            sys.exit(f"--add: the file has another {key}: {before[key]}, here {now[key]}")
+    lists = {key: [row for row in before[key] if row["block"] not in measured] for key in BLOCK_ROWS}
+    not_run = [why for why in before["not_run"] if not why.startswith(tuple(f"{name}:" for name in measured))]
+    commands = [*before["command"], "&&", *now["command"]]
+    return {**now, **lists, "versions": before["versions"], "not_run": not_run, "command": commands}
 
 
 def measure_all(options: argparse.Namespace, arguments: list[str] | None) -> None:
@@ -316,6 +331,9 @@ def measure_all(options: argparse.Namespace, arguments: list[str] | None) -> Non
         "contexts": [],
         "profiles": [],
     }
+    measured = [*options.blocks, *([options.real.stem] if options.real else [])]
+    if options.add and options.json.exists():
+        report = other_blocks(json.loads(options.json.read_text()), measured, report)
     print(f"{about['cpu']}, {about['cpus']} CPUs, {about['system']}; medians of {options.runs} runs in turn")
     probe = ReadProbe()
     blocks = [run_block(block, options, probe, report) for block in BLOCKS if block.name in options.blocks]

@@ -256,6 +256,23 @@ def test_a_real_file_needs_no_block(tiny_run, tiny_file):
     ]  # fmt: skip
 
 
+def test_a_run_in_parts_keeps_the_other_blocks(tiny_run, tiny_file, monkeypatch, tmp_path):
+    short = ("--threads", "1", "--prompt-threads", "1")
+    monkeypatch.setenv("TMAC_LLAMA_BENCH", str(tmp_path / "missing"))
+    first = tiny_run(*short)
+    monkeypatch.delenv("TMAC_LLAMA_BENCH")
+    both = tiny_run(*short, "--blocks", "--real", str(tiny_file), "--add")
+    assert both["rows"][:3] == first["rows"]
+    assert {row["block"] for row in both["rows"]} == {"tiny/W4", "tiny_llama"}
+    assert (both["contexts"], both["not_run"]) == (first["contexts"], first["not_run"])
+    assert both["command"][: len(first["command"]) + 1] == [*first["command"], "&&"]
+    again = tiny_run(*short, "--add")
+    assert len(again["rows"]) == len(both["rows"])
+    assert again["not_run"] == []
+    with pytest.raises(SystemExit, match="--add: the file has another runs: 2, here 3"):
+        tiny_run(*short, "--add", "--runs", "3")
+
+
 @pytest.fixture
 def tiny_file(repository):
     return repository / "tests" / "data" / "tiny_llama.gguf"
@@ -316,7 +333,9 @@ def test_the_page_shows_the_committed_run(repository):
     assert text == replaced(text, path, page(json.loads((repository / path).read_text(encoding="utf-8"))))
 
 
-@pytest.mark.parametrize("options", [["--runs", "0"], ["--threads", "0"], ["--page"], ["--blocks", "huge/W4"]])
+@pytest.mark.parametrize(
+    "options", [["--runs", "0"], ["--threads", "0"], ["--page"], ["--add"], ["--blocks", "huge/W4"]]
+)
 def test_a_bad_option_is_named(options, capsys):
     from benchmarks import end_to_end
 
