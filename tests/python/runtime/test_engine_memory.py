@@ -36,11 +36,11 @@ print(resident() - before)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_a_thousand_engines_leave_no_memory(repository):
+def test_a_thousand_engines_leave_no_memory(repository, tmp_path):
     code = CODE.format(cycles=CYCLES, warm_up=WARM_UP)
     model = repository / "tests" / "data" / "tiny_llama.gguf"
     done = subprocess.run(
-        [sys.executable, "-c", code, str(model)], capture_output=True, text=True, timeout=600, cwd=repository
+        [sys.executable, "-c", code, str(model)], capture_output=True, text=True, timeout=600, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < MOST_PER_CYCLE * (CYCLES - WARM_UP)

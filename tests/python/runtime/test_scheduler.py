@@ -36,11 +36,19 @@ def idle(engine):
 def test_32_requests_from_32_threads(make_engine):
     prompts = prompts_of(32)
     expected = alone(make_engine, prompts)
-    engine, found = make_engine(), {}
+    engine, found, started = make_engine(), {}, threading.Event()
+    submitted, forward = threading.Barrier(32, action=started.set), engine.decoder.forward
+
+    def forward_of_all(*arguments, **options):
+        assert started.wait(60)
+        return forward(*arguments, **options)
 
     def work(number):
-        found[number] = [token for chunk in engine.submit(prompts[number], **OPTIONS) for token in chunk.token_ids]
+        request = engine.submit(prompts[number], **OPTIONS)
+        submitted.wait(60)
+        found[number] = [token for chunk in request for token in chunk.token_ids]
 
+    engine.decoder.forward = forward_of_all
     threads = [threading.Thread(target=work, args=(number,)) for number in range(32)]
     for thread in threads:
         thread.start()
