@@ -196,7 +196,7 @@ def run_block(block: Block, options: argparse.Namespace, probe: ReadProbe, repor
     for threads in options.threads:
         profile = ours.profile(Case(0, GENERATED), threads)
         report["profiles"].append({"block": block.name, "n_threads": threads, "seconds_per_pass": profile})
-    if block.name in CONTEXT_BLOCKS:
+    if options.contexts and block.name in CONTEXT_BLOCKS:
         kinds: tuple[CacheType, ...] = ("f16", "int8")
         for cache_type in kinds:
             subject = Ours(block.weights, model, config, cache_type)
@@ -290,6 +290,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="of generated tokens")
     parser.add_argument("--prompt-threads", nargs="+", type=int, default=[2], help="of prompts")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--no-contexts", dest="contexts", action="store_false", help="leave the long contexts out")
     parser.add_argument("--llama-cpp-python", metavar="INTERPRETER", help="which has llama-cpp-python")
     parser.add_argument("--real", type=Path, metavar="FILE.gguf", help="a file that both sides load")
     parser.add_argument("--cache", type=Path, default=cache_folder() / "benchmarks", help="folder of the GGUF files")
