@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks.marks import Marks
 from benchmarks.peers.readme import table
 from benchmarks.peers.worker import ROOT
 
@@ -14,7 +14,7 @@ Report = dict[str, Any]
 Row = dict[str, Any]
 OURS = "tmac"
 PAGE = "docs/benchmarks.md"
-BLOCK = re.compile(r"<!-- end to end: (\S+) -->\n.*?<!-- end of end to end -->\n", re.DOTALL)
+MARKS = Marks("end to end")
 
 
 def columns_of(rows: list[Row], generated: bool) -> list[tuple[str, int]]:
@@ -122,17 +122,8 @@ def page(report: Report) -> str:
     return "\n".join(parts)
 
 
-def replaced(text: str, path: str, body: str) -> str:
-    """The text with `body` between its marks, which name the file that the body comes from."""
-    block = f"<!-- end to end: {path} -->\n{body}<!-- end of end to end -->\n"
-    result, count = BLOCK.subn(lambda _: block, text)
-    if count != 1:
-        raise ValueError(f"{count} places marked <!-- end to end: FILE --> ... <!-- end of end to end -->, not one")
-    return result
-
-
 def write_page(source: Path, root: Path = ROOT) -> None:
     report = json.loads(source.read_text(encoding="utf-8"))
     path = source.resolve().relative_to(root).as_posix()
     document = root / PAGE
-    document.write_text(replaced(document.read_text(encoding="utf-8"), path, page(report)), encoding="utf-8")
+    document.write_text(MARKS.replaced(document.read_text(encoding="utf-8"), path, page(report)), encoding="utf-8")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks.marks import Marks
 from benchmarks.peers.table import PeerRow
 from benchmarks.peers.worker import ROOT
 
 Report = dict[str, Any]
-BLOCK = re.compile(r"<!-- peers: (\S+) -->\n.*?<!-- end of peers -->\n", re.DOTALL)
+MARKS = Marks("peers")
 
 
 def table(head: list[str], lines: list[list[str]]) -> str:
@@ -98,18 +98,10 @@ def times_cell(time: Any) -> str:
 PLACES = {"README.md": summary, "docs/benchmarks.md": everything}
 
 
-def replaced(text: str, path: str, body: str) -> str:
-    """The text with `body` between its marks, which name the file that the body comes from."""
-    block = f"<!-- peers: {path} -->\n{body}<!-- end of peers -->\n"
-    result, count = BLOCK.subn(lambda _: block, text)
-    if count != 1:
-        raise ValueError(f"{count} places marked <!-- peers: FILE --> ... <!-- end of peers -->, not one")
-    return result
-
-
 def write_tables(source: Path, root: Path = ROOT) -> None:
     report = json.loads(source.read_text())
     path = source.resolve().relative_to(root).as_posix()
     for name, render in PLACES.items():
         document = root / name
-        document.write_text(replaced(document.read_text(encoding="utf-8"), path, render(report)), encoding="utf-8")
+        text = MARKS.replaced(document.read_text(encoding="utf-8"), path, render(report))
+        document.write_text(text, encoding="utf-8")

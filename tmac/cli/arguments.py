@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 
 TERNARY = "ternary"
+# As in tmac.runtime.arguments, which needs the native core, and `--help` does not.
 CACHE_TYPES = ("f32", "f16", "int8")
+ACTIVATIONS = ("group", "token", "float")
 
 
 def bits(text: str) -> int | str:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tmac.cli.arguments import CACHE_TYPES, bits, positive, types
+from tmac.cli.arguments import ACTIVATIONS, CACHE_TYPES, bits, positive, types
 from tmac.cli.errors import CommandError
 from tmac.cli.info import check_overrides
 
@@ -32,7 +32,7 @@ def add_loading_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-t", "--threads", type=positive, help="threads (default: the CPUs of this process)")
     group.add_argument("--cache-type", choices=CACHE_TYPES, help="keys and values (default: f16; f32 for exact sums)")
     group.add_argument("-c", "--context-length", type=positive, help="positions (default: what the model was made for)")
-    group.add_argument("--activation", choices=("group", "token", "float"), help="how products see their inputs")
+    group.add_argument("--activation", choices=ACTIVATIONS, help="how products see their inputs")
     group.add_argument("--head-bits", type=_width, help="bits of a float output head (default: it stays as it is)")
     group.add_argument("--embedding-bits", type=_width, help="bits of a float embedding (default: it stays as it is)")
     group.add_argument("--requantize", type=types, metavar="TYPE,...", help="inexact GGUF types to round, or all")

@@ -13,12 +13,12 @@ def document(request, repository):
 
 
 def test_a_table_is_what_the_committed_run_renders(document, repository):
-    from benchmarks.peers.readme import BLOCK, PLACES, replaced
+    from benchmarks.peers.readme import MARKS, PLACES
 
     name, text = document
-    path = BLOCK.search(text)[1]
+    path = MARKS.source(text)
     report = json.loads((repository / path).read_text(encoding="utf-8"))
-    assert text == replaced(text, path, PLACES[name](report))
+    assert text == MARKS.replaced(text, path, PLACES[name](report))
     assert len({row["peer"] for row in report["rows"]}) > 1
 
 
@@ -37,10 +37,10 @@ def test_the_commands_install_the_versions_that_the_peers_ask_for(document):
 
 
 def test_the_run_has_the_versions_that_the_commands_install(document, repository):
-    from benchmarks.peers.readme import BLOCK
+    from benchmarks.peers.readme import MARKS
 
     _, text = document
-    report = json.loads((repository / BLOCK.search(text)[1]).read_text(encoding="utf-8"))
+    report = json.loads((repository / MARKS.source(text)).read_text(encoding="utf-8"))
     versions = {name: number.split("+")[0] for each in report["versions"].values() for name, number in each.items()}
     for requirement in re.findall(r"[\w-]+==[\d.]+", text):
         name, number = requirement.split("==")
@@ -57,11 +57,11 @@ def test_a_committed_run_names_no_place_of_the_machine_it_was_taken_on(repositor
 
 def test_our_side_of_the_run_is_what_a_user_gets(document, repository):
     """On the CPU of the run, or one with its features: the kernels that a spec is packed for without tuning."""
-    from benchmarks.peers.readme import BLOCK
+    from benchmarks.peers.readme import MARKS
     from tmac import QuantSpec, _core
 
     _, text = document
-    report = json.loads((repository / BLOCK.search(text)[1]).read_text(encoding="utf-8"))
+    report = json.loads((repository / MARKS.source(text)).read_text(encoding="utf-8"))
     features = {name for name, present in _core.cpu_features().items() if present}
     rows = {row["name"]: row for row in _core.kernels()}
     for row in report["rows"]:

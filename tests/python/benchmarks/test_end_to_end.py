@@ -321,16 +321,16 @@ def test_the_factor_is_over_the_best_peer_and_bold_where_we_lose():
 
 
 def test_the_page_shows_the_committed_run(repository):
-    from benchmarks.end_to_end_page import BLOCK, PAGE, page, replaced
+    from benchmarks.end_to_end_page import MARKS, PAGE, page
 
     text = (repository / PAGE).read_text(encoding="utf-8")
-    path = BLOCK.search(text)[1]
+    path = MARKS.source(text)
     committed = sorted((repository / "benchmarks" / "results").glob("*-end-to-end.json"))
     if not committed:
         assert path == "none"
         return
     assert repository / path in committed
-    assert text == replaced(text, path, page(json.loads((repository / path).read_text(encoding="utf-8"))))
+    assert text == MARKS.replaced(text, path, page(json.loads((repository / path).read_text(encoding="utf-8"))))
 
 
 @pytest.mark.parametrize(

@@ -226,10 +226,12 @@ def test_tables_are_written_between_their_marks(report, tmp_path):
 
 
 def test_a_document_without_the_marks_is_named():
-    from benchmarks.peers.readme import replaced
+    from benchmarks.peers.readme import MARKS
 
     with pytest.raises(ValueError, match="0 places marked"):
-        replaced("text", "run.json", "body\n")
+        MARKS.replaced("text", "run.json", "body\n")
+    with pytest.raises(ValueError, match="no <!-- peers: FILE"):
+        MARKS.source("text")
 
 
 def test_matmulnbits_codes_lie_from_the_lowest_bits_on():

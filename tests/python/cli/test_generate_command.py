@@ -218,3 +218,10 @@ def test_ctrl_c_ends_the_line_and_the_command(engine, generate, capsys):
     assert printed.out == "Paris is\n"
     assert printed.err == "interrupted\n"
     assert engine.closed == 1
+
+
+def test_the_choices_are_the_engines():
+    from tmac.cli import arguments
+    from tmac.runtime.arguments import CHOICES
+
+    assert {"activation": arguments.ACTIVATIONS, "cache_type": arguments.CACHE_TYPES} == CHOICES
