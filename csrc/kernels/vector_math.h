@@ -14,7 +14,7 @@
 //     kAccumulators                            how many F of sums the registers hold beside what attention multiplies
 //     kRowSums                                 the same beside what float_rows multiplies
 //     prefetch(const uint8_t*)                 asks for a line that is wanted a few thousand cycles later
-//     set1(float), load(const float*), load_f16(const uint16_t*), load_bf16(const uint16_t*), load_i8(const int8_t*)
+//     set1(float), load(const float*), load_f16(const uint16_t*), load_bf16(const uint16_t*)
 //     store(float*, F), store_f16(uint16_t*, F) rounded to nearest even
 //     add, subtract, multiply, divide, fma(a, b, c) = a * b + c, abs, copy_sign(magnitude, sign)
 //     max(a, b) = a > b ? a : b                so b where one is NaN

@@ -29,11 +29,12 @@ struct FloatRowsArgs {
 struct AttendArgs {
     CacheType type;
     int32_t head_dim;
-    const uint8_t* const* keys;        ///< [kSpanGroups] groups of the span; any pointer where no query reads
-    const uint8_t* const* values;      ///< the same
-    const float* const* key_scales;    ///< [kSpanGroups] -> [kKeyGroup]; i8 only
-    const float* const* value_scales;  ///< the same
-    const float* const* queries;       ///< [num_queries] -> [head_dim]
+    const uint8_t* const* keys;             ///< [kSpanGroups] groups of the span; any pointer where no query reads
+    const uint8_t* const* values;           ///< the same
+    const float* const* key_scales;         ///< [kSpanGroups] -> [kKeyGroup]; i8 only
+    const float* const* value_scales;       ///< the same
+    const float* const* queries;            ///< [num_queries] -> [head_dim]; not for i8
+    const uint8_t* const* rounded_queries;  ///< [num_queries], of round_query; i8 only
     int32_t num_queries;
     const int32_t* begin;  ///< [num_queries], in the span
     const int32_t* end;    ///< [num_queries]; at most begin: no position
@@ -41,11 +42,28 @@ struct AttendArgs {
     float softcap;         ///< 0: none
     float* partials;       ///< [num_queries][partial_stride]: partial_floats(head_dim) each
     int64_t partial_stride;
-    const uint8_t* const* next_keys = nullptr;  ///< [kSpanGroups] of the call to come, to be fetched early; or null
+    const uint8_t* const* next_keys = nullptr;      ///< [kSpanGroups] of the call to come, to be fetched early; or null
+    const float* const* next_key_scales = nullptr;  ///< the same; i8 only
+    const float* const* next_value_scales = nullptr;
 };
 
 /// Floats of a partial result: acc[padded_dim], the largest score, the sum of the weights. No position: zeros, -inf, 0.
 constexpr int64_t partial_floats(int32_t head_dim) { return round_up(head_dim, kKeyGroup) + 2; }
+
+// A cache of i8 is multiplied by integers, in groups of 16 that have an instruction set's own form.
+inline constexpr int32_t kMultiplierBytes = 32;    ///< of 16
+inline constexpr int32_t kMostMultiplier = 32512;  ///< 127 * 256: two signed bytes hold it
+
+/// The largest multiplier where `count` of them are added: their sum stays below 2^24, that of the products below 2^31.
+constexpr int32_t most_multiplier(int32_t count) {
+    constexpr int32_t kMostSum = 1 << 24;
+    return kMostSum / count < kMostMultiplier ? kMostSum / count : kMostMultiplier;
+}
+
+/// Bytes that round_query writes: the multipliers, then a scale.
+constexpr int64_t rounded_query_bytes(int32_t head_dim) {
+    return round_up(head_dim, kKeyGroup) / kKeyGroup * kMultiplierBytes + 2 * int64_t{sizeof(float)};
+}
 
 struct NormOps {
     /// y = x / sqrt(mean(x^2) + eps) * weight; `weight` may be null. y may be x.
@@ -80,6 +98,8 @@ struct AttentionOps {
     /// Stores a position's key (its value) as `lane` of a group of 16. `scale`: where its scale goes; i8 only.
     void (*store_key)(CacheType type, const float* k, int32_t head_dim, uint8_t* group, int32_t lane, float* scale);
     void (*store_value)(CacheType type, const float* v, int32_t head_dim, uint8_t* group, int32_t lane, float* scale);
+    /// A query as `attend` takes it with a cache of i8.
+    void (*round_query)(const float* q, int32_t head_dim, uint8_t* rounded);
     void (*attend)(const AttendArgs& args);
     /// Adds the partial result of a later span to that of the spans before it.
     void (*merge)(const float* from, float* into, int32_t head_dim);

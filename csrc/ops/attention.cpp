@@ -94,6 +94,9 @@ public:
     }
 
     void run() {
+        if (input_.layout.type == CacheType::i8) {
+            round_queries();
+        }
         if (by_span_) {
             run_by_span();
         } else {
@@ -105,10 +108,32 @@ private:
     /// Queries of consecutive rows that read the same memory in a span, and the buffers of their call.
     struct Call {
         const float* queries[kBlockQueries];
+        const uint8_t* rounded[kBlockQueries];
         int32_t begin[kBlockQueries];
         int32_t end[kBlockQueries];
         int32_t count = 0;
     };
+
+    const float* query_at(int64_t row, int64_t head) const {
+        return input_.queries + row * input_.row_stride + head * input_.head_stride;
+    }
+    uint8_t* rounded_at(int64_t row, int64_t head) {
+        return scratch_.rounded_.data() + (row * input_.heads + head) * rounded_query_bytes(input_.head_dim);
+    }
+
+    void round_queries() {
+        const auto bytes = static_cast<size_t>(input_.rows * input_.heads * rounded_query_bytes(input_.head_dim));
+        if (scratch_.rounded_.size() < bytes) {
+            scratch_.rounded_.resize(bytes);
+        }
+        parallel_for(input_.rows, 1, threads_, [&](Range range) {
+            for (int64_t row = range.begin; row < range.end; ++row) {
+                for (int64_t head = 0; head < input_.heads; ++head) {
+                    ops_.round_query(query_at(row, head), input_.head_dim, rounded_at(row, head));
+                }
+            }
+        });
+    }
 
     int64_t group_heads() const { return input_.heads / input_.kv_heads; }
 
@@ -209,7 +234,7 @@ private:
                    tail_in(input_.paths[end], span) == tail_in(path, span)) {
                 ++end;
             }
-            run_rows(row, end, kv_head, span, next_pointers.keys, partials);
+            run_rows(row, end, kv_head, span, next_pointers, partials);
             row = end;
         }
     }
@@ -241,33 +266,33 @@ private:
     }
 
     /// All query heads of a key head, for rows that read the same memory.
-    void run_rows(int64_t row, int64_t row_end, int64_t kv_head, int64_t span, const uint8_t* const* next_keys,
+    void run_rows(int64_t row, int64_t row_end, int64_t kv_head, int64_t span, const SpanPointers& next,
                   std::vector<float>& partials) {
         const SpanPointers pointers = pointers_of(row, row_end, kv_head, span);
         const int64_t queries = (row_end - row) * group_heads();
         for (int64_t first = 0; first < queries; first += kBlockQueries) {
-            run_call(row, kv_head, span, first, std::min(queries, first + kBlockQueries), pointers, next_keys,
-                     partials);
+            run_call(row, kv_head, span, first, std::min(queries, first + kBlockQueries), pointers, next, partials);
         }
     }
 
     /// Queries [first, last), counted from the first head of `first_row`.
     void run_call(int64_t first_row, int64_t kv_head, int64_t span, int64_t first, int64_t last,
-                  const SpanPointers& pointers, const uint8_t* const* next_keys, std::vector<float>& partials) {
+                  const SpanPointers& pointers, const SpanPointers& next, std::vector<float>& partials) {
         Call call;
         for (int64_t query = first; query < last; ++query) {
             const int64_t row = first_row + query / group_heads();
             const int64_t head = kv_head * group_heads() + query % group_heads();
             const CachedPath& path = input_.paths[row];
             const int64_t start = span * kSpanPositions;
-            call.queries[call.count] = input_.queries + row * input_.row_stride + head * input_.head_stride;
+            call.queries[call.count] = query_at(row, head);
+            call.rounded[call.count] = input_.layout.type == CacheType::i8 ? rounded_at(row, head) : nullptr;
             call.begin[call.count] = static_cast<int32_t>(std::max<int64_t>(path.begin - start, 0));
             call.end[call.count] = static_cast<int32_t>(std::min<int64_t>(path.end - start, kSpanPositions));
             ++call.count;
         }
         ops_.attend({input_.layout.type, input_.head_dim, pointers.keys, pointers.values, pointers.key_scales,
-                     pointers.value_scales, call.queries, call.count, call.begin, call.end, input_.scale,
-                     input_.softcap, partials.data(), scratch_.stride_, next_keys});
+                     pointers.value_scales, call.queries, call.rounded, call.count, call.begin, call.end, input_.scale,
+                     input_.softcap, partials.data(), scratch_.stride_, next.keys, next.key_scales, next.value_scales});
         for (int64_t query = first; query < last; ++query) {
             const int64_t row = first_row + query / group_heads();
             keep(row, kv_head * group_heads() + query % group_heads(), span,

@@ -57,6 +57,7 @@ private:
     std::vector<int64_t> first_part_;  ///< [rows], counted in partial results; a row has parts_ for each head
     std::vector<int64_t> parts_;       ///< [rows]
     std::vector<float> partials_;
+    std::vector<uint8_t> rounded_;  ///< [rows][heads]: the queries, for a cache of i8
 };
 
 /// Attention of every row over its part of a layer's cache, in one parallel region. A row's result does not depend on

@@ -6,16 +6,17 @@
 
 namespace tmac {
 
-/// One position of a page: where a key head's groups are, and its place in them.
-struct CacheRow {
-    uint8_t* head;
-    int32_t position;  ///< in the page
+/// Where a position is in a piece of groups (CacheLayout), a page for instance.
+struct CachePlace {
+    int64_t position;
+    int64_t groups = kPageGroups;  ///< of the piece
 };
 
-/// Copies key, value and scales of one position of one head to another place, which may be in the same page.
-void copy_row(const CacheLayout& layout, CacheRow from, CacheRow to);
+/// Copies key, value and scales of one position of one head to another place, which may be in the same piece. `source`
+/// and `target`: the head's piece.
+void copy_row(const CacheLayout& layout, const uint8_t* source, CachePlace from, uint8_t* target, CachePlace to);
 
-/// Zeroes positions [first, kPagePositions) of a head, and what is past head_dim of all its values.
+/// Zeroes the bytes of positions [first, kPagePositions) of a head's page, and what is past head_dim in all others.
 void clear_rows(const CacheLayout& layout, uint8_t* head, int32_t first);
 
 }  // namespace tmac

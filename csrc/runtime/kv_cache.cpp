@@ -157,22 +157,23 @@ void KvCache::keep(int64_t id, const std::vector<int64_t>& slots) {
                    found.reserved - found.length, " reserved positions: slots ascend and are reserved");
         last = slot;
     }
-    const auto head_at = [&](size_t layer, int64_t position) {
+    const auto first_head = [&](size_t layer, int64_t position) {
         Page* page = found.tables[group_of_[layer]].pages[static_cast<size_t>(position / kPagePositions)];
-        return CacheRow{page->data + offset_of_[layer], static_cast<int32_t>(position % kPagePositions)};
+        return page->data + offset_of_[layer];
     };
     for (size_t layer = 0; layer < layers_.size(); ++layer) {
         for (size_t i = 0; i < slots.size(); ++i) {
-            const auto target = static_cast<int64_t>(i);
-            if (slots[i] == target) {
+            const int64_t from = found.length + slots[i];
+            const int64_t to = found.length + static_cast<int64_t>(i);
+            if (from == to) {
                 continue;
             }
-            CacheRow from = head_at(layer, found.length + slots[i]);
-            CacheRow to = head_at(layer, found.length + target);
+            const uint8_t* source = first_head(layer, from);
+            uint8_t* target = first_head(layer, to);
             for (int32_t head = 0; head < layers_[layer].kv_heads; ++head) {
-                copy_row(layouts_[layer], from, to);
-                from.head += layouts_[layer].head_bytes();
-                to.head += layouts_[layer].head_bytes();
+                copy_row(layouts_[layer], source, {from % kPagePositions}, target, {to % kPagePositions});
+                source += layouts_[layer].head_bytes();
+                target += layouts_[layer].head_bytes();
             }
         }
     }

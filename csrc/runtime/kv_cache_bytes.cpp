@@ -14,7 +14,7 @@
 namespace tmac {
 namespace {
 
-constexpr char kMagic[8] = {'t', 'm', 'a', 'c', 'k', 'v', '0', '1'};
+constexpr char kMagic[8] = {'t', 'm', 'a', 'c', 'k', 'v', '0', '2'};
 constexpr int64_t kFixedHeader = 8 + 4 + 4 + 8;  // magic, type, layers, length
 constexpr int64_t kLayerHeader = 4 + 4 + 8;      // heads, head_dim, window
 constexpr int64_t kGroupHeader = 8;              // first page

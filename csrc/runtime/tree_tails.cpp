@@ -1,43 +1,10 @@
 #include "runtime/tree_tails.h"
 
 #include <algorithm>
-#include <cstring>
+
+#include "runtime/cache_rows.h"
 
 namespace tmac {
-namespace {
-
-/// Where a position's key and value lie in one key head of a piece of groups.
-struct Lane {
-    const CacheLayout& layout;
-    int64_t groups;  ///< of the piece
-    int64_t index;   ///< position in the piece
-
-    int64_t group() const { return index / kKeyGroup; }
-    int64_t lane() const { return index % kKeyGroup; }
-    int64_t key(int64_t column) const {
-        return layout.key_offset(group()) + (column * kKeyGroup + lane()) * element_bytes(layout.type);
-    }
-    int64_t value() const {
-        return layout.value_offset(group(), groups) + lane() * layout.padded_dim() * element_bytes(layout.type);
-    }
-    int64_t key_scale() const { return layout.key_scale_offset(group(), groups) + lane() * int64_t{sizeof(float)}; }
-    int64_t value_scale() const { return layout.value_scale_offset(group(), groups) + lane() * int64_t{sizeof(float)}; }
-};
-
-void copy_position(const uint8_t* from, const Lane& source, uint8_t* to, const Lane& target) {
-    const CacheLayout& layout = source.layout;
-    const auto bytes = static_cast<size_t>(element_bytes(layout.type));
-    for (int64_t column = 0; column < layout.head_dim; ++column) {
-        std::memcpy(to + target.key(column), from + source.key(column), bytes);
-    }
-    std::memcpy(to + target.value(), from + source.value(), static_cast<size_t>(layout.padded_dim()) * bytes);
-    if (layout.has_scales()) {
-        std::memcpy(to + target.key_scale(), from + source.key_scale(), sizeof(float));
-        std::memcpy(to + target.value_scale(), from + source.value_scale(), sizeof(float));
-    }
-}
-
-}  // namespace
 
 void TreeTails::find(const std::vector<int32_t>& parents, int64_t first) {
     paths_.clear();
@@ -73,8 +40,8 @@ void TreeTails::gather(const CacheLayout& layout, int32_t kv_heads, CachedPath* 
                 const int64_t slot = tail.slots[j];
                 const uint8_t* page = path.pages[slot / kPagePositions];
                 if (page != nullptr) {  // else a window has dropped it, and nobody attends to it
-                    copy_position(page + head * layout.head_bytes(), {layout, kPageGroups, slot % kPagePositions}, to,
-                                  {layout, groups, static_cast<int64_t>(j)});
+                    copy_row(layout, page + head * layout.head_bytes(), {slot % kPagePositions}, to,
+                             {static_cast<int64_t>(j), groups});
                 }
             }
         }

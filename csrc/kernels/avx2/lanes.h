@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <cstring>
 
 #include "core/portable.h"
 
@@ -14,6 +15,7 @@ namespace {
 struct Lanes {
     static constexpr int kAccumulators = 6;
     static constexpr int kRowSums = 5;
+    static constexpr int kDots = 2;
 
     struct F {
         __m256 low;
@@ -43,12 +45,6 @@ struct Lanes {
             return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
         };
         return {widen(halves), widen(halves + 8)};
-    }
-    static TMAC_ALWAYS_INLINE F load_i8(const int8_t* bytes) {
-        const auto widen = [](const int8_t* eight) {
-            return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(eight))));
-        };
-        return {widen(bytes), widen(bytes + 8)};
     }
     static TMAC_ALWAYS_INLINE void store(float* to, F a) {
         _mm256_storeu_ps(to, a.low);
@@ -112,6 +108,42 @@ struct Lanes {
         };
         return {select(inside.low, outside.low, begin, end), select(inside.high, outside.high, begin - 8, end - 8)};
     }
+    // Multipliers are int16. A register of Dots is four sums in two parts each.
+    using Bytes = const uint8_t*;
+    struct Dots {
+        __m256i fours[4];
+    };
+    using Four = __m256i;
+
+    static TMAC_ALWAYS_INLINE Bytes load_bytes(const uint8_t* bytes) { return bytes; }
+    static TMAC_ALWAYS_INLINE void store_multipliers(uint8_t* to, F integers) {
+        const __m256i packed = _mm256_packs_epi32(_mm256_cvtps_epi32(integers.low), _mm256_cvtps_epi32(integers.high));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permute4x64_epi64(packed, 0xd8));
+    }
+    static TMAC_ALWAYS_INLINE Four four(const uint8_t* sixteen, int index) {
+        int64_t four;
+        std::memcpy(&four, sixteen + 8 * index, sizeof(four));
+        return _mm256_set1_epi64x(four);
+    }
+    static TMAC_ALWAYS_INLINE Dots no_dots() {
+        const __m256i zero = _mm256_setzero_si256();
+        return {{zero, zero, zero, zero}};
+    }
+    static TMAC_ALWAYS_INLINE Dots add_dots(const Dots& dots, Bytes bytes, Four four) {
+        const auto add = [&](int i) {
+            const __m128i sixteen = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes) + i);
+            return _mm256_add_epi32(dots.fours[i], _mm256_madd_epi16(_mm256_cvtepu8_epi16(sixteen), four));
+        };
+        return {{add(0), add(1), add(2), add(3)}};
+    }
+    static TMAC_ALWAYS_INLINE F dots_less(const Dots& dots, int32_t bias) {
+        const auto eight = [&](__m256i low, __m256i high) {
+            const __m256i sums = _mm256_permute4x64_epi64(_mm256_hadd_epi32(low, high), 0xd8);
+            return _mm256_cvtepi32_ps(_mm256_sub_epi32(sums, _mm256_set1_epi32(bias)));
+        };
+        return {eight(dots.fours[0], dots.fours[1]), eight(dots.fours[2], dots.fours[3])};
+    }
+
     static TMAC_ALWAYS_INLINE float fold(F a) {
         const __m256 eight = _mm256_add_ps(a.low, a.high);
         const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));

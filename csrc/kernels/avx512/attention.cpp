@@ -5,7 +5,7 @@
 
 namespace tmac::avx512 {
 
-constinit const AttentionOps attention{store_key<Lanes>, store_value<Lanes>, attend<Lanes>, merge<Lanes>,
-                                       finish<Lanes>};
+constinit const AttentionOps attention{store_key<Lanes>, store_value<Lanes>, round_query<Lanes>,
+                                       attend<Lanes>,    merge<Lanes>,       finish<Lanes>};
 
 }  // namespace tmac::avx512

@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <cstring>
 
 #include "core/portable.h"
 
@@ -14,6 +15,7 @@ namespace {
 struct Lanes {
     static constexpr int kAccumulators = 16;
     static constexpr int kRowSums = 24;
+    static constexpr int kDots = 8;
 
     using F = __m512;
 
@@ -28,9 +30,6 @@ struct Lanes {
     static TMAC_ALWAYS_INLINE F load_bf16(const uint16_t* halves) {
         const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves)));
         return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
-    }
-    static TMAC_ALWAYS_INLINE F load_i8(const int8_t* bytes) {
-        return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes))));
     }
     static TMAC_ALWAYS_INLINE void store(float* to, F a) { _mm512_storeu_ps(to, a); }
     static TMAC_ALWAYS_INLINE void store_f16(uint16_t* to, F a) {
@@ -64,6 +63,45 @@ struct Lanes {
         const __mmask16 from = _mm512_cmpge_epi32_mask(lane, _mm512_set1_epi32(begin));
         return _mm512_mask_blend_ps(_mm512_mask_cmplt_epi32_mask(from, lane, _mm512_set1_epi32(end)), outside, inside);
     }
+    // Sixteen multipliers are their high bytes, then their low bytes, which are signed: 256 high + low.
+    using Bytes = __m512i;
+    struct Dots {
+        __m512i high;
+        __m512i low;
+    };
+    struct Four {
+        __m512i high;
+        __m512i low;
+    };
+
+    static TMAC_ALWAYS_INLINE Bytes load_bytes(const uint8_t* bytes) { return _mm512_loadu_si512(bytes); }
+    static TMAC_ALWAYS_INLINE void store_multipliers(uint8_t* to, F integers) {
+        const __m512i all = _mm512_cvtps_epi32(integers);
+        const __m512i high = _mm512_srai_epi32(_mm512_add_epi32(all, _mm512_set1_epi32(128)), 8);
+        auto* sixteens = reinterpret_cast<__m128i*>(to);
+        _mm_storeu_si128(sixteens, _mm512_cvtepi32_epi8(high));
+        _mm_storeu_si128(sixteens + 1, _mm512_cvtepi32_epi8(all));
+    }
+    static TMAC_ALWAYS_INLINE Four four(const uint8_t* sixteen, int index) {
+        int32_t high;
+        int32_t low;
+        std::memcpy(&high, sixteen + 4 * index, sizeof(high));
+        std::memcpy(&low, sixteen + 16 + 4 * index, sizeof(low));
+        return {_mm512_set1_epi32(high), _mm512_set1_epi32(low)};
+    }
+    static TMAC_ALWAYS_INLINE Dots no_dots() { return {_mm512_setzero_si512(), _mm512_setzero_si512()}; }
+    static TMAC_ALWAYS_INLINE Dots add_dots(Dots dots, Bytes bytes, Four four) {
+        dots.high = _mm512_dpbusd_epi32(dots.high, bytes, four.high);
+        dots.low = _mm512_dpbusd_epi32(dots.low, bytes, four.low);
+        TMAC_IN_ORDER(dots.high);
+        TMAC_IN_ORDER(dots.low);
+        return dots;
+    }
+    static TMAC_ALWAYS_INLINE F dots_less(Dots dots, int32_t bias) {
+        const __m512i sums = _mm512_add_epi32(_mm512_slli_epi32(dots.high, 8), dots.low);
+        return _mm512_cvtepi32_ps(_mm512_sub_epi32(sums, _mm512_set1_epi32(bias)));
+    }
+
     static TMAC_ALWAYS_INLINE float fold(F a) {
         const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
         const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));

@@ -14,6 +14,7 @@ namespace {
 struct Lanes {
     static constexpr int kAccumulators = 6;
     static constexpr int kRowSums = 5;
+    static constexpr int kDots = 4;
 
     struct F {
         float32x4_t four[4];
@@ -46,14 +47,6 @@ struct Lanes {
         const auto widen = [](uint16x4_t four) { return vreinterpretq_f32_u32(vshll_n_u16(four, 16)); };
         return {{widen(vget_low_u16(low)), widen(vget_high_u16(low)), widen(vget_low_u16(high)),
                  widen(vget_high_u16(high))}};
-    }
-    static TMAC_ALWAYS_INLINE F load_i8(const int8_t* bytes) {
-        const int8x16_t all = vld1q_s8(bytes);
-        const int16x8_t low = vmovl_s8(vget_low_s8(all));
-        const int16x8_t high = vmovl_s8(vget_high_s8(all));
-        const auto widen = [](int16x4_t four) { return vcvtq_f32_s32(vmovl_s16(four)); };
-        return {{widen(vget_low_s16(low)), widen(vget_high_s16(low)), widen(vget_low_s16(high)),
-                 widen(vget_high_s16(high))}};
     }
     static TMAC_ALWAYS_INLINE void store(float* to, const F& a) {
         for (int i = 0; i < 4; ++i) {
@@ -122,6 +115,49 @@ struct Lanes {
         }
         return result;
     }
+    // Multipliers are int16; the first bytes of the fours are one register, then the second ones.
+    using Bytes = uint8x16x4_t;
+    struct Dots {
+        int32x4_t four[4];
+    };
+    using Four = int16x4_t;
+
+    static TMAC_ALWAYS_INLINE Bytes load_bytes(const uint8_t* bytes) { return vld4q_u8(bytes); }
+    static TMAC_ALWAYS_INLINE void store_multipliers(uint8_t* to, const F& integers) {
+        for (int i = 0; i < 4; ++i) {
+            vst1_s16(reinterpret_cast<int16_t*>(to) + 4 * i, vmovn_s32(vcvtq_s32_f32(integers.four[i])));
+        }
+    }
+    static TMAC_ALWAYS_INLINE Four four(const uint8_t* sixteen, int index) {
+        return vld1_s16(reinterpret_cast<const int16_t*>(sixteen) + 4 * index);
+    }
+    static TMAC_ALWAYS_INLINE Dots no_dots() {
+        const int32x4_t zero = vdupq_n_s32(0);
+        return {{zero, zero, zero, zero}};
+    }
+    template <int Lane>
+    static TMAC_ALWAYS_INLINE Dots add_bytes(const Dots& dots, uint8x16_t bytes, Four four) {
+        const int16x8_t low = vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(bytes)));
+        const int16x8_t high = vreinterpretq_s16_u16(vmovl_u8(vget_high_u8(bytes)));
+        return {{vmlal_lane_s16(dots.four[0], vget_low_s16(low), four, Lane),
+                 vmlal_lane_s16(dots.four[1], vget_high_s16(low), four, Lane),
+                 vmlal_lane_s16(dots.four[2], vget_low_s16(high), four, Lane),
+                 vmlal_lane_s16(dots.four[3], vget_high_s16(high), four, Lane)}};
+    }
+    static TMAC_ALWAYS_INLINE Dots add_dots(const Dots& dots, const Bytes& bytes, Four four) {
+        Dots sums = add_bytes<0>(dots, bytes.val[0], four);
+        sums = add_bytes<1>(sums, bytes.val[1], four);
+        sums = add_bytes<2>(sums, bytes.val[2], four);
+        return add_bytes<3>(sums, bytes.val[3], four);
+    }
+    static TMAC_ALWAYS_INLINE F dots_less(const Dots& dots, int32_t bias) {
+        F result;
+        for (int i = 0; i < 4; ++i) {
+            result.four[i] = vcvtq_f32_s32(vsubq_s32(dots.four[i], vdupq_n_s32(bias)));
+        }
+        return result;
+    }
+
     static TMAC_ALWAYS_INLINE float fold(const F& a) {
         const float32x4_t low = vaddq_f32(a.four[0], a.four[2]);
         const float32x4_t high = vaddq_f32(a.four[1], a.four[3]);

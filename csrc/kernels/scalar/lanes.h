@@ -15,6 +15,7 @@ namespace {
 struct Lanes {
     static constexpr int kAccumulators = 4;
     static constexpr int kRowSums = 1;
+    static constexpr int kDots = 4;
 
     struct F {
         float lane[16];
@@ -41,9 +42,6 @@ struct Lanes {
     }
     static TMAC_ALWAYS_INLINE F load_bf16(const uint16_t* halves) {
         return make([&](int j) { return bf16_to_f32(halves[j]); });
-    }
-    static TMAC_ALWAYS_INLINE F load_i8(const int8_t* bytes) {
-        return make([&](int j) { return static_cast<float>(bytes[j]); });
     }
     static TMAC_ALWAYS_INLINE void store(float* to, const F& a) { std::memcpy(to, a.lane, sizeof(a.lane)); }
     static TMAC_ALWAYS_INLINE void store_f16(uint16_t* to, const F& a) {
@@ -88,6 +86,45 @@ struct Lanes {
     static TMAC_ALWAYS_INLINE F select_range(const F& inside, const F& outside, int32_t begin, int32_t end) {
         return make([&](int j) { return begin <= j && j < end ? inside.lane[j] : outside.lane[j]; });
     }
+    // Multipliers are int16.
+    using Bytes = const uint8_t*;
+    struct Dots {
+        uint32_t lane[16];
+    };
+    struct Four {
+        int16_t of[4];
+    };
+
+    static TMAC_ALWAYS_INLINE Bytes load_bytes(const uint8_t* bytes) { return bytes; }
+    static TMAC_ALWAYS_INLINE void store_multipliers(uint8_t* to, const F& integers) {
+        int16_t sixteen[16];
+        for (int j = 0; j < 16; ++j) {
+            sixteen[j] = static_cast<int16_t>(integers.lane[j]);
+        }
+        std::memcpy(to, sixteen, sizeof(sixteen));
+    }
+    static TMAC_ALWAYS_INLINE Four four(const uint8_t* sixteen, int index) {
+        Four result;
+        std::memcpy(result.of, sixteen + sizeof(result.of) * static_cast<size_t>(index), sizeof(result.of));
+        return result;
+    }
+    static TMAC_ALWAYS_INLINE Dots no_dots() { return {}; }
+    static TMAC_ALWAYS_INLINE Dots add_dots(Dots dots, Bytes bytes, const Four& four) {
+        for (int j = 0; j < 16; ++j) {
+            int32_t sum = 0;
+            for (int i = 0; i < 4; ++i) {
+                sum += bytes[4 * j + i] * four.of[i];
+            }
+            dots.lane[j] += static_cast<uint32_t>(sum);
+        }
+        return dots;
+    }
+    static TMAC_ALWAYS_INLINE F dots_less(const Dots& dots, int32_t bias) {
+        return make([&](int j) {
+            return static_cast<float>(static_cast<int32_t>(dots.lane[j] - static_cast<uint32_t>(bias)));
+        });
+    }
+
     static TMAC_ALWAYS_INLINE float fold(F a) {
         for (int width = 8; width >= 1; width /= 2) {
             for (int j = 0; j < width; ++j) {

@@ -35,18 +35,23 @@ std::vector<float> attend_span(const VectorOps& ops, const CacheLayout& layout, 
             reinterpret_cast<const float*>(piece.data() + layout.value_scale_offset(group, kSpanGroups));
     }
     std::vector<const float*> pointers;
+    std::vector<std::vector<uint8_t>> rounded;
+    std::vector<const uint8_t*> rounded_pointers;
     std::vector<int32_t> begin;
     std::vector<int32_t> end;
     for (size_t i = 0; i < ranges.size(); ++i) {
         pointers.push_back(queries.data() + i * static_cast<size_t>(layout.head_dim));
+        rounded.emplace_back(static_cast<size_t>(rounded_query_bytes(layout.head_dim)), uint8_t{0xff});
+        ops.round_query(pointers.back(), layout.head_dim, rounded.back().data());
+        rounded_pointers.push_back(rounded.back().data());
         begin.push_back(ranges[i].begin);
         end.push_back(ranges[i].end);
     }
     const int64_t stride = partial_floats(layout.head_dim);
     std::vector<float> partials(ranges.size() * static_cast<size_t>(stride), 3.0F);
     ops.attend({layout.type, layout.head_dim, keys, values, key_scales, value_scales, pointers.data(),
-                static_cast<int32_t>(ranges.size()), begin.data(), end.data(), scale, softcap, partials.data(),
-                stride});
+                rounded_pointers.data(), static_cast<int32_t>(ranges.size()), begin.data(), end.data(), scale, softcap,
+                partials.data(), stride});
     return partials;
 }
 
@@ -68,7 +73,7 @@ TEST_CASE("one span of attention is what the page on numerics says", "[vector_at
         {{40, 255}, {41, 255}, {41, 255}, {41, 255}, {41, 255}, {90, 91}, {7, 256}},
         std::vector<Query>(19, {2, 131}),
     };
-    for (const int32_t head_dim : {16, 24, 64, 80, 128, 256}) {
+    for (const int32_t head_dim : {16, 18, 24, 64, 80, 128, 256, 520}) {
         for (const CacheType type : kTypes) {
             const CacheLayout layout{type, head_dim};
             const std::vector<float> k = random.floats(kSpanPositions * head_dim);
@@ -94,6 +99,91 @@ TEST_CASE("one span of attention is what the page on numerics says", "[vector_at
                         CHECK(first_difference(found, expected) == -1);
                     }
                 }
+            }
+        }
+    }
+}
+
+TEST_CASE("the sums of a cache of int8 have room for the largest numbers", "[vector_attention]") {
+    for (const int32_t head_dim : {4, 128, 516, 4096}) {
+        for (const float key : {1.0F, -1.0F}) {
+            const CacheLayout layout{CacheType::i8, head_dim};
+            const auto size = static_cast<size_t>(kSpanPositions * head_dim);
+            const std::vector<float> k(size, key);
+            const std::vector<float> v(size, -key);
+            const CachedHead head(layout, kSpanPositions, k, v);
+            const std::vector<float> query(static_cast<size_t>(head_dim), -0.5F);
+            const std::vector<float> expected =
+                reference_span(*runnable_vector_ops().front(), head, query.data(), 0, kSpanPositions, 1e-3F, 0.0F);
+            for (const VectorOps* ops : runnable_vector_ops()) {
+                CAPTURE(head_dim, key, ops->name);
+                std::vector<uint8_t> piece(static_cast<size_t>(layout.head_bytes(kSpanGroups)));
+                head.write(*ops, k.data(), v.data(), 0, kSpanGroups, piece.data());
+                const std::vector<float> found =
+                    attend_span(*ops, layout, piece, query, {{0, kSpanPositions}}, 1e-3F, 0.0F);
+                CHECK(first_difference(found, expected) == -1);
+                CHECK(found[0] / found.back() == Approx(-key).epsilon(1e-3));
+            }
+        }
+    }
+}
+
+// A query is off by half a unit at most, so a score by e = scale * unit / 2 * sum of |key|, and a weight by a factor
+// within exp(+-2 e), against the largest one; a rounded weight by half a unit beside it. 1e-5 is for the float sums.
+TEST_CASE("what rounding a query and the weights to integers costs is bounded", "[vector_attention]") {
+    Random random(25);
+    for (const int32_t head_dim : {24, 128}) {
+        const CacheLayout layout{CacheType::i8, head_dim};
+        const auto count = static_cast<size_t>(head_dim);
+        const std::vector<float> k = random.floats(kSpanPositions * head_dim);
+        const std::vector<float> v = random.floats(kSpanPositions * head_dim);
+        const std::vector<float> query = random.floats(head_dim);
+        const CachedHead head(layout, kSpanPositions, k, v);
+        for (const float scale : {0.05F, 1.0F}) {
+            std::vector<double> scores;
+            double key_sum = 0.0;  // the largest sum of |key|
+            for (size_t p = 0; p < kSpanPositions; ++p) {
+                double score = 0.0;
+                double sum = 0.0;
+                for (size_t d = 0; d < count; ++d) {
+                    const double key = double{head.keys[p * count + d]} * head.key_scales[p];
+                    score += query[d] * key;
+                    sum += std::fabs(key);
+                }
+                scores.push_back(score * scale);
+                key_sum = std::max(key_sum, sum);
+            }
+            const double largest = *std::max_element(scores.begin(), scores.end());
+            std::vector<double> exact(count, 0.0);
+            double weight_sum = 0.0;
+            double value_size = 0.0;
+            for (size_t p = 0; p < kSpanPositions; ++p) {
+                const double weight = std::exp(scores[p] - largest);
+                weight_sum += weight;
+                value_size = std::max(value_size, 127.0 * head.value_scales[p]);
+                for (size_t d = 0; d < count; ++d) {
+                    exact[d] += weight * head.values[p * count + d] * head.value_scales[p];
+                }
+            }
+            double query_size = 0.0;
+            for (const float q : query) {
+                query_size = std::max(query_size, std::fabs(double{q}));
+            }
+            const double score_error = scale * query_size / kMostMultiplier / 2 * key_sum;
+            const double weight_error = kSpanPositions * value_size / kMostMultiplier / 2 / weight_sum;
+            const double bound = (std::exp(4 * score_error) - 1) * value_size +
+                                 std::exp(4 * score_error) * weight_error + 1e-5 * value_size;
+            for (const VectorOps* ops : runnable_vector_ops()) {
+                std::vector<uint8_t> piece(static_cast<size_t>(layout.head_bytes(kSpanGroups)));
+                head.write(*ops, k.data(), v.data(), 0, kSpanGroups, piece.data());
+                const std::vector<float> found =
+                    attend_span(*ops, layout, piece, query, {{0, kSpanPositions}}, scale, 0.0F);
+                double worst = 0.0;
+                for (size_t d = 0; d < count; ++d) {
+                    worst = std::max(worst, std::fabs(double{found[d]} / found.back() - exact[d] / weight_sum));
+                }
+                CAPTURE(head_dim, scale, ops->name, bound);
+                CHECK(worst <= bound);
             }
         }
     }

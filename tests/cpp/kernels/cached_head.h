@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -72,21 +73,48 @@ struct CachedHead {
     }
 };
 
+/// Numbers as a cache of int8 multiplies them: x is about integer * unit.
+struct RoundedNumbers {
+    std::vector<int64_t> integers;
+    float unit;
+};
+
+inline RoundedNumbers round_numbers(const float* x, int64_t count, int32_t most) {
+    float largest = 0.0F;
+    for (int64_t i = 0; i < count; ++i) {
+        largest = std::fmax(largest, std::fabs(x[i]));
+    }
+    const float inverse = largest > 0.0F ? static_cast<float>(most) / largest : 0.0F;
+    RoundedNumbers rounded{{}, largest > 0.0F ? largest / static_cast<float>(most) : 0.0F};
+    for (int64_t i = 0; i < count; ++i) {
+        rounded.integers.push_back(static_cast<int64_t>(std::nearbyint(x[i] * inverse)));
+    }
+    return rounded;
+}
+
 /// docs/numerics.md, one number at a time. Positions [begin, end) of one span; exp and tanh are those of `ops`.
 inline std::vector<float> reference_span(const tmac::VectorOps& ops, const CachedHead& head, const float* query,
                                          int64_t begin, int64_t end, float scale, float softcap) {
     const tmac::CacheLayout& layout = head.layout;
-    std::vector<float> partial(static_cast<size_t>(tmac::partial_floats(layout.head_dim)), 0.0F);
+    const int32_t head_dim = layout.head_dim;
+    const bool integers = layout.type == tmac::CacheType::i8;
+    std::vector<float> partial(static_cast<size_t>(tmac::partial_floats(head_dim)), 0.0F);
     float* tail = partial.data() + layout.padded_dim();
     tail[0] = -INFINITY;
+    const RoundedNumbers rounded = round_numbers(query, head_dim, std::min(32512, (1 << 24) / head_dim));
     std::vector<float> scores;
     for (int64_t p = begin; p < end; ++p) {
+        const float* key = head.keys.data() + p * head_dim;
         float score = 0.0F;
-        for (int32_t d = 0; d < layout.head_dim; ++d) {
-            score = std::fma(query[d], head.keys[static_cast<size_t>(p * layout.head_dim + d)], score);
+        int64_t sum = 0;
+        for (int32_t d = 0; d < head_dim; ++d) {
+            score = std::fma(query[d], key[d], score);
+            sum += rounded.integers[static_cast<size_t>(d)] * static_cast<int64_t>(integers ? key[d] : 0.0F);
         }
-        score *= layout.has_scales() ? head.key_scales[static_cast<size_t>(p)] : 1.0F;
-        score *= scale;
+        if (integers) {
+            score = static_cast<float>(sum) * head.key_scales[static_cast<size_t>(p)];
+        }
+        score *= integers ? rounded.unit * scale : scale;
         if (softcap != 0.0F) {
             ops.softcap(&score, softcap, 1);
         }
@@ -96,12 +124,23 @@ inline std::vector<float> reference_span(const tmac::VectorOps& ops, const Cache
     ops.exp(scores.data(), tail[0], 1.0F, end - begin, scores.data());
     float lanes[16] = {};
     for (int64_t p = begin; p < end; ++p) {
-        float weight = scores[static_cast<size_t>(p - begin)];
+        float& weight = scores[static_cast<size_t>(p - begin)];
         lanes[p % 16] += weight;
-        weight *= layout.has_scales() ? head.value_scales[static_cast<size_t>(p)] : 1.0F;
-        for (int32_t d = 0; d < layout.head_dim; ++d) {
+        weight *= integers ? head.value_scales[static_cast<size_t>(p)] : 1.0F;
+        for (int32_t d = 0; d < head_dim; ++d) {
             float& sum = partial[static_cast<size_t>(d)];
-            sum = std::fma(weight, head.values[static_cast<size_t>(p * layout.head_dim + d)], sum);
+            sum = std::fma(weight, head.values[static_cast<size_t>(p * head_dim + d)], sum);
+        }
+    }
+    if (integers) {
+        const RoundedNumbers weights = round_numbers(scores.data(), end - begin, 32512);
+        for (int32_t d = 0; d < head_dim; ++d) {
+            int64_t sum = 0;
+            for (int64_t p = begin; p < end; ++p) {
+                sum += weights.integers[static_cast<size_t>(p - begin)] *
+                       static_cast<int64_t>(head.values[static_cast<size_t>(p * head_dim + d)]);
+            }
+            partial[static_cast<size_t>(d)] = static_cast<float>(sum) * weights.unit;
         }
     }
     for (int width = 8; width >= 1; width /= 2) {

@@ -141,7 +141,8 @@ TEST_CASE("attention is what the page on numerics says, with any number of threa
 
 TEST_CASE("a row's result does not depend on its neighbours, nor on the instruction set", "[attention]") {
     const Shape shape{6, 2, 40};
-    const CacheLayout layout{CacheType::f16, shape.head_dim};
+    const CacheType type = GENERATE(CacheType::f16, CacheType::i8);
+    const CacheLayout layout{type, shape.head_dim};
     const Cache one(layout, shape.kv_heads, 300, 41);
     const Cache other(layout, shape.kv_heads, 520, 42);
     Random random(43);
@@ -160,7 +161,7 @@ TEST_CASE("a row's result does not depend on its neighbours, nor on the instruct
         const std::vector<float> expected(together.begin() + static_cast<std::ptrdiff_t>(row * columns),
                                           together.begin() + static_cast<std::ptrdiff_t>((row + 1) * columns));
         for (const VectorOps* ops : runnable_vector_ops()) {
-            CAPTURE(row, ops->name);
+            CAPTURE(static_cast<int>(type), row, ops->name);
             CHECK(first_difference(run(input_of(shape, layout, alone_queries, path, 5.0F), 8, *ops), expected) == -1);
         }
     }

@@ -18,10 +18,10 @@ void visit_row(const tmac::CacheLayout& layout, uint8_t* head, int64_t position,
     const int64_t element = tmac::element_bytes(layout.type);
     uint32_t what = 0;
     for (int64_t d = 0; d < layout.head_dim; ++d) {
-        visit(head + layout.key_offset(group) + (d * tmac::kKeyGroup + lane) * element, element, what++);
+        visit(head + layout.key_offset(group) + layout.key_element(d, lane), element, what++);
     }
     for (int64_t d = 0; d < layout.head_dim; ++d) {
-        visit(head + layout.value_offset(group) + (lane * layout.padded_dim() + d) * element, element, what++);
+        visit(head + layout.value_offset(group) + layout.value_element(d, lane), element, what++);
     }
     if (layout.has_scales()) {
         visit(head + layout.key_scale_offset(group) + lane * 4, 4, what++);
