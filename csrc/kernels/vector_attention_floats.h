@@ -18,16 +18,6 @@ TMAC_ALWAYS_INLINE typename V::F load_cached(const uint8_t* group, int64_t at) {
     }
 }
 
-/// Registers' worth of keys (of values) beside `queries` queries: a power of two.
-template <class V>
-constexpr int shared_by(int queries) {
-    int count = 4;
-    while (count > 1 && count * queries > V::kAccumulators) {
-        count /= 2;
-    }
-    return count;
-}
-
 /// What a call reads, group by group: keys, values, and the keys of the next call. A group asks for the one kAhead
 /// further on: groups begin new streams, too short for the CPU to see them.
 template <CacheType Type>
@@ -138,7 +128,7 @@ TMAC_ALWAYS_INLINE void score_block(const AttendArgs& args, int32_t first, int32
                                     const Prefetch<Type>* prefetch, float (*scores)[kSpanPositions]) {
     const float* const* queries = args.queries + first;
     with_count(count, [&]<int Queries>() {
-        constexpr int kMost = shared_by<V>(Queries);
+        constexpr int kMost = shared_by(Queries, 4, V::kAccumulators);
         const auto score = [&]<int Count>(int64_t at) {
             const int32_t group = groups.begin + static_cast<int32_t>(at);
             score_groups<V, Type, Queries, Count>(args, queries, group,
@@ -195,7 +185,7 @@ TMAC_ALWAYS_INLINE void add_values(const AttendArgs& args, int32_t group, int32_
     const auto padded_dim = static_cast<int32_t>(round_up(args.head_dim, kKeyGroup));
     float* partials = args.partials + query * args.partial_stride;
     with_count(count, [&]<int Queries>() {
-        constexpr int kMost = shared_by<V>(Queries);
+        constexpr int kMost = shared_by(Queries, 4, V::kAccumulators);
         const auto add = [&]<int Count>(int64_t at) {
             const int64_t column = at * kVectorLanes;
             add_columns<V, Type, Queries, Count>(values + column * element_bytes(Type), padded_dim, begin, end, weights,

@@ -31,14 +31,7 @@ struct RoundedScale {
 template <class V, class Load>
 TMAC_ALWAYS_INLINE RoundedScale round_numbers(int32_t count, int32_t most, const Load& load, uint8_t* multipliers) {
     using F = typename V::F;
-    F largest = V::set1(0.0F);
-    F unordered = V::set1(0.0F);
-    for (int32_t at = 0; at < count; at += kVectorLanes) {
-        const F magnitude = V::abs(load(at));
-        unordered = V::select_ordered(magnitude, unordered, magnitude);
-        largest = V::max(magnitude, largest);
-    }
-    const RoundingScale scale = rounding_scale<V>(largest, unordered, static_cast<float>(most));
+    const RoundingScale scale = rounding_scale<V>(count, static_cast<float>(most), load);
     F sum = V::set1(0.0F);  // below 2^24, so exact
     for (int32_t at = 0; at < count; at += kVectorLanes) {
         const F integers = scale.inverse != 0.0F ? rounded<V>(load(at), scale.inverse) : V::set1(0.0F);
@@ -50,11 +43,8 @@ TMAC_ALWAYS_INLINE RoundedScale round_numbers(int32_t count, int32_t most, const
 
 template <class V>
 void round_query(const float* q, int32_t head_dim, uint8_t* rounded) {
-    const auto load = [&](int32_t at) {
-        const int32_t left = head_dim - at;
-        return left >= kVectorLanes ? V::load(q + at) : load_some<V>(q + at, left);
-    };
-    const RoundedScale scale = round_numbers<V>(head_dim, most_multiplier(head_dim), load, rounded);
+    const RoundedScale scale =
+        round_numbers<V>(head_dim, most_multiplier(head_dim), sixteens_of<V>(q, head_dim), rounded);
     std::memcpy(rounded + rounded_query_bytes(head_dim) - sizeof(scale), &scale, sizeof(scale));
 }
 
@@ -110,16 +100,6 @@ private:
 template <class V>
 constexpr int32_t queries_at_once() {
     return V::kDots < kQueryBlock ? V::kDots : kQueryBlock;
-}
-
-/// Registers' worth of bytes beside `queries` queries: a power of two, at most `most`.
-template <class V>
-constexpr int dots_each(int queries, int most) {
-    int count = most;
-    while (count > 1 && count * queries > V::kDots) {
-        count /= 2;
-    }
-    return count;
 }
 
 /// for_each_piece with sizes from `Most`, a power of two up to 8, down to 1.
@@ -276,11 +256,12 @@ void attend_i8(const AttendArgs& args) {
         for_each_block(args, first, last, kQueries, [&](int32_t query, int32_t count, const Groups& groups) {
             with_count(count, [&]<int Queries>() {
                 if constexpr (Queries <= kQueries) {
-                    for_each_halved<dots_each<V>(Queries, 4)>(groups.end - groups.begin, [&]<int Count>(int64_t at) {
-                        score_groups_i8<V, Queries, Count>(args, query, groups.begin + static_cast<int32_t>(at),
-                                                           query == 0 ? &values_ahead : nullptr,
-                                                           scores + (query - first));
-                    });
+                    for_each_halved<shared_by(Queries, 4, V::kDots)>(
+                        groups.end - groups.begin, [&]<int Count>(int64_t at) {
+                            score_groups_i8<V, Queries, Count>(args, query, groups.begin + static_cast<int32_t>(at),
+                                                               query == 0 ? &values_ahead : nullptr,
+                                                               scores + (query - first));
+                        });
                 }
             });
         });
@@ -291,7 +272,7 @@ void attend_i8(const AttendArgs& args) {
             }
             with_count(count, [&]<int Queries>() {
                 if constexpr (Queries <= kQueries) {
-                    for_each_halved<dots_each<V>(Queries, 8)>(registers, [&]<int Count>(int64_t column) {
+                    for_each_halved<shared_by(Queries, 8, V::kDots)>(registers, [&]<int Count>(int64_t column) {
                         sum_columns_i8<V, Queries, Count>(args, query, groups, column,
                                                           query == 0 ? &keys_ahead : nullptr, weights);
                     });

@@ -13,6 +13,16 @@ namespace {
 inline constexpr int32_t kQueriesAtOnce = 16;  ///< whose scores are kept
 inline constexpr int32_t kQueryBlock = 4;      ///< that share a loaded key
 
+/// Registers' worth of keys (of values) beside `queries` queries, so that `registers` hold their sums: `most`, a power
+/// of two, or a smaller one, at least 1.
+constexpr int shared_by(int queries, int most, int registers) {
+    int count = most;
+    while (count > 1 && count * queries > registers) {
+        count /= 2;
+    }
+    return count;
+}
+
 /// Calls body.template operator()<Count>() for count in [1, kQueryBlock].
 template <class Body>
 TMAC_ALWAYS_INLINE void with_count(int32_t count, const Body& body) {

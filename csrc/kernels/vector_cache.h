@@ -9,27 +9,15 @@
 namespace tmac {
 namespace {
 
-/// How the elements of a position become int8.
-template <class V>
-TMAC_ALWAYS_INLINE RoundingScale cache_scale_of(const float* x, int32_t head_dim) {
-    using F = typename V::F;
-    F largest = V::set1(0.0F);
-    F unordered = V::set1(0.0F);
-    for_each_lanes<V>(head_dim, [&](int64_t at, const auto& load, const auto&) {
-        const F values = V::abs(load(x + at));
-        unordered = V::select_ordered(values, unordered, values);
-        largest = V::max(values, largest);
-    });
-    return rounding_scale<V>(largest, unordered, 127.0F);
-}
-
 /// Calls put(at, lanes, count) for every sixteen columns of [0, head_dim), as elements of the cache; lanes past `count`
 /// are zero.
 template <class V, class Put>
 TMAC_ALWAYS_INLINE void for_each_element(CacheType type, const float* x, int32_t head_dim, float* scale,
                                          const Put& put) {
     using F = typename V::F;
-    const RoundingScale scales = type == CacheType::i8 ? cache_scale_of<V>(x, head_dim) : RoundingScale{1.0F, 1.0F};
+    const RoundingScale scales = type == CacheType::i8
+                                     ? rounding_scale<V>(head_dim, 127.0F, sixteens_of<V>(x, head_dim))
+                                     : RoundingScale{1.0F, 1.0F};
     if (type == CacheType::i8) {
         *scale = scales.scale;
     }

@@ -108,6 +108,7 @@ struct Lanes {
         };
         return {select(inside.low, outside.low, begin, end), select(inside.high, outside.high, begin - 8, end - 8)};
     }
+
     // Multipliers are int16. A register of Dots is four sums in two parts each.
     using Bytes = const uint8_t*;
     struct Dots {

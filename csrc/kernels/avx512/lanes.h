@@ -63,6 +63,7 @@ struct Lanes {
         const __mmask16 from = _mm512_cmpge_epi32_mask(lane, _mm512_set1_epi32(begin));
         return _mm512_mask_blend_ps(_mm512_mask_cmplt_epi32_mask(from, lane, _mm512_set1_epi32(end)), outside, inside);
     }
+
     // Sixteen multipliers are their high bytes, then their low bytes, which are signed: 256 high + low.
     using Bytes = __m512i;
     struct Dots {

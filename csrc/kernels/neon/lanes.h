@@ -115,6 +115,7 @@ struct Lanes {
         }
         return result;
     }
+
     // Multipliers are int16; the first bytes of the fours are one register, then the second ones.
     using Bytes = uint8x16x4_t;
     struct Dots {

@@ -86,6 +86,7 @@ struct Lanes {
     static TMAC_ALWAYS_INLINE F select_range(const F& inside, const F& outside, int32_t begin, int32_t end) {
         return make([&](int j) { return begin <= j && j < end ? inside.lane[j] : outside.lane[j]; });
     }
+
     // Multipliers are int16.
     using Bytes = const uint8_t*;
     struct Dots {
