@@ -129,10 +129,14 @@ PY_LAYERS = (
     PyLayer("progress.py", ours=(), others=("tqdm",)),
     PyLayer("formats/*", ours=(*VALUES, "formats"), others=("numpy", "gguf", "safetensors")),
     PyLayer("nn/*", ours=(*VALUES, "nn"), others=("numpy", "torch")),
-    PyLayer("quant/*", ours=(*VALUES, "nn", "quant"), others=("numpy", "torch", "tqdm", "rich")),
+    PyLayer(
+        "quant/*",
+        ours=(*VALUES, "nn", "quant"),
+        others=("numpy", "torch", "tqdm", "rich", "safetensors", "matplotlib"),
+    ),
     PyLayer(
         "hf/*",
-        ours=(*VALUES, "formats", "nn", "quant", "runtime", "hf"),
+        ours=(*VALUES, "formats", "nn", "quant", "runtime", "evaluation", "hf"),
         others=("numpy", "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "peft", "tqdm"),
     ),
     PyLayer(
@@ -144,6 +148,9 @@ PY_LAYERS = (
         "serve/*",
         ours=(*VALUES, "formats", "runtime", "serve"),
         others=("numpy", "tokenizers", "jinja2", "huggingface_hub", "starlette", "uvicorn"),
+    ),
+    PyLayer(
+        "evaluation/*", ours=(*VALUES, "formats", "runtime", "evaluation"), others=("numpy", "tokenizers", "lm_eval")
     ),
     PyLayer("cli/*", ours=("cli",), lazy=True),
 )
