@@ -3,7 +3,8 @@
     pip install --no-deps gensim
     python -m benchmarks.train_ternary model --minutes 30 --json ternary.json
 
-`model` is a folder of transformers' BitNet format with a tokenizer. docs/ternary.md says what is done and what came out.
+`model` is a folder of transformers' BitNet format with a tokenizer. docs/ternary.md says what is done and what came
+out.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(prog="python -m benchmarks.train_ternary", description=(__doc__ or "").split("\n")[0])
+    found = argparse.ArgumentParser(
+        prog="python -m benchmarks.train_ternary", description=(__doc__ or "").split("\n")[0]
+    )
     found.add_argument("out", type=Path, help="folder to write")
     found.add_argument("--force", action="store_true", help="replace a folder that exists")
     until = found.add_mutually_exclusive_group()
@@ -60,7 +63,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--texts", type=_count, default=Training.texts, help="samples of a step (default: 8)")
     found.add_argument("--rate", type=_positive, default=Training.peak, help="highest learning rate (default: 3e-3)")
     found.add_argument(
-        "--gradients", choices=("auto", "f32", "bf16"), help="auto measures which is faster; default: auto, f32 with --steps"
+        "--gradients",
+        choices=("auto", "f32", "bf16"),
+        help="default: auto, the faster one; with --steps f32",
     )
     found.add_argument(
         "--check-tokens", type=_count, default=PERPLEXITY_TOKENS, help="held-out tokens of the perplexities (16384)"

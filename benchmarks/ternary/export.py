@@ -43,7 +43,8 @@ def export(model: nn.Module, tokenizer: Any, folder: Path, *, replace: bool = Fa
         settings: Any = model.config
         text = json.dumps({**settings.to_dict(), **_ARCHITECTURE}, indent=2, sort_keys=True)
         (unfinished / "config.json").write_text(text + "\n", encoding="utf-8")
-        fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END)
+        make: Any = PreTrainedTokenizerFast
+        fast = make(tokenizer_object=tokenizer, bos_token=END, eos_token=END)
         fast.save_pretrained(unfinished)
         for path in unfinished.iterdir():
             _bring_to_disk(path)
@@ -53,7 +54,7 @@ _ARCHITECTURE = {"architectures": ["BitNetForCausalLM"], "dtype": "float32", "qu
 
 
 def packed_state(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of the file: `weight` u8 `[n / 4, k]` and `weight_scale` f32 `[1]` of every ternary layer, the rest f32.
+    """The tensors of the file: of every ternary layer `weight` u8 `[n / 4, k]` and `weight_scale` f32 `[1]`; f32 else.
 
     The head is the embedding and has no tensor. `weight_scale` is the inverse of what a value stands for.
     """
@@ -69,8 +70,8 @@ def packed_state(model: nn.Module) -> dict[str, Tensor]:
 
 def pack(values: Tensor) -> Tensor:
     """-1, 0, 1 `[n, k]`, n a multiple of 4 -> u8 `[n / 4, k]`: row r of quarter s as value + 1 in bits 2 s, 2 s + 1."""
-    quarters = (values + 1).to(torch.uint8).unflatten(0, (PER_BYTE, -1))
-    return quarters[0] | quarters[1] << 2 | quarters[2] << 4 | quarters[3] << 6
+    first, second, third, fourth = (values + 1).to(torch.uint8).chunk(PER_BYTE)
+    return first | second << 2 | third << 4 | fourth << 6
 
 
 def _bring_to_disk(path: Path) -> None:

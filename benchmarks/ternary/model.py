@@ -41,7 +41,9 @@ class Shape:
     def __post_init__(self) -> None:
         small = [name for name, value in vars(self).items() if value < 1]
         if small:
-            raise ValueError(f"[train_ternary] expected sizes of at least 1, found {small[0]}={getattr(self, small[0])}")
+            raise ValueError(
+                f"[train_ternary] expected sizes of at least 1, found {small[0]}={getattr(self, small[0])}"
+            )
         if self.hidden % self.heads or self.heads % self.key_heads or self.hidden // self.heads % 2:
             raise ValueError(
                 "[train_ternary] expected heads that divide the hidden size into even parts, and key heads that divide "
@@ -132,7 +134,7 @@ class TernaryLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         rows: Tensor = _TernaryProduct.apply(x.flatten(0, -2), self.weight, self.low)  # type: ignore[no-untyped-call]
-        return rows.unflatten(0, x.shape[:-1])
+        return rows.view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, ternary"

@@ -1,4 +1,4 @@
-"""The native decoder of a BitNet in numpy, operation by operation as docs/numerics.md states it, ternary layers as int32 sums.
+"""The native decoder of a BitNet in numpy: docs/numerics.md operation by operation, ternary layers as int32 sums.
 
 Nothing of tmac computes here. Every result is rounded as the decoder rounds it, so logits have to have the same bits.
 """
@@ -87,7 +87,8 @@ def round_to_int8(x: Floats) -> tuple[NDArray[np.int32], Floats]:
 def linear(layer: Ternary, x: Floats) -> Floats:
     """An int32 sum for each output, and two products with its scales."""
     integers, unit = round_to_int8(x)
-    return int32_sums(layer.values, integers).astype(np.float32) * (layer.scale * unit)
+    outputs: Floats = int32_sums(layer.values, integers).astype(np.float32) * (layer.scale * unit)
+    return outputs
 
 
 def int32_sums(values: NDArray[np.int32], integers: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -129,7 +130,8 @@ def rms_norm(x: Floats, weight: Floats, eps: np.float32) -> Floats:
         sums = fma(padded[:, index], padded[:, index], sums)
     total = fold((sums[:, 0] + sums[:, 2]) + (sums[:, 1] + sums[:, 3]))
     factor = np.float32(1) / np.sqrt(total / np.float32(x.shape[1]) + eps)
-    return x * factor[:, None] * weight
+    normed: Floats = x * factor[:, None] * weight
+    return normed
 
 
 def rotate(heads: Floats, inv_freq: Floats) -> Floats:
@@ -176,7 +178,8 @@ def exponential(x: Floats) -> Floats:
     for coefficient in (*EXP[1:], 2.0, 2.0):
         polynomial = fma(polynomial, rest, constant(coefficient))
     power = np.exp2(n.astype(np.float64) - 1).astype(np.float32)
-    return np.where(x < np.float32(-86.5), np.float32(0), polynomial * power)
+    found: Floats = np.where(x < np.float32(-86.5), np.float32(0), polynomial * power)
+    return found
 
 
 def float_rows(weight: Floats, x: Floats, rows: int = 128) -> Floats:
