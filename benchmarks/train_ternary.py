@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--json", type=Path, help="file for the loss curve and the checks")
     found.add_argument("--seed", type=int, default=0)
     found.add_argument("--threads", type=_count, help="of torch (default: its own choice)")
-    found.add_argument("--texts", type=_count, default=Training.texts, help="samples of a step (default: 8)")
+    found.add_argument("--texts", type=_count, default=Training.texts, help="samples of a step (default: 4)")
     found.add_argument("--rate", type=_positive, default=Training.peak, help="highest learning rate (default: 3e-3)")
     found.add_argument(
         "--gradients",

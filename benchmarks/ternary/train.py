@@ -35,7 +35,7 @@ class Training:
 
     minutes: float = 30.0
     steps: int | None = None
-    texts: int = 8
+    texts: int = 4
     peak: float = 3e-3
     decay: float = 0.1
     seed: int = 0
