@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tmac import _core
 from tmac.codes import Codes, round_to_nearest
 from tmac.quant.methods.hessian_factor import Factor, factor
 from tmac.quant.statistics import LayerStatistics
 from tmac.spec import QuantSpec
+from tmac.threads import get_num_threads
 
 _SUPER_COLUMNS = 256  # whose sub-scales a two-level spec stores under one super-scale
 _BLOCK = 64
@@ -99,6 +101,22 @@ def shifted(weight: Tensor, cross: Tensor, made: Factor, part: float = 1.0) -> T
 
 def round_with_factor(weight: Tensor, spec: QuantSpec, made: Factor) -> Codes:
     """GPTQ of a finite weight with a factor whose groups are those of the spec."""
+    if spec.scale_format != "two_level":
+        visited = np.ascontiguousarray(weight[:, made.order].numpy())
+        strips, pivots = made.strips.numpy(), made.pivots.numpy()
+        rounded, scales, zeros = _core.round_with_feedback(visited, strips, pivots, spec, get_num_threads())
+        return Codes(spec, _in_order(rounded, made), scales, zeros)
+    return _round_panels(weight, spec, made)
+
+
+def _in_order(codes: np.ndarray, made: Factor) -> np.ndarray:
+    ordered = np.empty_like(codes)
+    ordered[:, made.order.numpy()] = codes
+    return ordered
+
+
+def _round_panels(weight: Tensor, spec: QuantSpec, made: Factor) -> Codes:
+    """The same in torch, with grids of whole panels from `round_to_nearest`."""
     n, k = weight.shape
     visited = weight[:, made.order].T.contiguous()  # [k, n]; a column becomes its error once it is rounded
     codes = torch.empty((n, k), dtype=torch.uint8)
@@ -112,9 +130,7 @@ def round_with_factor(weight: Tensor, spec: QuantSpec, made: Factor) -> Codes:
         grid = round_to_nearest(np.ascontiguousarray(target.T.numpy()), spec)
         grids.append(grid)
         _walk(target, visited[begin:end], made.feedback[begin:end, begin:end], grid, codes[:, begin:end])
-    ordered = torch.empty_like(codes)
-    ordered[:, made.order] = codes
-    return _joined(spec, ordered, grids)
+    return _joined(spec, _in_order(codes.numpy(), made), grids)
 
 
 def _walk(target: Tensor, visited: Tensor, feedback: Tensor, grid: Codes, codes: Tensor) -> None:
@@ -142,7 +158,7 @@ def _walk(target: Tensor, visited: Tensor, feedback: Tensor, grid: Codes, codes:
         target[end:].addmm_(feedback[begin:end, end:].T, visited[begin:end])
 
 
-def _joined(spec: QuantSpec, codes: Tensor, grids: list[Codes]) -> Codes:
+def _joined(spec: QuantSpec, codes: np.ndarray, grids: list[Codes]) -> Codes:
     def join(name: str) -> np.ndarray | None:
         parts = [getattr(grid, name) for grid in grids]
         return None if parts[0] is None else np.concatenate(parts, axis=1)
@@ -151,7 +167,7 @@ def _joined(spec: QuantSpec, codes: Tensor, grids: list[Codes]) -> Codes:
     assert scales is not None
     return Codes(
         spec,
-        codes.numpy(),
+        codes,
         scales,
         join("zeros"),
         super_scales=join("super_scales"),

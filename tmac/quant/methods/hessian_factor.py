@@ -5,8 +5,10 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _KEPT = 8  # factors: those of a block's layers at two group sizes
@@ -34,6 +36,13 @@ class Factor:
     feedback: Tensor
     pivots: Tensor
     damped: Tensor
+
+    @cached_property
+    def strips(self) -> Tensor:
+        """`feedback` in strips of eight columns, f32 `[ceil(k / 8), k, 8]`, as `_core.round_with_feedback` reads it."""
+        k = len(self.pivots)
+        padded = F.pad(self.feedback, (0, -k % 8))
+        return padded.view(k, -1, 8).transpose(0, 1).contiguous()
 
 
 def factor(hessian: Tensor, group_size: int, *, mean: float = 0.01, own: float = 0.0, act_order: bool = True) -> Factor:
@@ -93,5 +102,5 @@ def _make(hessian: Tensor, group_size: int, mean: float, own: float, act_order: 
 
 def _order(diagonal: Tensor, group_size: int) -> Tensor:
     """Columns, group by group, each by falling diagonal; equal ones as they stand."""
-    groups = torch.arange(len(diagonal)).split(len(diagonal) if group_size == -1 else group_size)
+    groups = torch.split(torch.arange(len(diagonal)), len(diagonal) if group_size == -1 else group_size)
     return torch.cat([group[torch.argsort(diagonal[group], descending=True, stable=True)] for group in groups])

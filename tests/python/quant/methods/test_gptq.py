@@ -117,7 +117,8 @@ def test_the_factor_is_that_of_the_damped_hessian(act_order: bool) -> None:
     diagonal = torch.diagonal(hessian)
     damped = hessian + torch.diag(0.02 * diagonal.mean() + 0.25 * diagonal)
     upper = made.feedback.double()
-    assert torch.equal(made.feedback, made.feedback.triu()) and bool((torch.diagonal(made.feedback) == 1).all())
+    assert torch.equal(made.feedback, made.feedback.triu())
+    assert bool((torch.diagonal(made.feedback) == 1).all())
     product = (upper * made.pivots.double()) @ upper.T
     # Entries of both factors are rounded to f32: two relative errors of 2^-24 for each product, and three of sums.
     bound = 4 * 2.0**-24 * (upper.abs() * made.pivots.double()) @ upper.abs().T
@@ -200,7 +201,8 @@ def test_without_rounding_the_correction_is_the_least_squares_solution() -> None
 def test_any_shape_and_rank_gives_finite_codes(spec: QuantSpec, n: int, k: int, tokens: int, seed: int) -> None:
     weight = random_weight(n, k, seed)
     codes = gptq(weight, spec, statistics_of(correlated(tokens, k, seed)))
-    assert codes.codes.shape == (n, k) and codes.spec == spec
+    assert codes.codes.shape == (n, k)
+    assert codes.spec == spec
     assert bool(torch.isfinite(dequantized(codes)).all())
 
 
