@@ -229,11 +229,15 @@ def unpack_across(
     -> codes [count, rows]. count is a multiple of 8."""
 
 def round_to_nearest(
-    weight: NDArray[np.float32], spec: object, num_threads: int = 0
-) -> tuple[NDArray[np.uint8], NDArray[Any], NDArray[Any] | None]:
-    """(codes [n, k], scales [n, groups] f16 (f32 if spec.scale_format == "f32"), zeros or offsets [n, groups] or None)
-    with the scale and zero of every group searched for the least squared error (symmetric grids of 3
-    bits and more: weighted by magnitude). NaN, Inf and weights too small or large for the scales raise ValueError."""
+    weight: NDArray[np.float32], spec: object, num_threads: int = 0, importance: NDArray[np.float32] | None = None
+) -> tuple[
+    NDArray[np.uint8], NDArray[Any], NDArray[Any] | None, NDArray[np.float16] | None, NDArray[np.float16] | None
+]:
+    """(codes [n, k], scales [n, groups] f16 (f32 if spec.scale_format == "f32", i8 with two levels), zeros or offsets
+    [n, groups] or None, super_scales and super_offsets [n, super groups] or None) with the scale and zero of every
+    group searched for the least squared error, that of each column times importance [k]; without it symmetric grids of
+    3 bits and more are weighted by magnitude. NaN, Inf and weights too small or large for the scales raise ValueError.
+    """
 
 def round_with_feedback(
     weight: NDArray[np.float32],
