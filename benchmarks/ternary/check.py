@@ -38,7 +38,7 @@ EPS = 2.0**-24  # of one rounding to f32
 # the quotient.
 ROUNDINGS = 8
 TIE = 8 * 127 * EPS  # how far from the middle of two integers two ways to compute x * 127 / max may fall apart
-NEAR = 1e-4  # of a perplexity: activations that moved change single tokens by about as much, up or down
+NEAR = 1e-3  # of a perplexity: activations that moved change single tokens by about as much, up or down
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,6 @@ def _bare(layer: Any) -> Any:
 def reference_logits(model: nn.Module, ids: Tensor) -> NDArray[np.float32]:
     """Of benchmarks/ternary/reference.py over a trained model."""
     settings: Any = model.config
-    parts: Any = model
     layers = {}
     for name, layer in linears(model).items():
         values, scale, _ = ternary(layer.weight.detach())
@@ -246,6 +245,4 @@ def reference_logits(model: nn.Module, ids: Tensor) -> NDArray[np.float32]:
         for name, value in model.state_dict().items()
         if name.rpartition(".")[0] not in layers
     }
-    config = settings.to_dict()
-    found = reference.Reference(config, vectors, layers, parts.model.rotary_emb.inv_freq.numpy())
-    return found.logits(ids.numpy())
+    return reference.Reference(settings.to_dict(), vectors, layers).logits(ids.numpy())

@@ -35,13 +35,12 @@ class Reference:
         config: `config.json` of a BitNet.
         vectors: f32 tensors of the file by name.
         layers: ternary layers by name.
-        inv_freq: f32 rotary frequencies.
     """
 
-    def __init__(
-        self, config: Mapping[str, Any], vectors: Mapping[str, Floats], layers: Mapping[str, Ternary], inv_freq: Floats
-    ) -> None:
-        self._vectors, self._layers, self._inv_freq = vectors, layers, inv_freq
+    def __init__(self, config: Mapping[str, Any], vectors: Mapping[str, Floats], layers: Mapping[str, Ternary]) -> None:
+        self._vectors, self._layers = vectors, layers
+        head = int(config["hidden_size"]) // int(config["num_attention_heads"])
+        self._inv_freq = frequencies(float(config["rope_parameters"]["rope_theta"]), head)
         self._count = int(config["num_hidden_layers"])
         self._heads, self._key_heads = int(config["num_attention_heads"]), int(config["num_key_value_heads"])
         self._eps = np.float32(config["rms_norm_eps"])
@@ -133,6 +132,13 @@ def rms_norm(x: Floats, weight: Floats, eps: np.float32) -> Floats:
     factor = np.float32(1) / np.sqrt(total / np.float32(x.shape[1]) + eps)
     normed: Floats = x * factor[:, None] * weight
     return normed
+
+
+def frequencies(theta: float, head_dim: int) -> Floats:
+    """Rotary frequencies of half a head: powers in f64, rounded to f32, and their inverses."""
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    inverses: Floats = np.float32(1) / np.power(theta, exponents.astype(np.float64)).astype(np.float32)
+    return inverses
 
 
 def rotate(heads: Floats, inv_freq: Floats) -> Floats:
