@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
+from quant.methods.cases import correlated, dequantized, error, random_weight, statistics_of, with_hessian
 from tmac import Codes, QuantSpec, _core, round_to_nearest
 from tmac.codes import Array
 from tmac.quant.methods.gptq import GPTQOptions, gptq, round_with_factor
@@ -31,35 +31,6 @@ SPECS = [
     QuantSpec(3, 32, scale_format="two_level"),
     QuantSpec(2, 16, zero_point="offset", scale_format="two_level"),
 ]  # fmt: skip
-
-
-def correlated(tokens: int, k: int, seed: int = 0) -> Tensor:
-    """Inputs whose channels depend on each other and differ in size."""
-    generator = torch.Generator().manual_seed(seed)
-    mixing = 0.5 * torch.randn(k, k, generator=generator) + torch.eye(k)
-    return torch.randn(tokens, k, generator=generator) @ mixing * torch.exp(0.5 * torch.randn(k, generator=generator))
-
-
-def random_weight(n: int, k: int, seed: int = 1) -> Tensor:
-    return 0.1 * torch.randn(n, k, generator=torch.Generator().manual_seed(seed))
-
-
-def statistics_of(inputs: Tensor, hessian: Tensor | None = None, cross: Tensor | None = None) -> LayerStatistics:
-    hessian = inputs.T @ inputs / len(inputs) if hessian is None else hessian
-    return LayerStatistics(len(inputs), hessian, inputs.abs().amax(0), cross)
-
-
-def with_hessian(hessian: Tensor) -> LayerStatistics:
-    return LayerStatistics(1, hessian, torch.ones(len(hessian)))
-
-
-def dequantized(codes: Codes) -> Tensor:
-    return torch.from_numpy(codes.dequantize())
-
-
-def error(codes: Codes, weight: Tensor, hessian: Tensor) -> float:
-    difference = (dequantized(codes) - weight).double()
-    return float(((difference @ hessian.double()) * difference).sum())
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
