@@ -9,5 +9,6 @@ extern const ElementOps elements;
 extern const SoftmaxOps softmax;
 extern const FloatRowsOps float_rows;
 extern const AttentionOps attention;
+extern const GridOps grid;
 
 }  // namespace tmac::scalar
