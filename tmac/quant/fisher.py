@@ -146,7 +146,7 @@ def _head_gradient(source: BlockSource, module: nn.Module, hidden: Tensor, seed:
             x = flat[:, part].detach().requires_grad_()
             logits = source.run(index, module, x)
         chances = torch.softmax(logits.detach()[0], -1)
-        torch.nn.functional.threshold_(chances, _LEAST, 0.0)
+        chances.masked_fill_(chances < _LEAST, 0.0)
         for name, output in outputs.items():
             squares.add(name, _expected_squares(chances, logits, output))
         labels = _drawn(chances, draws[part])
