@@ -86,6 +86,7 @@ class CheckpointWeights:
         self._shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         self._readers: dict[str, Callable[[], dict[str, Tensor]]] = {}
         entries: dict[str, LazyTensor] = dict(lazy_floats(checkpoint))
+        fresh: dict[str, LazyTensor] = {}
         modules = dict(model.named_modules())
         fused = {name for site in find_experts(model) for name in site.names}
         gathered: dict[str, dict[tuple[int, str], QuantizedLayer]] = {}
@@ -95,8 +96,8 @@ class CheckpointWeights:
                 gathered.setdefault(place[0], {})[place[1], place[2]] = layer
                 continue
             turned = type(modules.get(name)).__name__ == "Conv1D"  # GPT-2's, whose weight is the transposed one
-            entries.update(_dequantized(name, layer, turned))
-        self._assign(entries)
+            fresh.update(_dequantized(name, layer, turned))
+        self._assign(entries, fresh)
         for module, layers in gathered.items():
             for part in ("gate_up_proj", "down_proj"):
                 self._readers[f"{module}.{part}"] = self._experts_reader(module, part, layers)
@@ -126,8 +127,9 @@ class CheckpointWeights:
             hasher.update(block)
         return hasher.hexdigest()
 
-    def _assign(self, entries: Mapping[str, LazyTensor]) -> None:
-        """Finds what the model's parameters are read from."""
+    def _assign(self, stored: Mapping[str, LazyTensor], fresh: Mapping[str, LazyTensor]) -> None:
+        """Finds what the model's parameters are read from; what `fresh` reads belongs to the reader."""
+        entries = {**stored, **fresh}
         known = self._model.state_dict()
         prefix = self._model.base_model_prefix
         conversions = get_model_conversion_mapping(self._model)
@@ -142,7 +144,7 @@ class CheckpointWeights:
             if pattern is not None:
                 groups.setdefault(target, []).append((key, pattern))
             elif target in known:
-                self._readers[target] = _plain_reader(target, entries[key])
+                self._readers[target] = _plain_reader(target, entries[key], copied=key in stored)
         for target, members in groups.items():
             converter = by_pattern[members[0][1]]
             read = self._converted_reader(target, converter, [(key, pattern, entries[key]) for key, pattern in members])
@@ -194,13 +196,13 @@ def _dequantized(name: str, layer: QuantizedLayer, turned: bool) -> dict[str, La
     return found
 
 
-def _plain_reader(target: str, entry: LazyTensor) -> Callable[[], dict[str, Tensor]]:
-    return lambda: {target: _own(entry[...])}
+def _plain_reader(target: str, entry: LazyTensor, *, copied: bool) -> Callable[[], dict[str, Tensor]]:
+    def read() -> dict[str, Tensor]:
+        tensor = entry[...]
+        wide = _as_float(tensor)
+        return {target: wide.clone() if copied and wide is tensor else wide}  # what is stored may lie in a mapped file
 
-
-def _own(tensor: Tensor) -> Tensor:
-    """A copy in f32 (whole numbers stay): a tensor that was read may lie in a mapped file."""
-    return tensor.to(torch.float32, copy=True) if tensor.is_floating_point() else tensor.clone()
+    return read
 
 
 def _as_float(tensor: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from tmac.quant.windows import batches, windows
 
 _VERSION = 1
 _LOGITS = 1 << 24  # numbers in memory at a time, four or five times over
+_LEAST = 1e-20  # smaller probabilities are zero: products with them would be denormal, which takes 200 times as long
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +146,7 @@ def _head_gradient(source: BlockSource, module: nn.Module, hidden: Tensor, seed:
             x = flat[:, part].detach().requires_grad_()
             logits = source.run(index, module, x)
         chances = torch.softmax(logits.detach()[0], -1)
+        chances.masked_fill_(chances < _LEAST, 0.0)
         for name, output in outputs.items():
             squares.add(name, _expected_squares(chances, logits, output))
         labels = _drawn(chances, draws[part])
@@ -161,7 +163,7 @@ def _expected_squares(chances: Tensor, logits: Tensor, output: Tensor) -> Tensor
 
     Between the output and the logits there may be functions of single numbers, a soft cap for instance.
     """
-    expected = chances * (1 - chances)
+    expected = torch.addcmul(chances, chances, chances, value=-1)
     if logits is not output:
         (slope,) = torch.autograd.grad(logits, output, torch.ones_like(logits), retain_graph=True)
         expected *= slope.reshape(expected.shape).square_()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tmac.nn.normed_linear import NormedLinear, NormedQuantLinear
 from tmac.quant.statistics import LayerStatistics
 
-_PANEL = 768  # columns of X^T X at a time: half of the products are of pairs that have been multiplied
+_PANEL = 384  # columns of X^T X at a time, so that pairs of panels are multiplied once
 
 
 @contextmanager

@@ -1,15 +1,19 @@
 """Blocks of a model, one after the other, are the model."""
 
 import gc
+import json
 
 import pytest
 import torch
 from families import CLASSES, FAMILIES, IDS, logits, tiny
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import tmac
 from tmac.formats import FormatError, open_checkpoint
 from tmac.hf.blocks import open_blocks
+from tmac.quant.fisher import fisher
+from tmac.quant.gather import gather
 
 EXTRA = {
     "GPT2": {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 256, "vocab_size": 96},
@@ -96,6 +100,48 @@ def test_a_gguf_file(tiny_gguf):
     expected = logits(tmac.from_pretrained(tiny_gguf, activation="float").dequantize())
     for source in (open_blocks(tiny_gguf), open_blocks(open_checkpoint(tiny_gguf))):
         torch.testing.assert_close(chained(source, IDS), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_layers_that_normalize_their_input(fixtures_dir, tmp_path):
+    """BitNet's `use_rms_norm`; statistics are of what the weight multiplies."""
+    source = fixtures_dir / "bitnet-bitlinear"
+    config = json.loads((source / "config.json").read_text())
+    config["quantization_config"].update(use_rms_norm=True, rms_norm_eps=1e-3)
+    tensors = load_file(source / "model.safetensors")
+    torch.manual_seed(0)
+    for name, layer in open_checkpoint(source).layers.items():
+        tensors[f"{name}.rms_norm.weight"] = 1 + torch.rand(layer.in_features)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(tensors, tmp_path / "model.safetensors")
+    model = tmac.from_pretrained(tmp_path, activation="float").dequantize()
+    blocks = open_blocks(tmp_path)
+    ids = torch.arange(4, 132).view(4, 32)
+    torch.testing.assert_close(chained(blocks, ids), logits(model, ids), rtol=1e-4, atol=1e-4)
+    name = blocks.layers(0)[0]
+    inputs = []
+    model.get_submodule(name).rms_norm.register_forward_hook(lambda module, given, x: inputs.append(x.flatten(0, 1)))
+    logits(model, ids)
+    expected = inputs[0].T @ inputs[0] / 128
+    torch.testing.assert_close(gather(blocks, ids)[name].hessian, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["Gemma3", "GPTNeoX", "Qwen3"])
+def test_statistics_and_sensitivities_of_a_model(family):
+    model = tiny(family)
+    source = open_blocks(model)
+    ids = torch.arange(3, 95).repeat(8)[:512].view(8, 64)
+    statistics, found = gather(source, ids), fisher(source, ids)
+    linears = {name: each for name, each in model.named_modules() if isinstance(each, nn.Linear)}
+    assert set(statistics) == set(found.row_weight) == set(linears)
+    inputs = {}
+    for name, layer in linears.items():
+        layer.register_forward_pre_hook(lambda module, given, name=name: inputs.update({name: given[0].flatten(0, 1)}))
+    logits(model, ids)
+    for name, layer in linears.items():
+        x = inputs[name]
+        torch.testing.assert_close(statistics[name].hessian, x.T @ x / len(x), rtol=1e-3, atol=1e-4)
+        assert found.row_weight[name].shape == (layer.out_features,)
+        assert found.row_weight[name].sum() > 0
 
 
 def test_windows_of_other_lengths_and_batches():
@@ -192,8 +238,6 @@ def test_what_is_no_language_model_is_refused(tmp_path):
 
 
 def test_a_checkpoint_without_one_of_its_tensors(tmp_path):
-    from safetensors.torch import load_file, save_file
-
     folder = saved(tiny("Llama"), tmp_path)
     tensors = load_file(folder / "model.safetensors")
     name = "model.layers.1.mlp.up_proj.weight"
