@@ -172,7 +172,9 @@ def round_to_nearest(
         floats = (np.dtype(np.float32),)
         _check_array("importance", importance, floats, (weight.shape[1],), where="round_to_nearest")
         importance = np.ascontiguousarray(importance)
-    found = _core.round_to_nearest(np.ascontiguousarray(weight), spec, get_num_threads(), importance)
+    found = _core.round_to_nearest(
+        np.ascontiguousarray(weight), spec, num_threads=get_num_threads(), importance=importance
+    )
     codes, scales, zeros, super_scales, super_offsets = found
     return Codes(spec, codes, scales, zeros, super_scales=super_scales, super_offsets=super_offsets)
 
