@@ -128,8 +128,10 @@ class Comparison:
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir(parents=True)
         files = self.reference
-        paths = [path.resolve() for path in (files.model, files.windows, files.calibration, files.more)]
-        job = Job(*paths, setting=setting, out=made.resolve())
+        model, windows, text, more = (
+            path.resolve() for path in (files.model, files.windows, files.calibration, files.more)
+        )
+        job = Job(model, windows, text, more, setting, made.resolve())
         if tool == LLAMA_CPP:
             begin = time.monotonic()
             if self.options.llama_cpp is None:

@@ -94,7 +94,7 @@ def of_gguf(path: Path) -> Result:
     return result
 
 
-PARTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+PARTS: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 PARTS += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 HEAD = " + head "
-HEADS = {"6 bits": (6, "fixed"), "4 bits": (4, "offset")}  # text -> bits and zero point, groups of 32
+# text -> bits and zero point; groups of 32
+HEADS: dict[str, tuple[int, Literal["fixed", "offset"]]] = {"6 bits": (6, "fixed"), "4 bits": (4, "offset")}
 
 
 def split_head(setting: str) -> tuple[str, str | None]:

@@ -303,10 +303,20 @@ def test_the_page_is_written_between_its_marks(tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_command_line_refuses_what_it_cannot_do(run_benchmark):
-    done = run_benchmark("benchmarks.accuracy", "--readme")
-    assert done.returncode == 2
-    assert "either --model, or --from" in done.stderr
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--readme"], "either --model, or --from"),
+        (["--model", "a.gguf", "--from", "b.json"], "either --model, or --from"),
+        (["--model", "a.gguf", "--readme"], "--readme needs the run in a file"),
+    ],
+)
+def test_the_command_line_refuses_what_it_cannot_do(words, message, capsys):
+    from benchmarks.accuracy import parse
+
+    with pytest.raises(SystemExit):
+        parse(words)
+    assert message in capsys.readouterr().err
 
 
 def test_a_whole_run_of_a_tiny_model(tiny, tmp_path, monkeypatch):
