@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def _steps(curves: Sequence[Sequence[Point]], hulls: Sequence[Sequence[int]]) ->
     """All steps, the largest gain first; those of one curve are in their order, because its hull is convex."""
     steps = []
     for number, (curve, hull) in enumerate(zip(curves, hulls, strict=True)):
-        for place, (here, there) in enumerate(zip(hull, hull[1:], strict=False)):
+        for place, (here, there) in enumerate(pairwise(hull)):
             size, loss = curve[there].size - curve[here].size, curve[here].loss - curve[there].loss
             steps.append(_Step(number, place, size, loss))
     return sorted(steps, key=lambda step: (-step.gain, step.curve, step.place))
