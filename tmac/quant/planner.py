@@ -10,7 +10,8 @@ from typing import Protocol
 
 from tmac.quant.allocation import fit_loss, fit_size
 from tmac.quant.codes_cache import digest
-from tmac.quant.options import Matrix, Option, bits_per_weight, bytes_per_token
+from tmac.quant.matrix import Matrix, bits_per_weight, bytes_per_token
+from tmac.quant.options import Option
 from tmac.spec import QuantSpec
 
 ROUNDS = 4

@@ -8,12 +8,13 @@ an embedding that is looked up with the frequency `p_v` costs `1/2 p_v sum_j G_j
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from tmac.quant.matrix import Matrix
 from tmac.quant.statistics import LayerStatistics
 
 ROWS_AT_A_TIME = 8192
@@ -118,3 +119,45 @@ def token_frequency(ids: Tensor, vocabulary: int) -> Tensor:
     """How often each token occurs, f32 `[vocabulary]`, with half an occurrence added to every one (Jeffreys)."""
     counts = torch.bincount(ids.reshape(-1), minlength=vocabulary).double() + 0.5
     return (counts / counts.sum()).float()
+
+
+class Sensitivities:
+    """Gives the sensitivity of every matrix; what it is made of is read when it is asked for.
+
+    Args:
+        statistics: of layers, by name; those that nothing has reached are not among them.
+        row_weights: mean squares of the gradients of outputs, by the name of the layer.
+        frequency: of tokens, f32 `[vocabulary]`.
+        embedding_gradient: mean square of the gradient with respect to the output of the embedding, f32 `[hidden]`.
+        tokens: of the calibration text.
+    """
+
+    def __init__(
+        self,
+        statistics: Mapping[str, LayerStatistics],
+        row_weights: Mapping[str, Tensor],
+        frequency: Tensor,
+        embedding_gradient: Tensor,
+        tokens: int,
+    ) -> None:
+        self._statistics, self._row_weights = statistics, row_weights
+        self._frequency, self._embedding_gradient, self._tokens = frequency, embedding_gradient, tokens
+        self._last: tuple[str, Sensitivity] | None = None
+
+    def __call__(self, matrix: Matrix) -> Sensitivity:
+        if self._last is None or self._last[0] != matrix.name:
+            self._last = matrix.name, self._of(matrix)
+        return self._last[1]
+
+    def _of(self, matrix: Matrix) -> Sensitivity:
+        if matrix.kind != "embedding":
+            return self._linear(matrix.name, matrix)
+        parts = of_embedding(self._frequency, self._embedding_gradient, self._tokens)
+        heads = [name for name in matrix.tied if name in self._statistics]
+        return of_both(self._linear(heads[0], matrix), parts) if heads else parts
+
+    def _linear(self, name: str, matrix: Matrix) -> Sensitivity:
+        if name not in self._statistics:
+            return Sensitivity([Term(torch.ones(matrix.out_features), torch.ones(matrix.in_features))], None)
+        rows = self._row_weights.get(name)
+        return of_linear(self._statistics[name], torch.ones(matrix.out_features) if rows is None else rows)

@@ -4,7 +4,8 @@ import pytest
 
 pytest.importorskip("torch", reason="needs the extra tmac-cpu[torch]")
 
-from tmac.quant.options import Matrix, Option, size_of
+from tmac.quant.matrix import Matrix
+from tmac.quant.options import Option, size_of
 from tmac.quant.planner import Planner
 from tmac.quant.search import Goal, Measurement, Search, Trial
 from tmac.quant.trial_log import TrialLog
