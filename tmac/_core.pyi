@@ -229,11 +229,27 @@ def unpack_across(
     -> codes [count, rows]. count is a multiple of 8."""
 
 def round_to_nearest(
-    weight: NDArray[np.float32], spec: object, num_threads: int = 0
+    weight: NDArray[np.float32], spec: object, num_threads: int = 0, importance: NDArray[np.float32] | None = None
+) -> tuple[
+    NDArray[np.uint8], NDArray[Any], NDArray[Any] | None, NDArray[np.float16] | None, NDArray[np.float16] | None
+]:
+    """(codes [n, k], scales [n, groups] f16 (f32 if spec.scale_format == "f32", i8 with two levels), zeros or offsets
+    [n, groups] or None, super_scales and super_offsets [n, super groups] or None) with the scale and zero of every
+    group searched for the least squared error, that of each column times importance [k]; without it symmetric grids of
+    3 bits and more are weighted by magnitude. NaN, Inf and weights too small or large for the scales raise ValueError.
+    """
+
+def round_with_feedback(
+    weight: NDArray[np.float32],
+    strips: NDArray[np.float32],
+    pivots: NDArray[np.float32],
+    spec: object,
+    num_threads: int = 0,
 ) -> tuple[NDArray[np.uint8], NDArray[Any], NDArray[Any] | None]:
-    """(codes [n, k], scales [n, groups] f16 (f32 if spec.scale_format == "f32"), zeros or offsets [n, groups] or None)
-    with the scale and zero of every group searched for the least squared error (symmetric grids of 3
-    bits and more: weighted by magnitude). NaN, Inf and weights too small or large for the scales raise ValueError."""
+    """Columns of a weight [n, k], rounded in order; what one loses is fed back to those after it by U, upper triangular
+    with ones on its diagonal, in strips [ceil(k / 8), k, 8]. The grid of a group is searched when it is reached, the
+    squared error of a column counted pivots [k] times. Returns what round_to_nearest does; no two levels. The same bits
+    for any number of threads and every instruction set."""
 
 def kernels() -> list[KernelRow]: ...
 def cpu_features() -> dict[str, bool]: ...

@@ -151,20 +151,30 @@ class Codes:
         return _make_codes(cls, spec, _core.planes_to_codes(planes, in_features, get_num_threads()), parts, bias)
 
 
-def round_to_nearest(weight: NDArray[np.float32], spec: QuantSpec) -> Codes:
+def round_to_nearest(
+    weight: NDArray[np.float32], spec: QuantSpec, importance: NDArray[np.float32] | None = None
+) -> Codes:
     """Quantizes a weight by rounding; the scale and zero of each group are those with the least squared error.
 
     Args:
         weight: f32 `[out_features, in_features]`.
         spec: what to make of it.
+        importance: f32 `[in_features]`, at least 0: how much the squared error of each column counts, such as the mean
+            square of its inputs. None: alike, but by magnitude in symmetric grids of 3 bits and more, where counting
+            alike would clip the largest weights.
 
     Raises:
-        ValueError: the weight holds NaN or Inf, is not f32, or is not a matrix.
-        UnsupportedSpecError: `spec.scale_format` is "two_level", which only checkpoints bring.
+        ValueError: the weight holds NaN or Inf, is not f32, or is not a matrix; a scale does not fit its type; the
+            importance has another shape or dtype, is negative or not finite.
     """
     _check_array("weight", weight, (np.dtype(np.float32),), (None, None), where="round_to_nearest")
-    codes, scales, zeros = _core.round_to_nearest(np.ascontiguousarray(weight), spec, get_num_threads())
-    return Codes(spec, codes, scales, zeros)
+    if importance is not None:
+        floats = (np.dtype(np.float32),)
+        _check_array("importance", importance, floats, (weight.shape[1],), where="round_to_nearest")
+        importance = np.ascontiguousarray(importance)
+    found = _core.round_to_nearest(np.ascontiguousarray(weight), spec, get_num_threads(), importance)
+    codes, scales, zeros, super_scales, super_offsets = found
+    return Codes(spec, codes, scales, zeros, super_scales=super_scales, super_offsets=super_offsets)
 
 
 def tensor_shapes(

@@ -298,16 +298,31 @@ py::array_t<uint8_t> trits_to_planes_array(const py::array& trits, int64_t in_fe
     return planes;
 }
 
-py::tuple quantize_array(const py::array& weight, const py::object& spec_object, int num_threads) {
+/// f16 [n, super groups], or None where there are none.
+py::object super_array(const std::vector<uint16_t>& values, int64_t n) {
+    if (values.empty()) {
+        return py::none();
+    }
+    return py::array(dtype_of(GroupType::f16), {n, static_cast<int64_t>(values.size()) / n}, values.data());
+}
+
+py::tuple quantize_array(const py::array& weight, const py::object& spec_object, int num_threads,
+                         const std::optional<py::array>& importance) {
     const QuantSpec spec = spec_from_python(spec_object);
     const auto* data = require_array<float>(weight, "weight", 2);
     const int64_t n = weight.shape(0);
     const int64_t k = weight.shape(1);
     TMAC_CHECK(n >= 1 && k >= 1 && k <= kMaxColumns, "[round_to_nearest] a weight of shape [", n, ", ", k,
                "] cannot be quantized");
+    const float* important = nullptr;
+    if (importance) {
+        important = require_array<float>(*importance, "importance", 1);
+        TMAC_CHECK(importance->shape(0) == k, "[round_to_nearest] importance must have shape [", k, "], got [",
+                   importance->shape(0), "]");
+    }
     QuantizedRows rows = [&] {
         const ReleasedGil release;
-        return round_to_nearest(data, n, k, spec, num_threads);
+        return round_to_nearest(data, n, k, spec, num_threads, important);
     }();
     const std::vector<py::ssize_t> group_shape = {n, num_groups(spec, k)};
     py::object zeros = py::none();
@@ -315,7 +330,8 @@ py::tuple quantize_array(const py::array& weight, const py::object& spec_object,
         zeros = adopt(std::move(rows.zeros), dtype_of(rows.zero_type), group_shape);
     }
     return py::make_tuple(adopt(std::move(rows.codes), py::dtype("u1"), {n, k}),
-                          adopt(std::move(rows.scales), dtype_of(rows.scale_type), group_shape), zeros);
+                          adopt(std::move(rows.scales), dtype_of(rows.scale_type), group_shape), zeros,
+                          super_array(rows.super_scales, n), super_array(rows.super_offsets, n));
 }
 
 }  // namespace
@@ -364,7 +380,8 @@ void bind_weights(py::module_& module) {
                py::arg("num_threads") = 0);
     module.def("trits_to_planes", &trits_to_planes_array, py::arg("trits"), py::arg("in_features"),
                py::arg("num_threads") = 0);
-    module.def("round_to_nearest", &quantize_array, py::arg("weight"), py::arg("spec"), py::arg("num_threads") = 0);
+    module.def("round_to_nearest", &quantize_array, py::arg("weight"), py::arg("spec"), py::arg("num_threads") = 0,
+               py::arg("importance") = py::none());
 }
 
 }  // namespace tmac

@@ -59,6 +59,7 @@ private:
 void bind_core(py::module_& module);
 void bind_weights(py::module_& module);
 void bind_ops(py::module_& module);
+void bind_rounding(py::module_& module);
 void bind_streams(py::module_& module);
 void bind_model(py::module_& module);
 void bind_decoder(py::module_& module);

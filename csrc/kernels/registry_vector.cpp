@@ -18,8 +18,9 @@ namespace tmac {
 namespace {
 
 VectorOps vector_ops_of(Isa isa, uint32_t features, const NormOps& norm, const ElementOps& elements,
-                        const SoftmaxOps& softmax, const FloatRowsOps& float_rows, const AttentionOps& attention) {
-    return {norm, elements, softmax, float_rows, attention, name_of(isa), isa, features};
+                        const SoftmaxOps& softmax, const FloatRowsOps& float_rows, const FeedbackOps& feedback,
+                        const AttentionOps& attention) {
+    return {norm, elements, softmax, float_rows, feedback, attention, name_of(isa), isa, features};
 }
 
 /// In order of preference.
@@ -28,15 +29,17 @@ const auto& all_vector_ops() {
 #ifdef TMAC_HAS_X86_KERNELS
         vector_ops_of(Isa::avx512,
                       kAvx2 | kFma | kF16c | kAvx512f | kAvx512bw | kAvx512dq | kAvx512vl | kAvx512vbmi | kAvx512vnni,
-                      avx512::norm, avx512::elements, avx512::softmax, avx512::float_rows, avx512::attention),
+                      avx512::norm, avx512::elements, avx512::softmax, avx512::float_rows, avx512::feedback,
+                      avx512::attention),
         vector_ops_of(Isa::avx2, kAvx2 | kFma | kF16c, avx2::norm, avx2::elements, avx2::softmax, avx2::float_rows,
-                      avx2::attention),
+                      avx2::feedback, avx2::attention),
 #endif
 #ifdef TMAC_HAS_NEON_KERNELS
-        vector_ops_of(Isa::neon, kNeon, neon::norm, neon::elements, neon::softmax, neon::float_rows, neon::attention),
+        vector_ops_of(Isa::neon, kNeon, neon::norm, neon::elements, neon::softmax, neon::float_rows, neon::feedback,
+                      neon::attention),
 #endif
         vector_ops_of(Isa::scalar, 0, scalar::norm, scalar::elements, scalar::softmax, scalar::float_rows,
-                      scalar::attention),
+                      scalar::feedback, scalar::attention),
     };
     return kAll;
 }

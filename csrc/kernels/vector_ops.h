@@ -94,6 +94,47 @@ struct FloatRowsOps {
     void (*float_rows)(const FloatRowsArgs& args);
 };
 
+inline constexpr int32_t kFeedbackRows = 48;    ///< of a weight, whose columns are rounded together
+inline constexpr int32_t kFeedbackColumns = 8;  ///< of a strip of the feedback
+
+/// Grids of the rows of a tile, [kFeedbackRows] each: code = round(w * inverse + shift) in [0, top], which stands for
+/// (code - subtract) * scale + add.
+struct TileGrid {
+    float scale[kFeedbackRows];
+    float inverse[kFeedbackRows];
+    float shift[kFeedbackRows];
+    float subtract[kFeedbackRows];
+    float add[kFeedbackRows];
+};
+
+/// What a search for grids may choose among.
+struct GridSearchArgs {
+    const float* targets;     ///< [count][kFeedbackRows]
+    const float* importance;  ///< [count], not all 0
+    int64_t count;
+    float top;         ///< the largest code
+    float fixed_zero;  ///< ZeroPoint::fixed
+    ZeroPoint zero_point;
+    bool halves;          ///< scales, offsets and real zeros are stored as f16, else f32
+    int32_t starts;       ///< grids to start from, at least 2
+    float narrowest;      ///< part of the range that the last start spans
+    int32_t refinements;  ///< least squares after each start
+};
+
+struct FeedbackOps {
+    /// targets[c][row] = fma(errors[i][row], feedback[i][c], targets[c][row]) for i in [0, count) in order, for c in
+    /// [0, columns), at most kFeedbackColumns. A row of `feedback` is kFeedbackColumns long, those of the others
+    /// kFeedbackRows.
+    void (*feed_back)(const float* errors, int64_t count, const float* feedback, float* targets, int32_t columns);
+    /// Rounds columns [0, columns) of a tile in order, each fed back to those after it. In `errors` the weights come
+    /// and what they lost goes out. feedback(i, c) is feedback[i * kFeedbackColumns + c].
+    void (*round_columns)(const TileGrid& grid, float top, const float* feedback, int32_t columns, float* targets,
+                          float* errors, float* codes);
+    /// The scale and zero (offset) of every row, [kFeedbackRows] each, with the least error of all that the starts lead
+    /// to. NaN where none can be stored.
+    void (*search_grids)(const GridSearchArgs& args, float* scales, float* zeros);
+};
+
 struct AttentionOps {
     /// Stores a position's key (its value) as `lane` of a group of 16. `scale`: where its scale goes; i8 only.
     void (*store_key)(CacheType type, const float* k, int32_t head_dim, uint8_t* group, int32_t lane, float* scale);
@@ -108,7 +149,7 @@ struct AttentionOps {
 
 /// The float operations that multiply no packed codes, for one instruction set. Results have the same bits on every
 /// one (docs/numerics.md). As a kernel, an operation allocates nothing, starts no thread and checks nothing.
-struct VectorOps : NormOps, ElementOps, SoftmaxOps, FloatRowsOps, AttentionOps {
+struct VectorOps : NormOps, ElementOps, SoftmaxOps, FloatRowsOps, FeedbackOps, AttentionOps {
     const char* name;  ///< that of the instruction set
     Isa isa;
     uint32_t features;  ///< CpuFeature bits that must be present

@@ -219,8 +219,8 @@ def test_two_level_arguments_that_fit():
 
 def test_a_spec_that_nothing_serves_is_another_error():
     assert not issubclass(UnsupportedSpecError, ValueError)
-    with pytest.raises(UnsupportedSpecError, match="two_level"):
-        round_to_nearest(np.ones((2, 20), np.float32), TWO_FIXED)
+    with pytest.raises(UnsupportedSpecError, match="fast_aggregation=True"):
+        Codes(BASE.replace(fast_aggregation=True), U8, SCALES).pack("qgemm_lut_w3_scalar")
 
 
 def test_an_unknown_kernel_is_a_value_error():

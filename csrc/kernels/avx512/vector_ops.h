@@ -8,6 +8,7 @@ extern const NormOps norm;
 extern const ElementOps elements;
 extern const SoftmaxOps softmax;
 extern const FloatRowsOps float_rows;
+extern const FeedbackOps feedback;
 extern const AttentionOps attention;
 
 }  // namespace tmac::avx512

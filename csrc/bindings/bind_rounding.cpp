@@ -1,0 +1,44 @@
+#include "bindings/bindings.h"
+#include "core/packed_weight.h"
+#include "kernels/vector_ops.h"
+#include "ops/feedback_rounding.h"
+
+namespace tmac {
+namespace {
+
+py::tuple round_with_feedback_array(const py::array& weight, const py::array& strips, const py::array& pivots,
+                                    const py::object& spec_object, int num_threads) {
+    const QuantSpec spec = spec_from_python(spec_object);
+    const auto* data = require_array<float>(weight, "weight", 2);
+    const int64_t n = weight.shape(0);
+    const int64_t k = weight.shape(1);
+    const FeedbackView feedback{require_array<float>(strips, "strips", 3), require_array<float>(pivots, "pivots", 1),
+                                k};
+    const int64_t count = (k + kFeedbackColumns - 1) / kFeedbackColumns;
+    TMAC_CHECK(n >= 1 && k >= 1 && k <= kMaxColumns, "[round_with_feedback] a weight of shape [", n, ", ", k,
+               "] cannot be quantized");
+    TMAC_CHECK(pivots.shape(0) == k, "[pivots] expected ", k, " columns, got ", pivots.shape(0));
+    TMAC_CHECK(strips.shape(0) == count && strips.shape(1) == k && strips.shape(2) == kFeedbackColumns,
+               "[strips] expected shape [", count, ", ", k, ", ", kFeedbackColumns, "], got [", strips.shape(0), ", ",
+               strips.shape(1), ", ", strips.shape(2), "]");
+    QuantizedRows rows = [&] {
+        const ReleasedGil release;
+        return round_with_feedback(data, n, feedback, spec, num_threads);
+    }();
+    const std::vector<py::ssize_t> group_shape = {n, num_groups(spec, k)};
+    py::object zeros = py::none();
+    if (rows.zero_type != GroupType::none) {
+        zeros = adopt(std::move(rows.zeros), dtype_of(rows.zero_type), group_shape);
+    }
+    return py::make_tuple(adopt(std::move(rows.codes), py::dtype("u1"), {n, k}),
+                          adopt(std::move(rows.scales), dtype_of(rows.scale_type), group_shape), zeros);
+}
+
+}  // namespace
+
+void bind_rounding(py::module_& module) {
+    module.def("round_with_feedback", &round_with_feedback_array, py::arg("weight"), py::arg("strips"),
+               py::arg("pivots"), py::arg("spec"), py::arg("num_threads") = 0);
+}
+
+}  // namespace tmac

@@ -1,0 +1,11 @@
+#include "kernels/vector_feedback.h"
+
+#include "kernels/neon/lanes.h"
+#include "kernels/neon/vector_ops.h"
+#include "kernels/vector_grid_search.h"
+
+namespace tmac::neon {
+
+constinit const FeedbackOps feedback{tmac::feed_back<Lanes>, tmac::round_columns<Lanes>, tmac::search_grids<Lanes>};
+
+}  // namespace tmac::neon
