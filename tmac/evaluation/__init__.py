@@ -1,0 +1,1 @@
+"""Accuracy of a model: perplexity, divergence from the float model, multiple choice, and what of it is significant."""
