@@ -1,5 +1,4 @@
-"""Measuring trials of the automatic flow with the engine, or with transformers where the engine does not know a model.
-"""
+"""Measuring trials of the automatic flow with the engine, or with transformers where the engine does not know a model."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tmac.evaluation.metrics import perplexity, token_losses
+from tmac.evaluation.metrics import perplexity
 from tmac.evaluation.scorer import EngineScorer, Scorer
 from tmac.evaluation.significance import perplexity_ratio
 from tmac.evaluation.windows import Windows

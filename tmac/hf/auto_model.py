@@ -49,6 +49,12 @@ class FloatModel:
         matrix = self.matrices[0]
         return torch.from_numpy(read_matrix(self.checkpoint, matrix.name))
 
+    def embedding_scale(self) -> float:
+        """What the model multiplies the rows of the embedding with."""
+        rows = self.embedding()[:8]
+        found = self.source.begin(torch.arange(len(rows))[None])[0]
+        return float(found.norm() / rows.norm()) if bool(rows.any()) else 1.0
+
     def begin(self, codes: Codes, ids: Tensor) -> Tensor:
         """The input of the first block, f32 `[windows, tokens, hidden]`, where the embedding has these codes."""
         matrix = self.matrices[0]
@@ -144,7 +150,7 @@ def with_codes(
             _reader(matrix.name, codes, old, bias),
             "embedding" if matrix.kind == "embedding" else "linear",
         )
-        tied.update({name: matrix.name for name in matrix.tied})
+        tied.update(dict.fromkeys(matrix.tied, matrix.name))
     return replace(checkpoint, layers=layers, tensors=tensors, tied=tied)
 
 

@@ -25,8 +25,6 @@ from tmac.quant.gather import advance, gather_block
 from tmac.quant.statistics import LayerStatistics
 from tmac.spec import QuantSpec
 
-BATCH_TOKENS = 2048
-
 Quantize = Callable[[str, Tensor, QuantSpec, LayerStatistics | None], Codes]
 
 
@@ -117,25 +115,21 @@ class SequentialPass:
                 self._make(index, module, linears, hidden, floats)
             if last:
                 return hidden, floats
-            floats = advance(self._source, index, module, floats, self._batch)
+            floats = advance(self._source, index, module, floats)
             for name, stored in read_file(self._path(index)).items():
                 linears[name].weight.data = torch.from_numpy(stored.codes.dequantize())
-            return advance(self._source, index, module, hidden, self._batch), floats
+            return advance(self._source, index, module, hidden), floats
 
     def _make(
         self, index: int, module: nn.Module, linears: Mapping[str, nn.Linear], hidden: Tensor, floats: Tensor
     ) -> None:
-        statistics = gather_block(self._source, index, module, hidden, floats)
+        statistics = gather_block(self._source, index, module, hidden, floats, module_float=module)
         layers = {}
         for name in self._names[index]:
             weight = linears[name].weight.detach()
             codes = self._quantize(name, weight, self._specs[name], statistics.get(name))
             layers[name] = Stored(codes, 0.0, "sequential")
         write_file(self._path(index), layers)
-
-    @property
-    def _batch(self) -> int:
-        return max(1, BATCH_TOKENS // self._ids.shape[1])
 
     def _write_hidden(self, index: int, hidden: Tensor, floats: Tensor) -> None:
         """Both inputs of block `index`, f32: what a pass that is interrupted there goes on with."""

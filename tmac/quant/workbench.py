@@ -128,6 +128,10 @@ class Workbench:
         assert stored is not None
         return stored.codes
 
+    def not_activated(self) -> list[str]:
+        """Names of the matrices that the calibration text never reached, which are rounded to nearest."""
+        return [matrix.name for matrix in self.matrices if not self.sensitivities(matrix).activated]
+
     def trial(self, plan: Plan, mode: Mode) -> Trial:
         """The plan with codes, which are made where they are missing."""
         specs, matrices = plan.specs, {matrix.name: matrix for matrix in self.matrices}
