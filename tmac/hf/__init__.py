@@ -17,6 +17,7 @@ except ModuleNotFoundError as error:
     raise ImportError(f"tmac.hf needs {error.name}: pip install 'tmac-cpu[hf]'", name=error.name) from error
 
 if TYPE_CHECKING:
+    from tmac.hf.blocks import open_blocks
     from tmac.hf.config import TMACConfig
     from tmac.hf.load import load_gguf
     from tmac.hf.native_cache import NativeCache
@@ -30,9 +31,18 @@ _LAZY = {
     "from_pretrained": "tmac.hf.pretrained",
     "load_gguf": "tmac.hf.load",
     "load_tokenizer": "tmac.hf.pretrained",
+    "open_blocks": "tmac.hf.blocks",
 }
 
-__all__ = ["NativeCache", "TMACConfig", "TMACQuantizer", "from_pretrained", "load_gguf", "load_tokenizer"]
+__all__ = [
+    "NativeCache",
+    "TMACConfig",
+    "TMACQuantizer",
+    "from_pretrained",
+    "load_gguf",
+    "load_tokenizer",
+    "open_blocks",
+]
 
 
 def __getattr__(name: str) -> Any:

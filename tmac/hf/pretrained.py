@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig
 
 from tmac.formats import open_checkpoint
 from tmac.formats.checkpoint import Checkpoint
 from tmac.formats.errors import format_error
 from tmac.hf.config import TMACConfig
 from tmac.hf.floats import lazy_floats
+from tmac.hf.model_class import class_of, concrete_class, model_config
 from tmac.hf.quantizer import METHOD, Handover, handing
 from tmac.quant.config import QuantConfig
 from tmac.runtime.hub import local_path
@@ -77,9 +75,12 @@ def from_pretrained(
         quantization_config = TMACConfig(**quantization_config)
     path = local_path(path_or_id, revision)
     checkpoint = open_checkpoint(path, requantize=requantize)
-    config = _model_config(checkpoint)
+    config = model_config(checkpoint)
     rest = _rest(checkpoint, quantization_config, activation, head_bits, embedding_bits)
-    strict, model_class = auto_class is None, _concrete(auto_class or _class_of(checkpoint, config), checkpoint, config)
+    strict, model_class = (
+        auto_class is None,
+        concrete_class(auto_class or class_of(checkpoint, config), checkpoint, config),
+    )
     for key in [key for key in options if hasattr(config, key) and key not in _LOADING]:
         setattr(config, key, options.pop(key))  # num_labels and the like, as transformers does
     options["dtype"] = _dtype(config, dtype)
@@ -119,49 +120,6 @@ def load_tokenizer(path_or_id: str | Path, revision: str | None = None) -> Any:
     from tmac.hf.load import load_tokenizer as from_gguf
 
     return from_gguf(GgufFile(files[0]))
-
-
-def _model_config(checkpoint: Checkpoint) -> Any:
-    if checkpoint.config is None:
-        raise format_error(checkpoint.path, "expected a config.json that names the model, found none")
-    values = dict(checkpoint.config)
-    if not isinstance(values.get("model_type"), str):
-        raise format_error(checkpoint.path, f"expected a name, found {values.get('model_type')!r}", "model_type")
-    values.pop("quantization_config", None)
-    with tempfile.TemporaryDirectory() as folder:  # AutoConfig finds a class, and old keys' new names, from a file
-        (Path(folder) / "config.json").write_text(json.dumps(values, default=str), encoding="utf-8")
-        try:
-            return AutoConfig.from_pretrained(folder)
-        except (ValueError, TypeError, KeyError) as error:
-            raise format_error(checkpoint.path, f"transformers refuses the configuration ({error})") from error
-
-
-def _class_of(checkpoint: Checkpoint, config: Any) -> Any:
-    names = config.architectures or []
-    if names:
-        found = getattr(transformers, names[0], None)
-        if found is None:
-            raise format_error(
-                checkpoint.path, f"expected an architecture of transformers, found {names[0]!r}", "architectures"
-            )
-        return found
-    causal = type(config) in AutoModelForCausalLM._model_mapping
-    return AutoModelForCausalLM if causal else AutoModel
-
-
-def _concrete(model_class: Any, checkpoint: Checkpoint, config: Any) -> Any:
-    """The class of models that an auto class makes of the configuration."""
-    mapping = getattr(model_class, "_model_mapping", None)
-    if mapping is None:
-        return model_class
-    if type(config) not in mapping:
-        message = f"{model_class.__name__} has no class for {type(config).__name__}"
-        raise format_error(checkpoint.path, message, "model_type")
-    found = mapping[type(config)]
-    if isinstance(found, tuple):
-        named = [each for each in found if each.__name__ in (config.architectures or [])]
-        found = (named or found)[0]
-    return found
 
 
 def _rest(
