@@ -160,8 +160,8 @@ def round_to_nearest(
         weight: f32 `[out_features, in_features]`.
         spec: what to make of it.
         importance: f32 `[in_features]`, at least 0: how much the squared error of each column counts, such as the mean
-            square of its inputs. None: alike, but by magnitude in symmetric grids of 3 bits and more, where counting
-            alike would clip the largest weights.
+            square of its inputs; what is below 2**-20 of the largest of its group counts as that. None: alike, but by
+            magnitude in symmetric grids of 3 bits and more, where counting alike would clip the largest weights.
 
     Raises:
         ValueError: the weight holds NaN or Inf, is not f32, or is not a matrix; a scale does not fit its type; the

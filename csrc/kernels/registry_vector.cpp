@@ -19,8 +19,8 @@ namespace {
 
 VectorOps vector_ops_of(Isa isa, uint32_t features, const NormOps& norm, const ElementOps& elements,
                         const SoftmaxOps& softmax, const FloatRowsOps& float_rows, const FeedbackOps& feedback,
-                        const AttentionOps& attention) {
-    return {norm, elements, softmax, float_rows, feedback, attention, name_of(isa), isa, features};
+                        const AttentionOps& attention, const GridOps& grid) {
+    return {norm, elements, softmax, float_rows, feedback, attention, grid, name_of(isa), isa, features};
 }
 
 /// In order of preference.
@@ -30,16 +30,16 @@ const auto& all_vector_ops() {
         vector_ops_of(Isa::avx512,
                       kAvx2 | kFma | kF16c | kAvx512f | kAvx512bw | kAvx512dq | kAvx512vl | kAvx512vbmi | kAvx512vnni,
                       avx512::norm, avx512::elements, avx512::softmax, avx512::float_rows, avx512::feedback,
-                      avx512::attention),
+                      avx512::attention, avx512::grid),
         vector_ops_of(Isa::avx2, kAvx2 | kFma | kF16c, avx2::norm, avx2::elements, avx2::softmax, avx2::float_rows,
-                      avx2::feedback, avx2::attention),
+                      avx2::feedback, avx2::attention, avx2::grid),
 #endif
 #ifdef TMAC_HAS_NEON_KERNELS
         vector_ops_of(Isa::neon, kNeon, neon::norm, neon::elements, neon::softmax, neon::float_rows, neon::feedback,
-                      neon::attention),
+                      neon::attention, neon::grid),
 #endif
         vector_ops_of(Isa::scalar, 0, scalar::norm, scalar::elements, scalar::softmax, scalar::float_rows,
-                      scalar::feedback, scalar::attention),
+                      scalar::feedback, scalar::attention, scalar::grid),
     };
     return kAll;
 }

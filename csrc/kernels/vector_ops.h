@@ -147,9 +147,36 @@ struct AttentionOps {
     void (*finish)(const float* partial, int32_t head_dim, float* y);  ///< y[head_dim] = acc / sum of the weights
 };
 
+/// A grid on trial: code = round(w * inverse + shift), 0 to top, stands for (code - subtract) * scale + add.
+struct GridRounding {
+    float inverse;
+    float shift;
+    float top;
+    float subtract;
+    float scale;
+    float add;
+    float from;  ///< sums count codes from here
+};
+
+/// What the codes c of a grid, counted from GridRounding::from, and the weights w add up to.
+struct GridSums {
+    double error = 0;  ///< squared distance of the weights and what their codes stand for
+    double c = 0;
+    double cc = 0;
+    double cw = 0;
+};
+
+struct GridOps {
+    /// Sums over w[0, n), where column j counts `counts[j]` times; n is a multiple of 16. Sums of 32 columns are in
+    /// f32.
+    GridSums (*grid_sums)(const GridRounding& r, const float* w, const float* counts, int64_t n);
+    /// The error alone, in one sum of sixteen lanes in f32.
+    float (*grid_error)(const GridRounding& r, const float* w, const float* counts, int64_t n);
+};
+
 /// The float operations that multiply no packed codes, for one instruction set. Results have the same bits on every
 /// one (docs/numerics.md). As a kernel, an operation allocates nothing, starts no thread and checks nothing.
-struct VectorOps : NormOps, ElementOps, SoftmaxOps, FloatRowsOps, FeedbackOps, AttentionOps {
+struct VectorOps : NormOps, ElementOps, SoftmaxOps, FloatRowsOps, FeedbackOps, AttentionOps, GridOps {
     const char* name;  ///< that of the instruction set
     Isa isa;
     uint32_t features;  ///< CpuFeature bits that must be present

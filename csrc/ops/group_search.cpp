@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "core/half.h"
+#include "kernels/registry.h"
 
 // The search. A group's grid is w ~ scale * code + offset. Starting grids span the group's range, or a part of it: with
 // few codes it pays to clip. Each start is refined by least squares, which is exact for given codes (Lloyd's
@@ -15,34 +16,12 @@ namespace {
 
 constexpr int32_t kRefinements = 2;
 constexpr float kSmallestHalf = 0x1p-24F;
-constexpr int32_t kBlock = 32;       ///< columns whose sums stay in f32; plain loops over it vectorize
+constexpr int32_t kBlock = 16;       ///< columns that groups are filled up to
 constexpr float kRound = 0x1.8p23F;  ///< adding and subtracting it rounds to an integer
 
-template <int32_t Width = kBlock / 2>
-float fold(float (&values)[kBlock]) {
-    for (int32_t j = 0; j < Width; ++j) {
-        values[j] += values[j + Width];
-    }
-    if constexpr (Width > 1) {
-        return fold<Width / 2>(values);
-    }
-    return values[0];
-}
-
-/// Numbers that turn a weight into a code and the code into what it stands for.
-struct Rounding {
-    float inverse;   ///< of the scale
-    float shift;     ///< code = round(w * inverse + shift)
-    float top;       ///< largest code
-    float subtract;  ///< w = (code - subtract) * scale + add
-    float scale;
-    float add;
-    float from;  ///< sums count codes from here
-};
-
-Rounding rounding_of(const Grid& grid, const QuantSpec& spec, float top_code) {
+GridRounding rounding_of(const Grid& grid, const QuantSpec& spec, float top_code) {
     const bool is_offset = spec.zero_point == ZeroPoint::offset;
-    Rounding r{};
+    GridRounding r{};
     r.scale = grid.scale;
     r.inverse = grid.scale == 0.0F ? 0.0F : 1.0F / grid.scale;
     r.shift = is_offset ? -grid.zero * r.inverse : grid.zero;
@@ -53,32 +32,11 @@ Rounding rounding_of(const Grid& grid, const QuantSpec& spec, float top_code) {
     return r;
 }
 
-inline float code_of(const Rounding& r, float w) {
+inline float code_of(const GridRounding& r, float w) {
     float near = w * r.inverse + r.shift;
     near = near > 0.0F ? near : 0.0F;
     near = near < r.top ? near : r.top;
     return (near + kRound) - kRound;
-}
-
-/// Adds up one block; a column counts `counts[j]` times, 0 where it only fills the block up.
-void add_block(const Rounding& r, const float* w, const float* counts, GridSums& sums) {
-    float error[kBlock];
-    float c[kBlock];
-    float cc[kBlock];
-    float cw[kBlock];
-    for (int32_t j = 0; j < kBlock; ++j) {
-        const float code = code_of(r, w[j]);
-        const float off = (code - r.subtract) * r.scale + r.add - w[j];
-        const float from_zero = code - r.from;
-        error[j] = off * off * counts[j];
-        c[j] = from_zero * counts[j];
-        cc[j] = from_zero * c[j];
-        cw[j] = c[j] * w[j];
-    }
-    sums.error += double{fold(error)};
-    sums.c += double{fold(c)};
-    sums.cc += double{fold(cc)};
-    sums.cw += double{fold(cw)};
 }
 
 /// The parts of a group's range that starts span.
@@ -89,6 +47,15 @@ struct Shares {
 
 constexpr Shares kShares[] = {{12, 0.3}, {12, 0.3}, {12, 0.3}, {12, 0.5}, {10, 0.65},
                               {7, 0.8},  {4, 0.9},  {4, 0.95}, {4, 0.97}};  // by bits
+
+/// How far either end of a group's range is pulled in towards its mean, by itself.
+struct Ends {
+    int32_t count;
+    double step;
+};
+
+constexpr Ends kEnds[] = {{6, 0.16}, {6, 0.16}, {6, 0.13}, {5, 0.1}, {4, 0.08},
+                          {3, 0.06}, {2, 0.04}, {2, 0.02}, {2, 0.01}};  // by bits
 
 /// Calls start(share) from the full range to the narrowest share, until it says that nothing is left to gain.
 template <class Start>
@@ -107,7 +74,8 @@ size_t padded(int64_t count) { return static_cast<size_t>((count + kBlock - 1) /
 }  // namespace
 
 GroupSearch::GroupSearch(const QuantSpec& spec, int64_t largest_group)
-    : spec_(spec),
+    : ops_(vector_ops()),
+      spec_(spec),
       w_(padded(largest_group)),
       counts_(padded(largest_group)),
       top_code_(spec.codebook == Codebook::ternary ? 2.0F : static_cast<float>((1 << spec.bits) - 1)) {}
@@ -116,6 +84,7 @@ void GroupSearch::load(const float* w, const float* importance, int64_t count) {
     std::fill(std::copy(w, w + count, w_.begin()), w_.end(), 0.0F);
     std::fill(counts_.begin(), counts_.end(), 0.0F);
     count_ = count;
+    weighted_ = importance != nullptr;
     if (importance != nullptr) {
         std::copy(importance, importance + count, counts_.begin());
         counts_sum_ = std::accumulate(importance, importance + count, 0.0);
@@ -136,7 +105,11 @@ Grid GroupSearch::search() {
     best_error_ = INFINITY;
     const auto end = w_.begin() + count_;
     const auto [low, high] = std::minmax_element(w_.begin(), end);
-    affine() ? search_affine(*low, *high) : search_fixed(*low, *high);
+    if (weighted_) {
+        search_weighted(*low, *high);
+    } else {
+        affine() ? search_affine(*low, *high) : search_fixed(*low, *high);
+    }
     return best_;
 }
 
@@ -169,16 +142,12 @@ Grid GroupSearch::storable(double scale, double offset) const {
 }
 
 GridSums GroupSearch::assign(const Grid& grid) const {
-    const Rounding r = rounding_of(grid, spec_, top_code_);
-    GridSums sums;
-    for (size_t i = 0; i < padded(count_); i += kBlock) {
-        add_block(r, w_.data() + i, counts_.data() + i, sums);
-    }
-    return sums;
+    return ops_.grid_sums(rounding_of(grid, spec_, top_code_), w_.data(), counts_.data(),
+                          static_cast<int64_t>(padded(count_)));
 }
 
 void GroupSearch::write_codes(const Grid& grid, uint8_t* codes) const {
-    const Rounding r = rounding_of(grid, spec_, top_code_);
+    const GridRounding r = rounding_of(grid, spec_, top_code_);
     for (int64_t i = 0; i < count_; ++i) {
         codes[i] = static_cast<uint8_t>(static_cast<int32_t>(code_of(r, w_[static_cast<size_t>(i)])));
     }
@@ -218,6 +187,84 @@ bool GroupSearch::consider(double scale, double offset) {
         }
     }
     return best_error_ == 0.0;
+}
+
+/// Judges a start without refining it.
+void GroupSearch::start(double scale, double offset) {
+    const Grid grid = storable(scale, offset);
+    if (!std::isfinite(grid.scale) || !std::isfinite(grid.zero)) {
+        return;
+    }
+    const auto size = static_cast<int64_t>(padded(count_));
+    Start found{double{ops_.grid_error(rounding_of(grid, spec_, top_code_), w_.data(), counts_.data(), size)}, grid};
+    for (Start& kept : starts_) {
+        if (found.error < kept.error) {
+            std::swap(found, kept);
+        }
+    }
+}
+
+/// Refines the best starts by least squares as long as that helps, a few rounds at most.
+void GroupSearch::refine_starts() {
+    constexpr int32_t kRounds = 4;
+    for (const Start& from : starts_) {
+        if (!(from.error < INFINITY)) {
+            break;
+        }
+        Grid grid = from.grid;
+        double last = INFINITY;
+        for (int32_t round = 0; round <= kRounds; ++round) {
+            const GridSums sums = assign(grid);
+            if (sums.error < best_error_) {
+                best_error_ = sums.error;
+                best_ = grid;
+            }
+            double scale = 0;
+            double offset = 0;
+            if (!(sums.error < last) || sums.error == 0.0 || !fit(sums, scale, offset)) {
+                break;
+            }
+            last = sums.error;
+            grid = storable(scale, offset);
+            if (!std::isfinite(grid.scale) || !std::isfinite(grid.zero)) {
+                break;
+            }
+        }
+    }
+}
+
+/// Where a few columns count most, either end may be worth clipping without the other.
+void GroupSearch::search_weighted(float low, float high) {
+    starts_.fill({INFINITY, {}});
+    if (affine()) {
+        const double middle = weights_sum_ / counts_sum_;
+        start(0.0, middle);
+        const auto between = [&](double from, double to) {
+            const double step = kEnds[spec_.bits].step;
+            for (int32_t i = 0; i < kEnds[spec_.bits].count; ++i) {
+                for (int32_t j = 0; j < kEnds[spec_.bits].count; ++j) {
+                    const double bottom = from + i * step * (middle - from);
+                    const double top = to + j * step * (middle - to);
+                    start((top - bottom) / double{top_code_}, bottom);
+                }
+            }
+        };
+        between(low, high);
+        if (spec_.zero_point != ZeroPoint::offset && (low > 0.0F || high < 0.0F)) {
+            between(std::min(low, 0.0F), std::max(high, 0.0F));
+        }
+    } else {
+        const double extreme = -double{low} > double{high} ? double{low} : double{high};
+        for (const double level : {-double{spec_.fixed_zero}, double{top_code_} - double{spec_.fixed_zero}}) {
+            if (level != 0.0) {
+                for_each_share(spec_, [&](double share) {
+                    start(extreme * share / level, 0.0);
+                    return false;
+                });
+            }
+        }
+    }
+    refine_starts();
 }
 
 /// A zero is stored as a code (integer) or in codes (real): only a range that holds 0 always has one near by.

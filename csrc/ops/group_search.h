@@ -1,10 +1,12 @@
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <vector>
 
 #include "core/quant_spec.h"
+#include "kernels/vector_ops.h"
 
 namespace tmac {
 
@@ -12,15 +14,6 @@ namespace tmac {
 struct Grid {
     float scale;
     float zero;  ///< ZeroPoint::offset: the offset; else the zero
-};
-
-/// What a grid's codes c (counted from the zero where that is fixed) and the weights w add up to; every column counts
-/// as often as the search was told.
-struct GridSums {
-    double error = 0;  ///< squared distance of the weights that the stored numbers stand for
-    double c = 0;
-    double cc = 0;
-    double cw = 0;
 };
 
 /// The search for the grid of one group of one row, with the buffers that it needs.
@@ -54,17 +47,29 @@ private:
     float stored(float value) const;
     Grid storable(double scale, double offset) const;
     bool consider(double scale, double offset);
+    void start(double scale, double offset);
+    void refine_starts();
+    void search_weighted(float low, float high);
     void search_affine(float low, float high);
     void span(float low, float high);
     void search_fixed(float low, float high);
 
+    /// A start that may be worth refining.
+    struct Start {
+        double error;
+        Grid grid;
+    };
+
+    const GridOps& ops_;
     QuantSpec spec_;
     std::vector<float> w_;       ///< the group's weights, zero past its end
     std::vector<float> counts_;  ///< how often each counts, 0 past its end
     float top_code_;
     int64_t count_ = 0;
     double counts_sum_ = 0;
-    double weights_sum_ = 0;  ///< every weight as often as it counts
+    double weights_sum_ = 0;         ///< every weight as often as it counts
+    bool weighted_ = false;          ///< by importance
+    std::array<Start, 3> starts_{};  ///< the best so far, the least error first
     double best_error_ = 0;
     Grid best_{};
 };

@@ -54,21 +54,13 @@ QuantizedRows allocate(int64_t n, int64_t k, const QuantSpec& spec) {
     return out;
 }
 
-/// The importance of the columns [begin, end) as a search takes it: the largest is 1, and where all of a group are 0,
-/// its weights count alike, but next to nothing beside other groups.
-void scale_importance(float* importance, int64_t count, int64_t group) {
+/// The importance of columns as a search takes it: the largest is 1, and none is so small that a grid may lose its
+/// weights altogether.
+void scale_importance(float* importance, int64_t count) {
     constexpr float kLittle = 0x1p-20F;
     const float largest = *std::max_element(importance, importance + count);
-    for (int64_t begin = 0; begin < count; begin += group) {
-        float* const from = importance + begin;
-        float* const to = from + std::min(group, count - begin);
-        if (largest > 0.0F) {
-            std::transform(from, to, from, [largest](float value) { return value / largest; });
-        }
-        if (std::all_of(from, to, [](float value) { return value == 0.0F; })) {
-            std::fill(from, to, kLittle);
-        }
-    }
+    std::transform(importance, importance + count, importance,
+                   [=](float value) { return largest > 0.0F ? std::max(value / largest, kLittle) : 1.0F; });
 }
 
 /// What the rows of a weight are rounded with.
@@ -148,7 +140,7 @@ QuantizedRows round_to_nearest(const float* weight, int64_t n, int64_t k, const 
         scaled.assign(importance, importance + k);
         const int64_t span = two_level ? kSuperColumns : size;
         for (int64_t begin = 0; begin < k; begin += span) {
-            scale_importance(scaled.data() + begin, std::min(span, k - begin), size);
+            scale_importance(scaled.data() + begin, std::min(span, k - begin));
         }
     }
     const Request request{weight, k, spec, num_groups(spec, k), size, importance == nullptr ? nullptr : scaled.data()};

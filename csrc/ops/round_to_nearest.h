@@ -21,8 +21,9 @@ struct QuantizedRows {
 
 /// Rounds `weight` f32 [n][k] to the nearest codes; the scale and zero of every group are searched for the least
 /// squared error after their own rounding. `importance` [k]: how much the error of each column counts, at least 0;
-/// null: as GroupSearch::load says. Throws std::invalid_argument on a NaN or an infinity, and where a scale does not
-/// fit its type.
+/// what is below 2^-20 of the largest of its group (of 256 columns, with two levels) counts as that. Null: as
+/// GroupSearch::load says. Throws std::invalid_argument on a NaN or an infinity, and where a scale does not fit its
+/// type.
 QuantizedRows round_to_nearest(const float* weight, int64_t n, int64_t k, const QuantSpec& spec, int num_threads,
                                const float* importance = nullptr);
 

@@ -117,8 +117,9 @@ TwoLevelSearch::Choice TwoLevelSearch::choose(size_t group, const Supers& supers
     const double scale = sub_value(wanted.scale, supers.scale);
     Choice best;
     best.sums.error = INFINITY;
-    const double first = widely ? std::floor(scale) : std::nearbyint(scale);
-    const double last = widely ? std::ceil(scale) : first;
+    const int32_t reach = spec_.bits <= 4 ? 0 : 2;  // where the last code moves by much, the offset can make up for it
+    const double first = widely ? std::max(std::floor(scale) - reach, -kMostSub) : std::nearbyint(scale);
+    const double last = widely ? std::min(std::ceil(scale) + reach, kMostSub) : first;
     for (double sub = first; sub <= last; ++sub) {
         Choice choice{static_cast<int32_t>(sub), offset_of(wanted.zero), {}};
         judge(group, supers, choice, best);

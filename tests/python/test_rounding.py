@@ -60,12 +60,16 @@ def test_importance_lowers_the_error_that_counts(spec):
 
 
 @pytest.mark.parametrize("spec", COUNTS_ALIKE, ids=str)
-@pytest.mark.parametrize("level", [1.0, 2.0**-40, 2.0**60])
-def test_columns_that_count_alike_change_nothing(spec, level):
+def test_columns_that_count_alike(spec):
     weight, _ = numbers(8, 300)
-    plain, weighted = round_to_nearest(weight, spec), round_to_nearest(weight, spec, np.full(300, level, np.float32))
-    np.testing.assert_array_equal(weighted.codes, plain.codes)
-    np.testing.assert_array_equal(weighted.dequantize(), plain.dequantize())
+    first, *others = (
+        round_to_nearest(weight, spec, np.full(300, level, np.float32)) for level in (1, 2.0**-40, 2.0**60)
+    )
+    for other in others:
+        np.testing.assert_array_equal(other.codes, first.codes)
+        np.testing.assert_array_equal(other.dequantize(), first.dequantize())
+    # another search from other starts: in the mean of 80 groups and more as good
+    assert weighted_error(weight, first, 1) < 1.02 * weighted_error(weight, round_to_nearest(weight, spec), 1)
 
 
 def best_of_all(weight, importance, spec, steps=160):

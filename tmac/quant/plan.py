@@ -13,13 +13,12 @@ from tmac.nn import QuantEmbedding, QuantExperts, QuantLinear
 from tmac.nn.embedding import is_plain_embedding
 from tmac.nn.swap import Site, find_experts, find_linears, find_modules
 from tmac.quant.config import QuantConfig
+from tmac.quant.methods.grids import LARGEST, SMALLEST
 from tmac.quant.methods.rtn import rtn
 from tmac.spec import QuantSpec
 
 Filter = Callable[[nn.Module, str], bool]
 _ROUTERS = ("gate", "router", "shared_expert_gate")
-_SMALLEST = 2.0**-20  # sixteen of the smallest f16
-_LARGEST = 2.0**15  # so that a scale, at most twice this, and an offset are finite in f16
 
 
 @dataclass
@@ -174,11 +173,11 @@ def check_weight(weight: Tensor, name: str) -> None:
     smallest, largest = (float(value) for value in weight.aminmax())
     if not math.isfinite(largest - smallest):
         raise ValueError(f"[quantize_] {name}: the weight holds NaN or Inf")
-    if 0 < max(-smallest, largest) < _SMALLEST:
+    if 0 < max(-smallest, largest) < SMALLEST:
         raise ValueError(
             f"[quantize_] {name}: the largest weight, {max(-smallest, largest):g}, is below what f16 scales resolve"
         )
-    if max(-smallest, largest) > _LARGEST:
+    if max(-smallest, largest) > LARGEST:
         raise ValueError(
-            f"[quantize_] {name}: the weight goes from {smallest:g} to {largest:g}, but f16 scales end at {_LARGEST:g}"
+            f"[quantize_] {name}: the weight goes from {smallest:g} to {largest:g}, but f16 scales end at {LARGEST:g}"
         )

@@ -10,5 +10,6 @@ extern const SoftmaxOps softmax;
 extern const FloatRowsOps float_rows;
 extern const FeedbackOps feedback;
 extern const AttentionOps attention;
+extern const GridOps grid;
 
 }  // namespace tmac::avx2
