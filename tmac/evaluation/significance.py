@@ -86,6 +86,15 @@ def perplexity_ratio(
     return Ratio(_exp(mean), _exp(mean - margin), _exp(mean + margin), confidence, count, tokens)
 
 
+def perplexity_bounds(losses: NDArray[np.float64], window: int = 512, confidence: float = 0.95) -> Ratio:
+    """A perplexity with bounds: the ratio to a model that is always right.
+
+    The bounds say how much the perplexity of other text of this kind may differ; that of two models on one text is far
+    better known (`perplexity_ratio`). Arguments and errors as there.
+    """
+    return perplexity_ratio(np.zeros_like(losses), losses, window, confidence)
+
+
 @dataclass(frozen=True)
 class McNemar:
     """Which of two models answers questions right that the other one answers wrong.

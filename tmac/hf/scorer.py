@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from tmac._core import log_probabilities
 from tmac.evaluation.scorer import Losses, begins_with
+from tmac.hf.pretrained import from_pretrained, load_tokenizer
 from tmac.runtime.native import Floats
 
 LOGIT_BYTES = 256 << 20
@@ -95,6 +97,29 @@ class HFScorer:
             raise ValueError(
                 f"[HFScorer] expected token ids of 0 to {self.vocab_size - 1}, found {min(ids)} to {max(ids)}"
             )
+
+
+def open_scorer(path: str | Path, *, as_floats: bool = False, name: str | None = None, **options: Any) -> HFScorer:
+    """A checkpoint of any supported format as a scorer.
+
+    Args:
+        path: a folder, a file, or the id of a repository on the hub.
+        as_floats: turn low-bit layers into float32 ones, which has their weights and rounds no activation: the float
+            model of a GGUF file, for instance.
+        name: for tables; None: the path.
+        options: of `tmac.from_pretrained`.
+
+    Raises:
+        FormatError, ValueError, OSError: as `from_pretrained`.
+    """
+    model = from_pretrained(path, **options)
+    if as_floats and getattr(model, "is_quantized", False):
+        model = model.dequantize()
+    try:
+        tokenizer = load_tokenizer(path, options.get("revision"))
+    except OSError:
+        tokenizer = None
+    return HFScorer(model, tokenizer, name or str(path))
 
 
 def _losses(logits: Floats, ids: Sequence[int]) -> Losses:
