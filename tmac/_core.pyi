@@ -239,6 +239,17 @@ def round_to_nearest(
     3 bits and more are weighted by magnitude. NaN, Inf and weights too small or large for the scales raise ValueError.
     """
 
+def factor_hessian(
+    hessian: NDArray[np.float32],
+    order: NDArray[np.int64],
+    extra: NDArray[np.float64],
+    least: float,
+    num_threads: int = 0,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+    """(strips, pivots) as round_with_feedback takes them, of hessian[order][:, order] with extra[order] added to its
+    diagonal, factored in double precision. None where a pivot is not above `least`. The same bits for any number of
+    threads and every instruction set."""
+
 def round_with_feedback(
     weight: NDArray[np.float32],
     strips: NDArray[np.float32],

@@ -2,6 +2,7 @@
 #include "core/packed_weight.h"
 #include "kernels/vector_ops.h"
 #include "ops/feedback_rounding.h"
+#include "ops/hessian_factor.h"
 
 namespace tmac {
 namespace {
@@ -34,11 +35,40 @@ py::tuple round_with_feedback_array(const py::array& weight, const py::array& st
                           adopt(std::move(rows.scales), dtype_of(rows.scale_type), group_shape), zeros);
 }
 
+py::object factor_hessian_array(const py::array& hessian, const py::array& order, const py::array& extra, double least,
+                                int num_threads) {
+    const auto* data = require_array<float>(hessian, "hessian", 2);
+    const auto* columns = require_array<int64_t>(order, "order", 1);
+    const auto* added = require_array<double>(extra, "extra", 1);
+    const int64_t k = hessian.shape(0);
+    TMAC_CHECK(k >= 1 && k <= kMaxColumns && hessian.shape(1) == k, "[hessian] expected a square matrix, got [",
+               hessian.shape(0), ", ", hessian.shape(1), "]");
+    TMAC_CHECK(order.shape(0) == k && extra.shape(0) == k, "[factor_hessian] expected ", k, " columns in order and ",
+               "extra, got ", order.shape(0), " and ", extra.shape(0));
+    std::vector<bool> seen(static_cast<size_t>(k));
+    for (int64_t i = 0; i < k; ++i) {
+        TMAC_CHECK(columns[i] >= 0 && columns[i] < k && !seen[static_cast<size_t>(columns[i])],
+                   "[order] expected each of 0 to ", k - 1, " once");
+        seen[static_cast<size_t>(columns[i])] = true;
+    }
+    py::array_t<float> strips({(k + kFeedbackColumns - 1) / kFeedbackColumns, k, int64_t{kFeedbackColumns}});
+    py::array_t<float> pivots(k);
+    float* strips_data = strips.mutable_data();
+    float* pivots_data = pivots.mutable_data();
+    const bool done = [&] {
+        const ReleasedGil release;
+        return factor_hessian(data, columns, added, k, least, strips_data, pivots_data, num_threads);
+    }();
+    return done ? py::object(py::make_tuple(strips, pivots)) : py::object(py::none());
+}
+
 }  // namespace
 
 void bind_rounding(py::module_& module) {
     module.def("round_with_feedback", &round_with_feedback_array, py::arg("weight"), py::arg("strips"),
                py::arg("pivots"), py::arg("spec"), py::arg("num_threads") = 0);
+    module.def("factor_hessian", &factor_hessian_array, py::arg("hessian"), py::arg("order"), py::arg("extra"),
+               py::arg("least"), py::arg("num_threads") = 0);
 }
 
 }  // namespace tmac

@@ -96,6 +96,7 @@ struct FloatRowsOps {
 
 inline constexpr int32_t kFeedbackRows = 48;    ///< of a weight, whose columns are rounded together
 inline constexpr int32_t kFeedbackColumns = 8;  ///< of a strip of the feedback
+inline constexpr int32_t kFactorTile = 24;      ///< rows and columns of a tile of a factor
 
 /// Grids of the rows of a tile, [kFeedbackRows] each: code = round(w * inverse + shift) in [0, top], which stands for
 /// (code - subtract) * scale + add.
@@ -133,6 +134,11 @@ struct FeedbackOps {
     /// The scale and zero (offset) of every row, [kFeedbackRows] each, with the least error of all that the starts lead
     /// to. NaN where none can be stored.
     void (*search_grids)(const GridSearchArgs& args, float* scales, float* zeros);
+    /// sums[c][row] -= left[i][row] * right[i][c] for i in [0, count) in order, each one fma; all are kFactorTile long.
+    void (*subtract_products)(const double* left, const double* right, int64_t count, double* sums);
+    /// x with x L^T = sums, column after column. diagonal[c][row] is L[row][c], with 1 / L[c][c] at [c][c]; all are
+    /// kFactorTile long.
+    void (*solve_columns)(const double* diagonal, double* sums);
 };
 
 struct AttentionOps {

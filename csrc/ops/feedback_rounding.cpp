@@ -121,7 +121,7 @@ private:
     }
 
     void search(int64_t begin, int64_t end) {
-        static constexpr int32_t kStarts[] = {10, 10, 10, 10, 8, 6, 4, 4, 4};
+        static constexpr int32_t kStarts[] = {12, 12, 12, 12, 10, 7, 4, 4, 4};
         static constexpr float kNarrowest[] = {0.3F, 0.3F, 0.3F, 0.5F, 0.65F, 0.8F, 0.9F, 0.95F, 0.97F};
         const GridSearchArgs args{targets(begin),
                                   feedback_.pivots + begin,
@@ -132,7 +132,7 @@ private:
                                   spec_.scale_format == ScaleFormat::f16,
                                   kStarts[spec_.bits],
                                   kNarrowest[spec_.bits],
-                                  1};
+                                  2};
         float zeros[kRows];
         ops_.search_grids(args, grid_.scale, zeros);
         const int64_t group = begin / group_;

@@ -145,6 +145,27 @@ struct Lanes {
         return {eight(dots.fours[0], dots.fours[1]), eight(dots.fours[2], dots.fours[3])};
     }
 
+    // Eight doubles: what kernels/vector_factor.h asks for.
+    struct D {
+        __m256d low;
+        __m256d high;
+    };
+
+    static TMAC_ALWAYS_INLINE D set1_f64(double value) { return {_mm256_set1_pd(value), _mm256_set1_pd(value)}; }
+    static TMAC_ALWAYS_INLINE D load_f64(const double* values) {
+        return {_mm256_loadu_pd(values), _mm256_loadu_pd(values + 4)};
+    }
+    static TMAC_ALWAYS_INLINE void store_f64(double* to, D a) {
+        _mm256_storeu_pd(to, a.low);
+        _mm256_storeu_pd(to + 4, a.high);
+    }
+    static TMAC_ALWAYS_INLINE D multiply_f64(D a, D b) {
+        return {_mm256_mul_pd(a.low, b.low), _mm256_mul_pd(a.high, b.high)};
+    }
+    static TMAC_ALWAYS_INLINE D less_product_f64(D c, D a, D b) {
+        return {_mm256_fnmadd_pd(a.low, b.low, c.low), _mm256_fnmadd_pd(a.high, b.high, c.high)};
+    }
+
     static TMAC_ALWAYS_INLINE float fold(F a) {
         const __m256 eight = _mm256_add_ps(a.low, a.high);
         const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));

@@ -103,6 +103,15 @@ struct Lanes {
         return _mm512_cvtepi32_ps(_mm512_sub_epi32(sums, _mm512_set1_epi32(bias)));
     }
 
+    // Eight doubles: what kernels/vector_factor.h asks for.
+    using D = __m512d;
+
+    static TMAC_ALWAYS_INLINE D set1_f64(double value) { return _mm512_set1_pd(value); }
+    static TMAC_ALWAYS_INLINE D load_f64(const double* values) { return _mm512_loadu_pd(values); }
+    static TMAC_ALWAYS_INLINE void store_f64(double* to, D a) { _mm512_storeu_pd(to, a); }
+    static TMAC_ALWAYS_INLINE D multiply_f64(D a, D b) { return _mm512_mul_pd(a, b); }
+    static TMAC_ALWAYS_INLINE D less_product_f64(D c, D a, D b) { return _mm512_fnmadd_pd(a, b, c); }
+
     static TMAC_ALWAYS_INLINE float fold(F a) {
         const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
         const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));

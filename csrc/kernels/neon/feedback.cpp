@@ -2,10 +2,12 @@
 
 #include "kernels/neon/lanes.h"
 #include "kernels/neon/vector_ops.h"
+#include "kernels/vector_factor.h"
 #include "kernels/vector_grid_search.h"
 
 namespace tmac::neon {
 
-constinit const FeedbackOps feedback{tmac::feed_back<Lanes>, tmac::round_columns<Lanes>, tmac::search_grids<Lanes>};
+constinit const FeedbackOps feedback{tmac::feed_back<Lanes>, tmac::round_columns<Lanes>, tmac::search_grids<Lanes>,
+                                     tmac::subtract_products<Lanes>, tmac::solve_columns<Lanes>};
 
 }  // namespace tmac::neon

@@ -159,6 +159,33 @@ struct Lanes {
         return result;
     }
 
+    // Eight doubles: what kernels/vector_factor.h asks for.
+    struct D {
+        float64x2_t two[4];
+    };
+
+    template <class Op>
+    static TMAC_ALWAYS_INLINE D make_f64(const Op& op) {
+        return {{op(0), op(1), op(2), op(3)}};
+    }
+    static TMAC_ALWAYS_INLINE D set1_f64(double value) {
+        return make_f64([&](int) { return vdupq_n_f64(value); });
+    }
+    static TMAC_ALWAYS_INLINE D load_f64(const double* values) {
+        return make_f64([&](int i) { return vld1q_f64(values + 2 * i); });
+    }
+    static TMAC_ALWAYS_INLINE void store_f64(double* to, const D& a) {
+        for (int i = 0; i < 4; ++i) {
+            vst1q_f64(to + 2 * i, a.two[i]);
+        }
+    }
+    static TMAC_ALWAYS_INLINE D multiply_f64(const D& a, const D& b) {
+        return make_f64([&](int i) { return vmulq_f64(a.two[i], b.two[i]); });
+    }
+    static TMAC_ALWAYS_INLINE D less_product_f64(const D& c, const D& a, const D& b) {
+        return make_f64([&](int i) { return vfmsq_f64(c.two[i], a.two[i], b.two[i]); });
+    }
+
     static TMAC_ALWAYS_INLINE float fold(const F& a) {
         const float32x4_t low = vaddq_f32(a.four[0], a.four[2]);
         const float32x4_t high = vaddq_f32(a.four[1], a.four[3]);

@@ -126,6 +126,33 @@ struct Lanes {
         });
     }
 
+    // Eight doubles: what kernels/vector_factor.h asks for.
+    struct D {
+        double lane[8];
+    };
+
+    template <class Of>
+    static TMAC_ALWAYS_INLINE D make_f64(const Of& of) {
+        D result;
+        for (int j = 0; j < 8; ++j) {
+            result.lane[j] = of(j);
+        }
+        return result;
+    }
+    static TMAC_ALWAYS_INLINE D set1_f64(double value) {
+        return make_f64([&](int) { return value; });
+    }
+    static TMAC_ALWAYS_INLINE D load_f64(const double* values) {
+        return make_f64([&](int j) { return values[j]; });
+    }
+    static TMAC_ALWAYS_INLINE void store_f64(double* to, const D& a) { std::memcpy(to, a.lane, sizeof(a.lane)); }
+    static TMAC_ALWAYS_INLINE D multiply_f64(const D& a, const D& b) {
+        return make_f64([&](int j) { return a.lane[j] * b.lane[j]; });
+    }
+    static TMAC_ALWAYS_INLINE D less_product_f64(const D& c, const D& a, const D& b) {
+        return make_f64([&](int j) { return std::fma(-a.lane[j], b.lane[j], c.lane[j]); });
+    }
+
     static TMAC_ALWAYS_INLINE float fold(F a) {
         for (int width = 8; width >= 1; width /= 2) {
             for (int j = 0; j < width; ++j) {

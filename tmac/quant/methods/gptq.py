@@ -127,7 +127,7 @@ def _round_panels(weight: Tensor, spec: QuantSpec, made: Factor) -> Codes:
         target = visited[begin:end].clone()
         if begin > 0:
             target.addmm_(made.feedback[:begin, begin:end].T, visited[:begin])
-        grid = round_to_nearest(np.ascontiguousarray(target.T.numpy()), spec)
+        grid = round_to_nearest(np.ascontiguousarray(target.T.numpy()), spec, made.pivots[begin:end].numpy())
         grids.append(grid)
         _walk(target, visited[begin:end], made.feedback[begin:end, begin:end], grid, codes[:, begin:end])
     return _joined(spec, _in_order(codes.numpy(), made), grids)

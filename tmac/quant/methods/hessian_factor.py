@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from tmac import _core
+from tmac.threads import get_num_threads
 
 _KEPT = 8  # factors: those of a block's layers at two group sizes
 _FALLBACKS = (0.0, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean diagonal, added where the factorization fails
+_LEAST_PIVOT = 1e-12  # of the mean diagonal
 _factors: OrderedDict[tuple[object, ...], tuple[weakref.ref[Tensor], Factor]] = OrderedDict()
 
 
@@ -27,22 +30,19 @@ class Factor:
 
     Args:
         order: the column that is visited j-th, int64 `[k]`.
-        feedback: U, f32 `[k, k]`, upper triangular with ones on its diagonal.
+        strips: U, f32 `[ceil(k / 8), k, 8]`: eight columns after the other; upper triangular with ones on its diagonal.
         pivots: f32 `[k]`, positive: what a squared error of the column costs when the columns after it make up for it.
-        damped: H, f32 `[k, k]`, in the order of the weight's columns.
     """
 
     order: Tensor
-    feedback: Tensor
+    strips: Tensor
     pivots: Tensor
-    damped: Tensor
 
     @cached_property
-    def strips(self) -> Tensor:
-        """`feedback` in strips of eight columns, f32 `[ceil(k / 8), k, 8]`, as `_core.round_with_feedback` reads it."""
+    def feedback(self) -> Tensor:
+        """U as a matrix, f32 `[k, k]`."""
         k = len(self.pivots)
-        padded = F.pad(self.feedback, (0, -k % 8))
-        return padded.view(k, -1, 8).transpose(0, 1).contiguous()
+        return self.strips.transpose(0, 1).reshape(k, -1)[:, :k].contiguous()
 
 
 def factor(hessian: Tensor, group_size: int, *, mean: float = 0.01, own: float = 0.0, act_order: bool = True) -> Factor:
@@ -75,28 +75,23 @@ def factor(hessian: Tensor, group_size: int, *, mean: float = 0.01, own: float =
 
 
 def _make(hessian: Tensor, group_size: int, mean: float, own: float, act_order: bool) -> Factor:
-    exact = hessian.double()
-    diagonal = torch.diagonal(exact).clone()
-    if not bool(torch.isfinite(exact).all()):
+    hessian = hessian.detach().to("cpu", torch.float32).contiguous()
+    if not _core.all_finite(hessian.numpy()):
         raise ValueError("[gptq] the Hessian holds NaN or Inf")
+    diagonal = torch.diagonal(hessian).double()
     if bool((diagonal < 0).any()):
         raise ValueError(f"[gptq] the Hessian has a negative diagonal: {float(diagonal.min()):g}")
     average = float(diagonal.mean())
     if average == 0.0:  # no input was ever other than zero: all columns count the same
-        exact, diagonal, average = torch.eye(len(diagonal), dtype=torch.float64), torch.ones_like(diagonal), 1.0
+        hessian, diagonal, average = torch.eye(len(diagonal)), torch.ones_like(diagonal), 1.0
     order = _order(diagonal, group_size) if act_order else torch.arange(len(diagonal))
-    damped = exact.clone()
-    torch.diagonal(damped).add_(mean * average + own * diagonal)
     for more in _FALLBACKS:
-        tried = damped.clone()
-        torch.diagonal(tried).add_(more * average)
-        backwards = order.flip(0)
-        lower, failed = torch.linalg.cholesky_ex(tried[backwards][:, backwards])
-        scale = torch.diagonal(lower)
-        if int(failed) == 0 and float(scale.min()) ** 2 > 1e-12 * average:
-            upper = (lower / scale).flip(0, 1)
-            pivots = scale.flip(0).square()
-            return Factor(order, upper.float().contiguous(), pivots.float(), tried.float())
+        extra = (mean + more) * average + own * diagonal
+        made = _core.factor_hessian(
+            hessian.numpy(), order.numpy(), extra.numpy(), _LEAST_PIVOT * average, get_num_threads()
+        )
+        if made is not None:
+            return Factor(order, torch.from_numpy(made[0]), torch.from_numpy(made[1]))
     raise ValueError("[gptq] the Hessian is not positive semi-definite")
 
 

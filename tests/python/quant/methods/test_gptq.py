@@ -10,9 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
-from tmac import Codes, QuantSpec, round_to_nearest
+from quant.methods.cases import correlated, dequantized, error, random_weight, statistics_of, with_hessian
+from tmac import Codes, QuantSpec, _core, round_to_nearest
+from tmac.codes import Array
 from tmac.quant.methods.gptq import GPTQOptions, gptq, round_with_factor
 from tmac.quant.methods.hessian_factor import Factor, factor
 from tmac.quant.statistics import LayerStatistics
@@ -25,51 +26,31 @@ SPECS = [
 ] + [
     QuantSpec(2, 32, "ternary"),
     QuantSpec(3, 32, fixed_zero=3.5),
+    QuantSpec(4, 4),
+    QuantSpec(4, 20, zero_point="offset"),
+    QuantSpec(3, 32, scale_format="two_level"),
+    QuantSpec(2, 16, zero_point="offset", scale_format="two_level"),
 ]  # fmt: skip
-
-
-def correlated(tokens: int, k: int, seed: int = 0) -> Tensor:
-    """Inputs whose channels depend on each other and differ in size."""
-    generator = torch.Generator().manual_seed(seed)
-    mixing = 0.5 * torch.randn(k, k, generator=generator) + torch.eye(k)
-    return torch.randn(tokens, k, generator=generator) @ mixing * torch.exp(0.5 * torch.randn(k, generator=generator))
-
-
-def random_weight(n: int, k: int, seed: int = 1) -> Tensor:
-    return 0.1 * torch.randn(n, k, generator=torch.Generator().manual_seed(seed))
-
-
-def statistics_of(inputs: Tensor, hessian: Tensor | None = None, cross: Tensor | None = None) -> LayerStatistics:
-    hessian = inputs.T @ inputs / len(inputs) if hessian is None else hessian
-    return LayerStatistics(len(inputs), hessian, inputs.abs().amax(0), cross)
-
-
-def with_hessian(hessian: Tensor) -> LayerStatistics:
-    return LayerStatistics(1, hessian, torch.ones(len(hessian)))
-
-
-def dequantized(codes: Codes) -> Tensor:
-    return torch.from_numpy(codes.dequantize())
-
-
-def error(codes: Codes, weight: Tensor, hessian: Tensor) -> float:
-    difference = (dequantized(codes) - weight).double()
-    return float(((difference @ hessian.double()) * difference).sum())
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_channels_that_do_not_depend_on_each_other_are_rounded_to_nearest(spec: QuantSpec) -> None:
+    """Every code is the nearest of its grid, and the grids are as good as those that rounding finds."""
     weight = random_weight(20, 150)
     codes = gptq(weight, spec, with_hessian(2.0 * torch.eye(150)))
-    nearest = round_to_nearest(weight.numpy(), spec)
-    np.testing.assert_array_equal(codes.scales, nearest.scales)
-    if nearest.zeros is not None:
-        np.testing.assert_array_equal(codes.zeros, nearest.zeros)
-    step = nearest.group_values()[0].max()
-    # A code may differ where a weight lies half way between two: then the error is the same but for rounding.
-    np.testing.assert_allclose(
-        (codes.dequantize() - weight.numpy()) ** 2, (nearest.dequantize() - weight.numpy()) ** 2, atol=1e-5 * step**2
-    )
+    scales, zeros = codes.group_values()
+    group = np.arange(150) // (spec.group_size if spec.group_size > 0 else 150)
+    top = 2 if spec.codebook == "ternary" else 2**spec.bits - 1
+    levels = np.arange(top + 1, dtype=np.float64)[:, None, None]
+    scale = scales[:, group].astype(np.float64)
+    zero = np.float64(spec.fixed_zero) if zeros is None else zeros[:, group].astype(np.float64)
+    values = levels * scale + zero if spec.zero_point == "offset" else (levels - zero) * scale
+    nearest = np.abs(values - weight.numpy()).min(0)
+    # Half way between two codes, f32 may choose either: a part of 2^-20 of a step (codes below 2^8, five roundings).
+    found = np.abs(codes.dequantize() - weight.numpy())
+    assert np.all(found <= nearest + 2.0**-20 * 256 * np.abs(scale).max())
+    rounded = round_to_nearest(weight.numpy(), spec, np.ones(150, np.float32)).dequantize()
+    assert (found**2).sum() <= 1.005 * ((rounded - weight.numpy()) ** 2).sum()
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
@@ -219,8 +200,8 @@ def test_singular_hessians_and_dead_channels_are_no_obstacle(options: GPTQOption
 
 def test_a_layer_that_never_saw_an_input_is_rounded_to_nearest() -> None:
     weight, spec = random_weight(8, 64), QuantSpec(4, 16)
-    codes = gptq(weight, spec, with_hessian(torch.zeros(64, 64)))
-    np.testing.assert_allclose(codes.dequantize(), round_to_nearest(weight.numpy(), spec).dequantize(), atol=1e-6)
+    dead, alike = (gptq(weight, spec, with_hessian(hessian)) for hessian in (torch.zeros(64, 64), torch.eye(64)))
+    np.testing.assert_array_equal(dead.dequantize(), alike.dequantize())
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -252,3 +233,72 @@ def test_a_factor_can_be_given() -> None:
     np.testing.assert_array_equal(
         round_with_factor(weight, spec, made).codes, gptq(weight, spec, statistics, PLAIN).codes
     )
+
+
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec.scale_format != "two_level"], ids=str)
+def test_the_walk_is_that_of_the_formula(spec: QuantSpec) -> None:
+    """Given the grids that the pass has found, its codes are those of a plain walk in numpy, bit for bit."""
+    weight, k = random_weight(50, 87), 87
+    made = factor(statistics_of(correlated(300, k)).hessian, spec.group_size)
+    visited = np.ascontiguousarray(weight[:, made.order].numpy())
+    found, scales, zeros = _core.round_with_feedback(visited, made.strips.numpy(), made.pivots.numpy(), spec, 1)
+    grids = Codes(spec, found, scales, zeros).group_values()
+    np.testing.assert_array_equal(walk(visited, made.feedback.numpy(), spec, *grids), found)
+
+
+def walk(weight: Array, feedback: Array, spec: QuantSpec, scales: Array, zeros: Array | None) -> Array:
+    """Rounding with feedback as csrc/kernels/vector_feedback.h states it, a column at a time."""
+    one, codes, errors = np.float32(1), np.zeros(weight.shape, np.uint8), np.zeros_like(weight)
+    top = np.float32(2 if spec.codebook == "ternary" else 2**spec.bits - 1)
+    for j in range(weight.shape[1]):
+        target = weight[:, j]
+        for i in range(j):
+            target = fused(errors[:, i], feedback[i, j], target)
+        group = j // spec.group_size if spec.group_size > 0 else 0
+        scale = scales[:, group]
+        zero = np.full_like(scale, spec.fixed_zero) if zeros is None else zeros[:, group]
+        with np.errstate(divide="ignore"):
+            inverse = np.where(scale == 0, np.float32(0), one / scale)
+        offset = spec.zero_point == "offset"
+        code = np.rint(np.clip(fused(target, inverse, -zero * inverse if offset else zero), 0, top))
+        value = code * scale + zero if offset else (code - zero) * scale
+        errors[:, j], codes[:, j] = weight[:, j] - value, code
+    return codes
+
+
+def fused(a: Array, b: Array, c: Array) -> Array:
+    """a * b + c, rounded to f32 once: the sum in f64 is made odd where it is not exact, so that it rounds right."""
+    product, addend = a.astype(np.float64) * b, c.astype(np.float64)
+    total = product + addend
+    part = total - product
+    lost = (product - (total - part)) + (addend - part)
+    bits = total.view(np.int64)
+    even = (bits & 1) == 0
+    toward = np.where((lost > 0) == (total > 0), 1, -1)
+    return np.where((lost != 0) & even, bits + toward, bits).view(np.float64).astype(np.float32)
+
+
+def test_the_bits_do_not_depend_on_the_number_of_threads() -> None:
+    weight, hessian = random_weight(300, 200), statistics_of(correlated(500, 200)).hessian
+    made = factor(hessian, 32)
+    arguments = (weight.numpy(), made.strips.numpy(), made.pivots.numpy())
+    for spec in SPECS:
+        if spec.scale_format != "two_level":
+            one, three = (_core.round_with_feedback(*arguments, spec, threads) for threads in (1, 3))
+            for a, b in zip(one, three, strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    weight, made = random_weight(4, 20).numpy(), factor(torch.eye(20), 4)
+    strips, pivots = made.strips.numpy(), made.pivots.numpy()
+    with pytest.raises(ValueError, match=r"strips. expected shape \[3, 20, 8\], got \[2, 20, 8\]"):
+        _core.round_with_feedback(weight, strips[:2].copy(), pivots, QuantSpec(4, 4))
+    with pytest.raises(ValueError, match=r"pivots. expected 20 columns, got 19"):
+        _core.round_with_feedback(weight, strips, pivots[:19].copy(), QuantSpec(4, 4))
+    with pytest.raises(ValueError, match="row 2 of the weight holds a NaN"):
+        _core.round_with_feedback(
+            np.where(np.arange(4)[:, None] == 2, np.float32(np.nan), weight), strips, pivots, QuantSpec(4, 4)
+        )
+    with pytest.raises(ValueError, match="row 0, group 0 does not fit f16: use scale_format='f32'"):
+        _core.round_with_feedback(weight * np.float32(1e8), strips, pivots, QuantSpec(4, 4))

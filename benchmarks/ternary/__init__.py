@@ -1,0 +1,1 @@
+"""Training a small BitNet b1.58 and showing that this package runs it without loss: docs/ternary.md."""
