@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     goal.add_argument("--bits", type=_number, metavar="3.2", help="bits per weight, for the best model of this size")
     parser.add_argument("--calibration", metavar="TEXT", help="a text file, .jsonl, or package:NAME")
     parser.add_argument("--text", metavar="TEXT", help="the held-out text, another one")
+    parser.add_argument("--questions", metavar="FILE", help="multiple choice: accuracy is the metric, not perplexity")
     parser.add_argument("--budget", type=_seconds, metavar="20m", help="time for the search: 90s, 20m, 2h")
     parser.add_argument("--fresh", action="store_true", help="discard the log of an earlier search")
     parser.add_argument("--force", action="store_true", help="replace OUT, where it is a checkpoint of this format")
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--search", type=Path, metavar="DIR", help="log and caches (default: OUT.search)")
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
     more = parser.add_argument_group("how it searches")
-    more.add_argument("--recipe", choices=("gptq", "rtn"), default="gptq")
+    more.add_argument("--recipe", choices=("gptq", "rtn", "hqq", "awq"), default="gptq")
     more.add_argument("--widths", type=counts, metavar="2,3,4", help="bit widths to choose from (default: 1 to 6, 8)")
     more.add_argument("--no-sequential", action="store_true", help="quantize every matrix for itself only")
     more.add_argument("--scorer", choices=("auto", "engine", "hf"), default="auto", help="what measures")
@@ -62,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
             bits=args.bits,
             calibration=args.calibration,
             text=args.text,
+            metric="perplexity" if args.questions is None else "accuracy",
+            questions=args.questions,
             budget=args.budget,
             resume=not args.fresh,
             force=args.force,
@@ -107,7 +110,7 @@ def _copy_report(result: AutoResult, folder: Path) -> None:
 
 
 def _share(text: str) -> float:
-    """ "1%" or "0.01"."""
+    """The value of "1%" or "0.01"."""
     number = text.strip()
     value = _number(number.removesuffix("%").strip())
     return value / 100 if number.endswith("%") else value
@@ -124,7 +127,7 @@ def _number(text: str) -> float:
 
 
 def _seconds(text: str) -> float:
-    """ "90s", "20m", "2h"; a bare number is seconds."""
+    """Seconds of "90s", "20m" or "2h"; a bare number is seconds."""
     number = text.strip().lower()
     unit: Any = UNITS.get(number[-1:])
     return _number(number[:-1]) * unit if unit else _number(number)

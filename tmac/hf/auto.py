@@ -15,7 +15,9 @@ import torch
 from torch import nn
 
 from tmac import _core
+from tmac.evaluation.choices import load_questions
 from tmac.formats.tmac_writer import write_checkpoint
+from tmac.hf.auto_choices import ChoicesJudge
 from tmac.hf.auto_judge import CallableJudge, PerplexityJudge
 from tmac.hf.auto_model import FloatModel, open_float, with_codes
 from tmac.hf.auto_texts import CALIBRATION, HELD_OUT, bos_of, fingerprint, token_ids, windows
@@ -30,7 +32,7 @@ from tmac.quant.report_plot import write_plot
 from tmac.quant.search import Goal, Outcome, Search, Trial
 from tmac.quant.sensitivity import Sensitivities, token_frequency
 from tmac.quant.trial_log import TrialLog
-from tmac.quant.workbench import RECIPES, Model, Workbench
+from tmac.quant.workbench import FLOW_RECIPES, Model, Workbench, weights_of
 from tmac.spec import QuantSpec
 
 LOG_NAME = "trials.jsonl"
@@ -92,6 +94,7 @@ def auto_quantize(
     metric: str = "perplexity",
     calibration: Any = None,
     text: Any = None,
+    questions: Any = None,
     evaluate: Callable[[Any], float] | None = None,
     budget: float | None = None,
     resume: bool = True,
@@ -120,10 +123,11 @@ def auto_quantize(
         out: the folder to write; None: the low-bit model is returned in `AutoResult.model`.
         max_loss: of the metric, as a share: 0.01 (the default) is one per cent. Excludes `bits`.
         bits: a budget in bits per weight over all matrices, for the best model in it.
-        metric: "perplexity" (a larger one is a loss).
+        metric: "perplexity" (a larger one is a loss), or "accuracy" in multiple choice on `questions`.
         calibration: text for the recipes: a file, the name of a package's text as for `tmac.evaluation.texts`, a list
             of texts, or token ids.
         text: held-out text for the metric, another one than `calibration`.
+        questions: a file or a package's name for `tmac.evaluation.choices.load_questions`, or a list of questions.
         evaluate: `evaluate(model of transformers) -> float`, larger is better, instead of a metric.
         budget: seconds, over all runs of one search; what was found by then is the result.
         resume: False discards the log of an earlier search.
@@ -131,12 +135,14 @@ def auto_quantize(
         progress: True or False; None shows bars on a terminal for what takes over two seconds.
         tokenizer: of transformers; None: the one beside the model.
         search_folder: for log and caches; None: `out` with ".search" added, or a temporary folder.
-        recipe: "gptq" or "rtn".
+        recipe: "gptq", or another one of `tmac.quant.methods.RECIPES`.
         widths: bit widths to choose from.
         sequential: also try to quantize each block with the inputs that the low-bit blocks before it give.
         scorer: "engine" or "hf"; "auto" is the engine for families that it knows.
-        calibration_tokens, gradient_tokens: of `calibration`; for gradients its beginning is used.
-        evaluation_tokens, probe_tokens: of `text`; for first looks its beginning is used.
+        calibration_tokens: of `calibration`, for statistics.
+        gradient_tokens: of its beginning, for sensitivities.
+        evaluation_tokens: of `text`.
+        probe_tokens: of its beginning, for first looks.
         window: tokens that a text is cut into.
 
     Returns:
@@ -169,64 +175,79 @@ def auto_quantize(
         model = open_float(model_or_path)
         if tokenizer is None and not isinstance(model_or_path, nn.Module):
             tokenizer = _tokenizer(model_or_path)
-        flow = _Flow(model, settings, folder, calibration, text, tokenizer, scorer, evaluate, model_or_path, progress)
+        asked = _Asked(model_or_path, calibration, text, questions, tokenizer, scorer, evaluate)
+        flow = _Flow(model, settings, folder, asked, progress)
         with TrialLog(folder / LOG_NAME, flow.subject(), fresh=not resume) as log:
             return flow.run(goal, log, target, force, budget, keep=target is not None or search_folder is not None)
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """Arguments of `auto_quantize` as they came."""
+
+    model_or_path: Any
+    calibration: Any
+    text: Any
+    questions: Any
+    tokenizer: Any
+    scorer: str
+    evaluate: Callable[[Any], float] | None
 
 
 class _Flow:
     """One call of `auto_quantize`."""
 
     def __init__(
-        self,
-        model: FloatModel,
-        settings: _Settings,
-        folder: Path,
-        calibration: Any,
-        text: Any,
-        tokenizer: Any,
-        scorer: str,
-        evaluate: Callable[[Any], float] | None,
-        model_or_path: Any,
-        progress: bool | None,
+        self, model: FloatModel, settings: _Settings, folder: Path, asked: _Asked, progress: bool | None
     ) -> None:
         self._model, self._settings, self._folder, self._progress = model, settings, folder, progress
-        self._bos_id = bos_of(tokenizer)
-        self._calibration = token_ids(
-            CALIBRATION if calibration is None else calibration, tokenizer, settings.calibration_tokens, "calibration"
-        )
+        self._asked, self._bos_id = asked, bos_of(asked.tokenizer)
         self._seconds: dict[str, float] = {}
         self._cpu_seconds: dict[str, float] = {}
-        self._evaluate, self._model_or_path = evaluate, model_or_path
-        self._text: list[int] = []
-        if evaluate is None:
-            held_out = HELD_OUT if text is None else text
-            self._text = token_ids(held_out, tokenizer, settings.evaluation_tokens, "evaluation")
-            if self._text[: len(self._calibration)] == self._calibration[: len(self._text)]:
-                raise ValueError("[auto_quantize] the calibration text is the held-out text: give two that differ")
-        self._judge = self._make_judge(scorer)
+        calibration = CALIBRATION if asked.calibration is None else asked.calibration
+        self._calibration = token_ids(calibration, asked.tokenizer, settings.calibration_tokens, "calibration")
+        self._measured_on = ""
+        self._judge = self._make_judge()
 
-    def _make_judge(self, scorer: str) -> Any:
-        if self._evaluate is not None:
-            return CallableJudge(self._model, self._evaluate, self._float_model, self._folder)
-        settings = self._settings
-        name = fingerprint(self._text, self._model.source.fingerprint, settings.window, self._bos_id)
+    def _make_judge(self) -> Any:
+        asked, model, folder = self._asked, self._model, self._folder
+        if asked.evaluate is not None:
+            return CallableJudge(model, asked.evaluate, self._float_model, folder)
+        if self._settings.metric == "accuracy":
+            questions = asked.questions
+            if isinstance(questions, (str, Path)):
+                questions = load_questions(questions)
+            judge = ChoicesJudge(
+                model, questions or (), self._float_model, asked.tokenizer, folder, asked.scorer, self._progress
+            )
+            self._measured_on = judge.fingerprint
+            return judge
+        return self._perplexity_judge()
+
+    def _perplexity_judge(self) -> PerplexityJudge:
+        asked, settings = self._asked, self._settings
+        text = HELD_OUT if asked.text is None else asked.text
+        ids = token_ids(text, asked.tokenizer, settings.evaluation_tokens, "evaluation")
+        if ids[: len(self._calibration)] == self._calibration[: len(ids)]:
+            raise ValueError("[auto_quantize] the calibration text is the held-out text: give two that differ")
+        self._measured_on = fingerprint(ids, self._bos_id)
+        name = fingerprint(ids, self._model.source.fingerprint, settings.window, self._bos_id)
         return PerplexityJudge(
             self._model,
-            self._text,
+            ids,
             settings.probe_tokens,
             settings.window,
             self._bos_id,
             self._folder,
             name,
-            scorer,
+            asked.scorer,
             self._progress,
         )
 
     def _float_model(self) -> Any:
-        if isinstance(self._model_or_path, nn.Module):
-            return self._model_or_path
-        return from_pretrained(self._model_or_path, progress=False)
+        if isinstance(self._asked.model_or_path, nn.Module):
+            return self._asked.model_or_path
+        return from_pretrained(self._asked.model_or_path, progress=False)
 
     def subject(self) -> dict[str, Any]:
         """What the log's measurements depend on."""
@@ -234,7 +255,7 @@ class _Flow:
         return {
             "model": self._model.source.fingerprint,
             "calibration": fingerprint(self._calibration, self._bos_id),
-            "text": fingerprint(self._text, self._bos_id),
+            "text": self._measured_on,
             **settings.values(),
             "scorer": self._judge.scorer,
             "version": _core.__version__,
@@ -271,6 +292,10 @@ class _Flow:
         settings, model = self._settings, self._model
         source, cache = model.source, self._folder / "statistics"
         text = windows(self._calibration, settings.window, self._bos_id)
+        floats = Model(source, model.matrices, model.embedding, model.begin)
+        if not cache.exists():  # NaN in a weight would come to light behind it
+            for _ in weights_of(floats, model.matrices, "checking weights", self._progress):
+                pass
         length = min(settings.window, 256)
         begin = windows(self._calibration[: settings.gradient_tokens], length, self._bos_id)
         statistics = self._timed("statistics", lambda: gather(source, text, cache=cache, progress=self._progress))
@@ -285,8 +310,12 @@ class _Flow:
         )
         known = {"model", "calibration", "calibration_tokens", "gradient_tokens", "window", "recipe", "version"}
         context = digest({key: value for key, value in self.subject().items() if key in known})
+
+        def note(name: str, seconds: float) -> None:
+            log.add("made", name, seconds=round(seconds, 3))
+
         return Workbench(
-            Model(source, model.matrices, model.embedding, model.begin),
+            floats,
             sensitivities,
             text,
             self._folder,
@@ -294,7 +323,7 @@ class _Flow:
             recipe=settings.recipe,
             widths=settings.widths,
             progress=self._progress,
-            note=lambda name, seconds: log.add("made", name, seconds=round(seconds, 3)),
+            note=note,
         )
 
     def _timed(self, name: str, work: Callable[[], Any]) -> Any:
@@ -319,13 +348,14 @@ class _Flow:
     def _about(self, bench: Workbench, out: Path | None, search: Search) -> dict[str, Any]:
         settings = self._settings
         notes = []
-        if self._evaluate is None and self._judge.full_count < 100_000:
+        by_perplexity = isinstance(self._judge, PerplexityJudge)
+        if by_perplexity and self._judge.full_count < 100_000:
             notes.append(f"{self._judge.full_count} tokens are fewer than the 100,000 that the rule asks for")
         return {
             "tmac": _core.__version__,
             "model": self._model.name,
             "out": None if out is None else str(out),
-            "counted": "tokens" if self._evaluate is None else "value",
+            "counted": "tokens" if by_perplexity else "questions" if isinstance(self._judge, ChoicesJudge) else "value",
             "float_bytes": self._model.checkpoint.nbytes,
             "settings": settings.values(),
             "scorer": self._judge.scorer,
@@ -361,10 +391,10 @@ def _result(outcome: Outcome, report: dict[str, Any], path: Path | None, model: 
 
 
 def _check(settings: _Settings, budget: float | None, evaluate: Any) -> None:
-    if evaluate is None and settings.metric != "perplexity":
-        raise ValueError(f"[auto_quantize] metric must be perplexity, found {settings.metric!r}")
-    if settings.recipe not in RECIPES:
-        raise ValueError(f"[auto_quantize] recipe must be one of {', '.join(RECIPES)}, found {settings.recipe!r}")
+    if evaluate is None and settings.metric not in ("perplexity", "accuracy"):
+        raise ValueError(f"[auto_quantize] metric must be perplexity or accuracy, found {settings.metric!r}")
+    if settings.recipe not in FLOW_RECIPES:
+        raise ValueError(f"[auto_quantize] recipe must be one of {', '.join(FLOW_RECIPES)}, found {settings.recipe!r}")
     if not settings.widths or not set(settings.widths) <= set(range(1, 9)):
         raise ValueError(f"[auto_quantize] widths must be bit widths from 1 to 8, found {settings.widths}")
     if budget is not None and not budget > 0:

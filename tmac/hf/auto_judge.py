@@ -1,4 +1,4 @@
-"""Measuring trials of the automatic flow with the engine, or with transformers where the engine does not know a model."""
+"""Measuring trials of the automatic flow, with the engine where that knows the model."""
 
 from __future__ import annotations
 
@@ -89,11 +89,11 @@ class PerplexityJudge:
         """Losses of the float model, kept in a file."""
         if self._reference is None:
             path = self._folder / f"reference-{self._name}.npy"
-            found = _read_array(path, self.full_count)
+            found = read_array(path, self.full_count)
             if found is None:
                 windows = Windows(self._ids, self._window, self._bos_id)
                 found = source_losses(self._model.source, list(windows), self._progress)
-                write_atomically(path, _array_bytes(found))
+                write_atomically(path, array_bytes(found))
             self._reference = found
         return self._reference
 
@@ -117,7 +117,6 @@ class CallableJudge:
         evaluate: `evaluate(model of transformers) -> float`.
         reference: gives the float model.
         folder: for trials.
-        known: the value of the float model where it was measured before, and how to keep it.
     """
 
     stages: tuple[Stage, ...] = ("full",)
@@ -150,7 +149,7 @@ class CallableJudge:
 
 
 def choose_scorer(model: FloatModel, scorer: str) -> str:
-    """ "engine" or "hf". Raises ValueError for another name."""
+    """The name "engine" or "hf". Raises ValueError for another one."""
     if scorer not in ("auto", "engine", "hf"):
         raise ValueError(f"[auto_quantize] scorer must be auto, engine or hf, found {scorer!r}")
     if scorer != "auto":
@@ -174,11 +173,11 @@ def trial_folder(model: FloatModel, trial: Trial, folder: Path) -> Iterator[Path
 
 
 @contextmanager
-def trial_scorer(model: FloatModel, trial: Trial, folder: Path, scorer: str) -> Iterator[Scorer]:
-    """The trial, ready to be measured."""
+def trial_scorer(model: FloatModel, trial: Trial, folder: Path, scorer: str, tokenizer: Any = None) -> Iterator[Scorer]:
+    """The trial, ready to be measured; a tokenizer of transformers where texts are to be encoded."""
     with trial_folder(model, trial, folder) as path:
         if scorer == "hf":
-            yield HFScorer(from_pretrained(path, progress=False), None, "trial")
+            yield HFScorer(from_pretrained(path, progress=False), tokenizer, "trial")
             return
         from tmac.runtime.engine import Engine
 
@@ -217,7 +216,7 @@ def _part_losses(source: BlockSource, ids: torch.Tensor, progress: bool | None) 
     last = len(source) - 1
     for index in with_progress(range(last), "float model", progress):
         with source.block(index) as module, torch.no_grad():
-            for part in hidden.split(rows):
+            for part in torch.split(hidden, rows):
                 part.copy_(source.run(index, module, part))
     losses = []
     with source.block(last) as module, torch.no_grad():
@@ -227,13 +226,15 @@ def _part_losses(source: BlockSource, ids: torch.Tensor, progress: bool | None) 
     return losses
 
 
-def _array_bytes(array: Losses) -> bytes:
+def array_bytes(array: Losses) -> bytes:
+    """A file of numpy with an array."""
     content = io.BytesIO()
     np.save(content, array)
     return content.getvalue()
 
 
-def _read_array(path: Path, count: int) -> Losses | None:
+def read_array(path: Path, count: int) -> Losses | None:
+    """f64 `[count]` from a file; None where it is missing, damaged or of another size."""
     try:
         array: Losses = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):

@@ -118,7 +118,8 @@ def read_matrix(checkpoint: Checkpoint, name: str) -> Array:
     if name in checkpoint.layers:
         return checkpoint.layers[name].read().dequantize()
     stored = checkpoint.tensors[f"{name}.weight"]
-    return to_float32(stored.read(), stored.dtype).copy()
+    values: Array = to_float32(stored.read(), stored.dtype).copy()
+    return values
 
 
 def with_codes(
@@ -132,7 +133,7 @@ def with_codes(
         codes: of a matrix, by its name; called when the layer is read.
         specs: of the matrices; one that is not among them is asked for its codes at once.
     """
-    layers = {name: layer for name, layer in checkpoint.layers.items()}
+    layers = dict(checkpoint.layers)
     tensors = dict(checkpoint.tensors)
     tied = dict(checkpoint.tied)
     for matrix in matrices:

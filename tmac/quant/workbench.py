@@ -18,6 +18,7 @@ from tmac.progress import with_progress
 from tmac.quant.blocks import BlockSource
 from tmac.quant.codes_cache import CodesCache, Stored, digest, read_file, write_atomically
 from tmac.quant.matrix import Matrix
+from tmac.quant.methods import RECIPES, Recipe
 from tmac.quant.methods.gptq import gptq
 from tmac.quant.methods.rtn import round_to_nearest
 from tmac.quant.options import WIDTHS, Option, screen
@@ -29,8 +30,7 @@ from tmac.quant.sequential import SequentialPass
 from tmac.quant.statistics import LayerStatistics
 from tmac.spec import QuantSpec
 
-Recipe = Callable[[Tensor, QuantSpec, LayerStatistics | None], Codes]
-RECIPES: Mapping[str, Recipe] = {"gptq": gptq, "rtn": round_to_nearest}
+FLOW_RECIPES: Mapping[str, Recipe] = {**RECIPES, "gptq": gptq}
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ class Workbench:
         ids: calibration text, int64 `[windows, tokens]`, for the sequential pass.
         folder: of the caches.
         context: a hash of what codes depend on beside matrix, spec and recipe.
-        recipe: "gptq" or "rtn".
+        recipe: a name in `FLOW_RECIPES`.
         widths: bit widths to choose from.
         progress: as everywhere.
         note: called with a name and seconds when codes of a matrix or block were made.
@@ -164,7 +164,7 @@ class Workbench:
     def _quantize(self, name: str, weight: Tensor, spec: QuantSpec, statistics: LayerStatistics | None) -> Codes:
         """The recipe, or rounding where nothing is known of the inputs. Raises ValueError that names the layer."""
         known = statistics is not None and bool((statistics.importance > 0).any())
-        recipe = RECIPES[self.recipe] if known else round_to_nearest
+        recipe = FLOW_RECIPES[self.recipe] if known else round_to_nearest
         try:
             return recipe(weight, spec, statistics if known else None)
         except ValueError as error:
@@ -181,29 +181,40 @@ class Workbench:
         return stored
 
     def _weights(self, matrices: Sequence[Matrix], title: str | None) -> Iterator[tuple[Matrix, Tensor]]:
-        """The weights of some matrices, f32, block by block in the order of the model."""
-        bar = iter(with_progress(matrices, title or "", self.progress if title else False))
-        for block, group in groupby(sorted(matrices, key=_block_of), key=_block_of):
-            with self._block(block) as weights:
-                for matrix, _ in zip(group, bar, strict=False):
-                    weight = weights(matrix.name)
-                    check_weight(weight, matrix.name)
-                    yield matrix, weight
-        next(bar, None)  # closes the bar
-
-    @contextmanager
-    def _block(self, block: int) -> Iterator[Callable[[str], Tensor]]:
-        """Gives the weights of a block by their names, while the block is in memory."""
-        if block < 0:
-            yield lambda _: self.model.embedding()
-            return
-        with self.model.source.block(block) as module:
-            linears = self.model.source.linears(block, module)
-            yield lambda name: linears[name].weight.detach()
+        return weights_of(self.model, matrices, title or "", self.progress if title else False)
 
     def _screen_path(self, matrix: Matrix) -> Path:
         key = digest(self.context, matrix.name, list(self.widths))[:16]
         return self.folder / "layers" / f"{matrix.name}-options-{key}.json"
+
+
+def weights_of(
+    model: Model, matrices: Sequence[Matrix], title: str, progress: bool | None
+) -> Iterator[tuple[Matrix, Tensor]]:
+    """The weights of some matrices, f32, block by block in the order of the model.
+
+    Raises:
+        ValueError: one holds NaN, Inf or numbers that f16 scales cannot stand for; it is named.
+    """
+    bar = iter(with_progress(matrices, title, progress))
+    for block, group in groupby(sorted(matrices, key=_block_of), key=_block_of):
+        with _weights_in(model, block) as weights:
+            for matrix, _ in zip(group, bar, strict=False):
+                weight = weights(matrix.name)
+                check_weight(weight, matrix.name)
+                yield matrix, weight
+    next(bar, None)  # closes the bar
+
+
+@contextmanager
+def _weights_in(model: Model, block: int) -> Iterator[Callable[[str], Tensor]]:
+    """Gives the weights of a block by their names, while the block is in memory."""
+    if block < 0:
+        yield lambda _: model.embedding()
+        return
+    with model.source.block(block) as module:
+        linears = model.source.linears(block, module)
+        yield lambda name: linears[name].weight.detach()
 
 
 def _block_of(matrix: Matrix) -> int:

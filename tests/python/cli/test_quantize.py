@@ -63,9 +63,8 @@ def search(monkeypatch):
     """Stands for `auto_quantize`; `search.report` is what it gives, `search.calls` what it was asked."""
 
     class Fake:
-        report = make_report()
-        calls = []
-        error = None
+        def __init__(self):
+            self.report, self.calls, self.error = make_report(), [], None
 
         def __call__(self, *args, **options):
             self.calls.append((args, options))
@@ -74,7 +73,6 @@ def search(monkeypatch):
             return auto.AutoResult(None, None, self.report["held"], 0, 0, 0, 0, {}, self.report, "folder")
 
     fake = Fake()
-    fake.calls = []
     monkeypatch.setattr(auto, "auto_quantize", fake)
     return fake
 
