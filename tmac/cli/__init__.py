@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from tmac.cli import bench, chat, convert, demo, eval, generate, info, serve, tune  # noqa: A004
+from tmac.cli import bench, chat, convert, demo, eval, generate, info, quantize, serve, tune  # noqa: A004
 from tmac.cli.errors import CommandError
 
 USER_ERROR, INTERRUPTED = 2, 130
@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tmac", description="Low-bit language models on ordinary CPUs.")
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (info, demo, generate, chat, serve, eval, bench, convert, tune):
+    for module in (info, demo, generate, chat, serve, eval, bench, quantize, convert, tune):
         name = module.__name__.rpartition(".")[2]
         summary = (module.__doc__ or "").splitlines()[0].partition(": ")[2].rstrip(".")
         command = commands.add_parser(name, help=summary, description=f"{summary[:1].upper()}{summary[1:]}.")
