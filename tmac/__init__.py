@@ -25,6 +25,7 @@ from tmac.threads import get_num_threads, set_num_threads
 
 if TYPE_CHECKING:
     from tmac import hf, nn, quant
+    from tmac.hf.auto import auto_quantize
     from tmac.hf.config import TMACConfig
     from tmac.hf.native_attachment import attach, detach
     from tmac.hf.native_generate import native_generate
@@ -43,6 +44,7 @@ _LAZY: dict[str, str | None] = {
     "quant": None,
     "Engine": "tmac.runtime.engine",
     "TMACConfig": "tmac.hf.config",
+    "auto_quantize": "tmac.hf.auto",
     "attach": "tmac.hf.native_attachment",
     "detach": "tmac.hf.native_attachment",
     "native_generate": "tmac.hf.native_generate",
@@ -63,6 +65,7 @@ __all__ = [
     "UnsupportedSpecError",
     "__version__",
     "attach",
+    "auto_quantize",
     "cpu_features",
     "detach",
     "from_pretrained",
