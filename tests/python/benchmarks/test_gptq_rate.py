@@ -1,21 +1,18 @@
-"""The benchmark of GPTQ runs and its figures belong together."""
-
-from __future__ import annotations
+"""The benchmark of GPTQ runs, and its figures belong together."""
 
 import json
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("torch")
 
-from benchmarks.gptq import main
 
+def test_its_figures_belong_together(tmp_path, monkeypatch):
+    from benchmarks import gptq
 
-def test_its_figures_belong_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.gptq.GEMM_SIZE", 64)
+    monkeypatch.setattr(gptq, "GEMM_SIZE", 64)
     path = tmp_path / "gptq.json"
-    main(["--shapes", "50x64", "--bits", "3", "--runs", "2", "--json", str(path)])
+    gptq.main(["--shapes", "50x64", "--bits", "3", "--runs", "2", "--json", str(path)])
     rows = json.loads(path.read_text())["rows"]
     assert [row["zero_point"] for row in rows] == ["fixed", "offset"]
     for row in rows:
