@@ -379,3 +379,16 @@ def test_a_whole_run_of_a_tiny_model(tiny, tmp_path, monkeypatch):
     assert "peer-hqq" in why["hqq", "W4 g64"]
     assert found["models"]["tiny"]["tokens"] == 3 * 15
     assert Path(work / "llama.cpp-W4-g64" / "about.json").exists()
+
+
+def test_the_documented_table_is_what_the_committed_run_renders(repository):
+    from benchmarks.accuracy_peers.page import MARKS, PLACES, of_model, picture_name
+
+    name = "docs/accuracy.md"
+    text = (repository / name).read_text(encoding="utf-8")
+    path = MARKS.source(text)
+    found = json.loads((repository / path).read_text(encoding="utf-8"))
+    assert text == MARKS.replaced(text, path, PLACES[name](found))
+    for model in found["models"]:
+        assert not of_model(found, model) or (repository / "docs" / "images" / picture_name(model)).exists()
+        assert found["models"][model]["tokens"] >= 100_000
