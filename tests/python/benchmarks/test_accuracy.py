@@ -209,6 +209,14 @@ def test_a_gguf_file_gives_hugging_face_weights(tiny, tmp_path):
         assert float(np.linalg.norm(value.numpy() - own[name]) / np.linalg.norm(own[name])) < 0.01
 
 
+def test_the_version_of_llama_cpp_is_what_it_says():
+    from benchmarks.accuracy_peers.llama_cpp import version_in
+
+    assert version_in("version: 0.5.0-dev (build 9, commit abc)\nbuilt with GNU") == "0.5.0-dev (build 9, commit abc)"
+    assert version_in("main: build = 4000 (abc)\n") == "4000 (abc)"
+    assert version_in("") == "of unknown version"
+
+
 def test_a_folder_without_a_result_is_refused(tmp_path):
     from benchmarks.accuracy_peers.results import read
 
