@@ -49,6 +49,11 @@ def fixture(name: str) -> Path | None:
     return next((place / name for place in (*places, beside) if (place / name).is_dir()), None)
 
 
+def plain_number(value: float, _position: int | None = None) -> str:
+    """0.01 and 40 instead of 10^-2 and 4 x 10^1: a formatter of matplotlib, which labels the first digits 1, 2 and 5."""
+    return f"{value:g}" if f"{abs(value):e}"[0] in "0125" else ""
+
+
 def draw_like_this() -> None:
     """Sets matplotlib's defaults: figures that are legible in a page."""
     import matplotlib.pyplot as plt
