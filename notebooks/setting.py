@@ -42,6 +42,21 @@ def model_file() -> Path:
     return path
 
 
+def write_float_model(folder: Path, blocks: int | None = None) -> int:
+    """Writes that model as a float32 checkpoint of transformers, cut to its first blocks; the number of its blocks."""
+    from transformers.utils import logging
+
+    from tmac.hf import load_gguf
+
+    logging.disable_progress_bar()
+    model, tokenizer = load_gguf(model_file())
+    model.model.layers = model.model.layers[:blocks]
+    model.config.num_hidden_layers = len(model.model.layers)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return len(model.model.layers)
+
+
 def fixture(name: str) -> Path | None:
     """A checkpoint of another tool: from the folder of TMAC_FIXTURES, or beside the checkout; None without one."""
     beside = Path(__file__).resolve().parent.parent.parent / "shared" / "fixtures"
@@ -50,8 +65,8 @@ def fixture(name: str) -> Path | None:
 
 
 def plain_number(value: float, _position: int | None = None) -> str:
-    """0.01 and 40 instead of 10^-2 and 4 x 10^1: a formatter of matplotlib, which labels the first digits 1, 2 and 5."""
-    return f"{value:g}" if f"{abs(value):e}"[0] in "0125" else ""
+    """0.01 and 40 instead of 10^-2 and 4 x 10^1: a formatter of matplotlib, for first digits 1, 2, 3 and 5."""
+    return f"{value:g}" if f"{abs(value):e}"[0] in "01235" else ""
 
 
 def draw_like_this() -> None:
