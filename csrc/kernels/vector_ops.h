@@ -117,9 +117,11 @@ struct GridSearchArgs {
     float fixed_zero;  ///< ZeroPoint::fixed
     ZeroPoint zero_point;
     bool halves;          ///< scales, offsets and real zeros are stored as f16, else f32
-    int32_t starts;       ///< grids to start from, at least 2
-    float narrowest;      ///< part of the range that the last start spans
-    int32_t refinements;  ///< least squares after each start
+    int32_t starts;       ///< ZeroPoint::fixed: grids to start from at each end, at least 2
+    float narrowest;      ///< part of the range that the last of them spans
+    int32_t ends;         ///< else: places of either end of the range
+    float end_step;       ///< from one to the next, in parts of the way to the mean
+    int32_t refinements;  ///< by least squares
 };
 
 struct FeedbackOps {

@@ -121,8 +121,16 @@ private:
     }
 
     void search(int64_t begin, int64_t end) {
-        static constexpr int32_t kStarts[] = {12, 12, 12, 12, 10, 7, 4, 4, 4};
-        static constexpr float kNarrowest[] = {0.3F, 0.3F, 0.3F, 0.5F, 0.65F, 0.8F, 0.9F, 0.95F, 0.97F};
+        struct Starts {
+            int32_t count;
+            float narrowest;
+            int32_t ends;
+            float end_step;
+        };
+        static constexpr Starts kStarts[] = {
+            {8, 0.3F, 6, 0.16F}, {8, 0.3F, 6, 0.16F}, {8, 0.3F, 6, 0.13F},  {8, 0.5F, 5, 0.1F},  {7, 0.65F, 4, 0.08F},
+            {6, 0.8F, 3, 0.06F}, {4, 0.9F, 3, 0.025F}, {4, 0.95F, 3, 0.012F}, {4, 0.97F, 3, 0.006F}};  // by bits
+        const Starts& starts = kStarts[spec_.bits];
         const GridSearchArgs args{targets(begin),
                                   feedback_.pivots + begin,
                                   end - begin,
@@ -130,9 +138,11 @@ private:
                                   spec_.fixed_zero,
                                   spec_.zero_point,
                                   spec_.scale_format == ScaleFormat::f16,
-                                  kStarts[spec_.bits],
-                                  kNarrowest[spec_.bits],
-                                  2};
+                                  starts.count,
+                                  starts.narrowest,
+                                  starts.ends,
+                                  starts.end_step,
+                                  3};
         float zeros[kRows];
         ops_.search_grids(args, grid_.scale, zeros);
         const int64_t group = begin / group_;

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from tmac.codes import Codes
 from tmac.quant.methods.awq import awq
+from tmac.quant.methods.gptq import gptq
 from tmac.quant.methods.hqq import hqq
 from tmac.quant.methods.rtn import round_to_nearest, rtn
+from tmac.quant.methods.signround import signround
 from tmac.quant.methods.ternary import ternary
 from tmac.quant.statistics import LayerStatistics
 from tmac.spec import QuantSpec
@@ -25,6 +27,8 @@ RECIPES: dict[str, Recipe] = {
     "hqq": hqq,
     "awq": awq,
     "ternary": ternary,
+    "gptq": gptq,
+    "signround": signround,
 }
 
 __all__ = ["RECIPES", "Recipe", "rtn"]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tmac import _core
 from tmac.codes import Codes, round_to_nearest
+from tmac.quant.methods.grids import checked
 from tmac.quant.methods.hessian_factor import Factor, factor
 from tmac.quant.statistics import LayerStatistics
 from tmac.spec import QuantSpec
@@ -58,18 +59,12 @@ def gptq(
         options: see there.
 
     Raises:
-        ValueError: there are no statistics, they are of another number of channels, or weight, Hessian or cross moment
-            hold NaN or Inf.
+        ValueError: there are no statistics, they are of another number of channels, the weight is out of what f16
+            scales stand for, or weight, Hessian or cross moment hold NaN or Inf.
     """
+    weight = checked(weight, spec, statistics, "gptq")
     if statistics is None:
         raise ValueError("[gptq] needs the statistics of the layer's inputs")
-    if weight.dim() != 2 or weight.shape[1] != statistics.in_features:
-        raise ValueError(
-            f"[gptq] statistics of {statistics.in_features} channels do not fit a weight of {list(weight.shape)}"
-        )
-    weight = weight.detach().to("cpu", torch.float32)
-    if not bool(torch.isfinite(weight).all()):
-        raise ValueError("[gptq] the weight holds NaN or Inf")
     made = factor(
         statistics.hessian,
         spec.group_size,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tmac.codes import Codes
 from tmac.quant.methods.gptq import gptq
+from tmac.quant.methods.grids import checked
 from tmac.quant.methods.learned_rounding import LearnedRounding
 from tmac.quant.statistics import LayerStatistics
 from tmac.spec import QuantSpec
@@ -44,11 +45,12 @@ def signround(
     """
     if steps < 0:
         raise ValueError(f"[signround] steps must not be negative, got {steps}")
+    weight = checked(weight, spec, statistics, "signround")
     if statistics is None:
         raise ValueError("[signround] needs the statistics of the layer's inputs")
     start = gptq(weight, spec, statistics) if start is None else start
     learned = LearnedRounding(weight, start)
-    target, hessian = weight.detach().float(), statistics.hessian
+    target, hessian = weight, statistics.hessian
     best, least = start, float(statistics.output_error(torch.from_numpy(start.dequantize()) - target).sum())
     for step in range(steps + 1):
         values = learned.values()

@@ -12,12 +12,14 @@ from tmac.quant.methods.grids import GroupGrids
 
 from .layers import SPECS, make_layer, make_statistics
 
-PAIRS = [
+ALL_PAIRS = [
     pytest.param(name, spec, id=f"{name}-{spec}")
     for name in RECIPES
     for spec in SPECS
     if name != "ternary" or spec.codebook == "ternary"
 ]
+# Those that give a weight the nearest code. The others mind the errors of other columns: test_gptq, test_signround.
+PAIRS = [pair for pair in ALL_PAIRS if pair.values[0] not in ("gptq", "signround")]
 
 
 @pytest.mark.parametrize(("name", "spec"), PAIRS)
@@ -45,7 +47,7 @@ def test_zeros_and_constant_rows(name, spec):
         torch.testing.assert_close(result, weight.clone(), rtol=0.2 if spec.fixed_zero == 3.4 else 0.02, atol=0)
 
 
-@pytest.mark.parametrize(("name", "spec"), PAIRS)
+@pytest.mark.parametrize(("name", "spec"), ALL_PAIRS)
 def test_channels_that_are_never_active(name, spec):
     weight, _ = make_layer(3, 80)
     for statistics in (make_statistics(torch.zeros(5, 80)), make_statistics(torch.eye(80)[:1])):
