@@ -10,6 +10,7 @@ from benchmarks.accuracy_peers.reference import GGUF, WINDOW
 
 IMATRIX = "imatrix.gguf"
 THREADS = "2"
+VERSION_MARKS = ("version: ", "build = ")  # of newer and older programs
 
 
 def importance(folder: Path, job: Job) -> Path:
@@ -36,7 +37,13 @@ def quantize(folder: Path, job: Job) -> str:
     kind, *options = job.setting.split()
     files = [str(job.model / GGUF), str(job.out / "model.gguf"), kind, THREADS]
     said = call(folder / "llama-quantize", "--imatrix", str(importance(folder, job)), *options, *files)
-    return next((line.partition("build = ")[2] for line in said.splitlines() if "build = " in line), "")
+    return version_in(said)
+
+
+def version_in(said: str) -> str:
+    """What llama-quantize says of itself: "0.5.0-dev (build 9, commit abc)"."""
+    lines = [line.partition(mark)[2] for line in said.splitlines() for mark in VERSION_MARKS if mark in line]
+    return lines[0] if lines else "of unknown version"
 
 
 def call(*words: str | Path) -> str:

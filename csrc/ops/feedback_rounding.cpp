@@ -128,8 +128,9 @@ private:
             float end_step;
         };
         static constexpr Starts kStarts[] = {
-            {8, 0.3F, 6, 0.16F}, {8, 0.3F, 6, 0.16F}, {8, 0.3F, 6, 0.13F},  {8, 0.5F, 5, 0.1F},  {7, 0.65F, 4, 0.08F},
-            {6, 0.8F, 3, 0.06F}, {4, 0.9F, 3, 0.025F}, {4, 0.95F, 3, 0.012F}, {4, 0.97F, 3, 0.006F}};  // by bits
+            {8, 0.3F, 6, 0.16F},  {8, 0.3F, 6, 0.16F},   {8, 0.3F, 6, 0.13F},
+            {8, 0.5F, 5, 0.1F},   {7, 0.65F, 4, 0.08F},  {6, 0.8F, 3, 0.06F},
+            {4, 0.9F, 3, 0.025F}, {4, 0.95F, 3, 0.012F}, {4, 0.97F, 3, 0.006F}};  // by bits
         const Starts& starts = kStarts[spec_.bits];
         const GridSearchArgs args{targets(begin),
                                   feedback_.pivots + begin,

@@ -34,7 +34,8 @@ from tmac.nn import NormedQuantLinear, PackedModule, QuantExperts, QuantLinear
 from tmac.nn.normed_linear import NormedLinear
 from tmac.nn.swap import find_experts
 from tmac.progress import with_progress
-from tmac.quant import quantize
+from tmac.quant import calibrated, quantize
+from tmac.quant.blocks import BlockSource
 from tmac.quant.config import QuantConfig
 from tmac.quant.plan import Job, check_weight, make_plan, share
 from tmac.spec import Activation
@@ -389,6 +390,13 @@ def register() -> None:
         auto.register_quantizer(METHOD)(TMACQuantizer)
     if _after_quantize not in quantize.finished:
         quantize.finished.append(_after_quantize)
+        calibrated.openers.append(_open_blocks)
+
+
+def _open_blocks(model: nn.Module) -> BlockSource:
+    from tmac.hf.blocks import open_blocks
+
+    return open_blocks(model)
 
 
 def _after_quantize(model: nn.Module, config: QuantConfig) -> None:

@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 from torch import nn
 
 from tmac import _core
+from tmac.nn import QuantLinear
 from tmac.progress import with_progress
+from tmac.quant.calibrated import CalibratedRounding, calibrated_rounding
 from tmac.quant.config import QuantConfig
 from tmac.quant.plan import Filter, Job, check_weight, make_plan, output_heads
 
@@ -23,6 +25,9 @@ def quantize_(
     config: QuantConfig | None = None,
     filter_fn: Filter | None = None,
     progress: bool | None = None,
+    *,
+    method: str = "rtn",
+    calibration: Any = None,
 ) -> Model:
     """Replaces every `nn.Linear` below `model` by a `tmac.nn.QuantLinear`, in place.
 
@@ -43,25 +48,32 @@ def quantize_(
         config: what to make; None is `QuantConfig()`.
         filter_fn: `filter_fn(module, name)` -> whether to replace this one, asked besides `config`.
         progress: True or False; None shows a bar on a terminal when it takes over two seconds.
+        method: how codes are chosen, a name in `tmac.quant.calibrated.METHODS`: "rtn", "gptq", "hqq", ... Tables and
+            fused experts are rounded to nearest, whatever it is.
+        calibration: token ids, int64 `[tokens]` or `[windows, tokens]`, that a causal language model of transformers
+            reads first for statistics of its layers' inputs. "gptq" and "awq" need them, "rtn" uses them.
 
     Returns:
         `model`.
 
     Raises:
         ValueError: a weight holds NaN, Inf or numbers that f16 scales cannot reach, or is on the meta device; the
-            message names the module.
+            message names the module. There is no such method, or it needs `calibration`.
         UnsupportedSpecError: no kernel serves the spec.
     """
     config = QuantConfig() if config is None else config
     if isinstance(model, nn.Linear):
         raise ValueError("[quantize_] the model is itself an nn.Linear: use tmac.nn.QuantLinear.from_linear")
-    run(model, make_plan(model, config, filter_fn), progress)
+    with calibrated_rounding(model, method, calibration, progress) as rounding:
+        run(model, make_plan(model, config, filter_fn), progress, rounding)
     for listener in finished:
         listener(model, config)
     return model
 
 
-def run(model: nn.Module, jobs: list[Job], progress: bool | None = None) -> None:
+def run(
+    model: nn.Module, jobs: list[Job], progress: bool | None = None, rounding: CalibratedRounding | None = None
+) -> None:
     """Does the jobs of a plan, after all of their weights were checked; raises like `quantize_`."""
     heads = output_heads(model)
     for spec in {job.spec for job in jobs}:
@@ -70,13 +82,17 @@ def run(model: nn.Module, jobs: list[Job], progress: bool | None = None) -> None
         for weight in job.weights().values():
             check_weight(weight, job.site.name)
     for _ in with_progress(range(len(jobs)), "quantizing", progress):
-        _replace(model, jobs.pop(0), heads)
+        _replace(jobs.pop(0), heads, rounding)
 
 
-def _replace(model: nn.Module, job: Job, heads: dict[int, list[nn.Module]]) -> None:
+def _replace(job: Job, heads: dict[int, list[nn.Module]], rounding: CalibratedRounding | None) -> None:
     owners = heads.get(id(job.site.module), [])
     try:
-        layer = job.build(job.weights())
+        if rounding is not None and job.kind == "linear":
+            weight = job.weights()["weight"]
+            layer: nn.Module = QuantLinear.from_codes(rounding.codes(job.site.names, weight, job.spec))
+        else:
+            layer = job.build(job.weights())
     except ValueError as error:
         raise ValueError(f"[quantize_] {job.site.name}: {error}") from error
     job.put(layer)

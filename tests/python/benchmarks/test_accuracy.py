@@ -209,6 +209,14 @@ def test_a_gguf_file_gives_hugging_face_weights(tiny, tmp_path):
         assert float(np.linalg.norm(value.numpy() - own[name]) / np.linalg.norm(own[name])) < 0.01
 
 
+def test_the_version_of_llama_cpp_is_what_it_says():
+    from benchmarks.accuracy_peers.llama_cpp import version_in
+
+    assert version_in("version: 0.5.0-dev (build 9, commit abc)\nbuilt with GNU") == "0.5.0-dev (build 9, commit abc)"
+    assert version_in("main: build = 4000 (abc)\n") == "4000 (abc)"
+    assert version_in("") == "of unknown version"
+
+
 def test_a_folder_without_a_result_is_refused(tmp_path):
     from benchmarks.accuracy_peers.results import read
 
@@ -379,3 +387,16 @@ def test_a_whole_run_of_a_tiny_model(tiny, tmp_path, monkeypatch):
     assert "peer-hqq" in why["hqq", "W4 g64"]
     assert found["models"]["tiny"]["tokens"] == 3 * 15
     assert Path(work / "llama.cpp-W4-g64" / "about.json").exists()
+
+
+def test_the_documented_table_is_what_the_committed_run_renders(repository):
+    from benchmarks.accuracy_peers.page import MARKS, PLACES, of_model, picture_name
+
+    name = "docs/accuracy.md"
+    text = (repository / name).read_text(encoding="utf-8")
+    path = MARKS.source(text)
+    found = json.loads((repository / path).read_text(encoding="utf-8"))
+    assert text == MARKS.replaced(text, path, PLACES[name](found))
+    for model in found["models"]:
+        assert not of_model(found, model) or (repository / "docs" / "images" / picture_name(model)).exists()
+        assert found["models"][model]["tokens"] >= 100_000
