@@ -19,8 +19,8 @@ namespace tmac {
 namespace {
 
 constexpr int64_t kTile = kFactorTile;
-constexpr int64_t kBlockTiles = 4;  ///< columns, in tiles, that what lies before them is read for at once
-constexpr int64_t kNear = 64;       ///< columns of two tiles that stay in the first cache
+constexpr int64_t kBlockTiles = 8;  ///< columns, in tiles, that what lies before them is read for at once
+constexpr int64_t kNear = 192;      ///< columns of a block's rows that stay in the second cache for all tiles
 
 class Factorization {
 public:
@@ -54,20 +54,23 @@ public:
     bool run(double least) {
         for (int64_t block = 0; block < tiles_; block += kBlockTiles) {
             const int64_t end = std::min(tiles_, block + kBlockTiles);
-            each_tile(block, [&](int64_t tile) {
-                for (int64_t near = 0; near < block * kTile; near += kNear) {
-                    for (int64_t j = block; j < std::min(end, tile + 1); ++j) {
-                        update(tile, j, near, std::min(near + kNear, block * kTile));
+            const int64_t done = block * kTile;
+            parallel_for(tiles_ - block, 1, num_threads_, [&](Range range) {
+                for (int64_t near = 0; near < done; near += kNear) {
+                    for (int64_t tile = block + range.begin; tile < block + range.end; ++tile) {
+                        for (int64_t j = block; j < std::min(end, tile + 1); ++j) {
+                            update(tile, j, near, std::min(near + kNear, done));
+                        }
                     }
                 }
             });
             for (int64_t j = block; j < end; ++j) {
-                update(j, j, block * kTile, j * kTile);
+                update(j, j, done, j * kTile);
                 if (!factor_diagonal(j, least)) {
                     return false;
                 }
                 each_tile(j + 1, [&](int64_t tile) {
-                    update(tile, j, block * kTile, j * kTile);
+                    update(tile, j, done, j * kTile);
                     ops_.solve_columns(inverses_.data(), at(tile, j * kTile));
                 });
             }
@@ -86,10 +89,17 @@ public:
         parallel_for(count, 1, num_threads_, [&](Range range) {
             for (int64_t strip = range.begin; strip < range.end; ++strip) {
                 float* to = strips + strip * k_ * kFeedbackColumns;
-                for (int64_t i = 0; i < k_; ++i) {
-                    for (int64_t c = 0; c < kFeedbackColumns; ++c) {
-                        const int64_t j = strip * kFeedbackColumns + c;
-                        to[i * kFeedbackColumns + c] = i < j && j < k_ ? scaled(i, j, inverse) : i == j ? 1.0F : 0.0F;
+                std::fill_n(to, k_ * kFeedbackColumns, 0.0F);
+                for (int64_t c = 0; c < std::min<int64_t>(kFeedbackColumns, k_ - strip * kFeedbackColumns); ++c) {
+                    const int64_t b = k_ - 1 - strip * kFeedbackColumns - c;
+                    const double scale = inverse[static_cast<size_t>(b)];
+                    to[(k_ - 1 - b) * kFeedbackColumns + c] = 1.0F;
+                    for (int64_t a = b + 1; a < k_;) {
+                        const int64_t end = std::min(k_, (a / kTile + 1) * kTile);
+                        const double* column = at(a / kTile, b) - a / kTile * kTile;
+                        for (; a < end; ++a) {
+                            to[(k_ - 1 - a) * kFeedbackColumns + c] = static_cast<float>(column[a] * scale);
+                        }
                     }
                 }
             }
@@ -100,22 +110,11 @@ private:
     /// Column b of a tile of rows.
     double* at(int64_t tile, int64_t b) { return lower_.get() + kTile * (kTile * tile * (tile + 1) / 2 + b); }
 
-    float scaled(int64_t i, int64_t j, const std::vector<double>& inverse) {
-        const int64_t a = k_ - 1 - i;
-        const int64_t b = k_ - 1 - j;
-        return static_cast<float>(at(a / kTile, b)[a % kTile] * inverse[static_cast<size_t>(b)]);
-    }
-
     template <class Body>
     void each_tile(int64_t first, const Body& body) {
-        // Tiles further down have more to do where a row is longer: each thread takes every other one.
-        const int64_t count = tiles_ - first;
-        const int64_t parts = std::min<int64_t>(count, 64);
-        parallel_for(parts, 1, num_threads_, [&](Range range) {
-            for (int64_t part = range.begin; part < range.end; ++part) {
-                for (int64_t tile = first + part; tile < tiles_; tile += parts) {
-                    body(tile);
-                }
+        parallel_for(tiles_ - first, 1, num_threads_, [&](Range range) {
+            for (int64_t tile = first + range.begin; tile < first + range.end; ++tile) {
+                body(tile);
             }
         });
     }

@@ -31,8 +31,8 @@ class GPTQOptions:
         cross: part of the correction by `LayerStatistics.cross` (GPTAQ) that is applied; 0 ignores it.
     """
 
-    damping_mean: float = 0.01
-    damping_own: float = 0.5
+    damping_mean: float = 0.05
+    damping_own: float = 0.3
     act_order: bool = True
     cross: float = 1.0
 
