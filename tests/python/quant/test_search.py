@@ -52,6 +52,7 @@ class FakeJudge:
         self.calls = []
 
     def true_nats(self, plan, mode):
+        """What the search cannot know: not quite proportional to what is predicted."""
         return self.factor * plan.loss**1.05 * (self.sequential if mode == "sequential" else 1.0)
 
     def measure(self, trial, stage):
