@@ -22,7 +22,8 @@ constexpr int64_t kRows = kFeedbackRows;
 constexpr int64_t kStrip = kFeedbackColumns;
 constexpr int64_t kBlock = 256;  ///< columns
 constexpr int64_t kPanel = 32;
-constexpr int64_t kNear = 128;  ///< columns whose errors stay in the first cache while strips pass by
+constexpr int64_t kTogether = 8;  ///< tiles for which a part of the feedback is read once
+constexpr int64_t kNear = 128;    ///< columns whose errors stay in the first cache while strips pass by
 
 void store_value(std::vector<uint8_t>& values, GroupType type, int64_t index, float value) {
     uint8_t* to = values.data() + index * element_bytes(type);
@@ -49,17 +50,19 @@ QuantizedRows allocate(int64_t n, int64_t k, const QuantSpec& spec) {
     return out;
 }
 
+/// 48 rows of a weight on their way.
+struct Tile {
+    std::vector<float> errors;   ///< [k][kRows]: the weights, and what they lost once they are rounded
+    std::vector<float> targets;  ///< the same: the weights with the errors before them
+    TileGrid grid{};
+    int64_t row = 0;
+    int64_t count = 0;  ///< rows that there are; the last one is repeated
+};
+
 class TileRounding {
 public:
     TileRounding(const QuantSpec& spec, const FeedbackView& feedback, QuantizedRows& out)
-        : spec_(spec),
-          feedback_(feedback),
-          out_(out),
-          ops_(vector_ops()),
-          k_(feedback.k),
-          errors_(static_cast<size_t>(k_ * kRows)),
-          targets_(errors_.size()),
-          codes_(kStrip * kRows) {
+        : spec_(spec), feedback_(feedback), out_(out), ops_(vector_ops()), k_(feedback.k) {
         group_ = spec.group_size == -1 ? k_ : std::min<int64_t>(spec.group_size, k_);
         top_ = spec.codebook == Codebook::ternary ? 2.0F : static_cast<float>((1 << spec.bits) - 1);
         const int64_t block = group_ >= kBlock ? kBlock : kBlock / group_ * group_;
@@ -70,24 +73,38 @@ public:
         }
     }
 
-    void run(const float* weight, int64_t row, int64_t count) {
-        row_ = row;
-        count_ = count;
-        for (int64_t r = 0; r < kRows; ++r) {  // the last tile repeats its last row
-            const float* from = weight + (row + std::min(r, count - 1)) * k_;
-            TMAC_CHECK(std::all_of(from, from + k_, [](float value) { return std::isfinite(value); }),
-                       "[round_with_feedback] row ", row + r, " of the weight holds a NaN or an infinity");
-            for (int64_t j = 0; j < k_; ++j) {
-                errors_[static_cast<size_t>(j * kRows + r)] = from[j];
-            }
+    /// Rows [begin, end), at most kTogether tiles.
+    void run(const float* weight, int64_t begin, int64_t end) {
+        tiles_.resize(static_cast<size_t>((end - begin + kRows - 1) / kRows));
+        for (Tile& tile : tiles_) {
+            tile.row = begin;
+            tile.count = std::min(kRows, end - begin);
+            load(weight, tile);
+            begin += kRows;
         }
-        targets_ = errors_;
         visit(0, k_, 0);
     }
 
 private:
-    float* errors(int64_t column) { return errors_.data() + column * kRows; }
-    float* targets(int64_t column) { return targets_.data() + column * kRows; }
+    void load(const float* weight, Tile& tile) const {
+        tile.errors.resize(static_cast<size_t>(k_ * kRows));
+        for (int64_t r = 0; r < tile.count; ++r) {
+            const float* from = weight + (tile.row + r) * k_;
+            TMAC_CHECK(std::all_of(from, from + k_, [](float value) { return std::isfinite(value); }),
+                       "[round_with_feedback] row ", tile.row + r, " of the weight holds a NaN or an infinity");
+        }
+        constexpr int64_t kColumns = 16;  // whose places stay in the first cache
+        for (int64_t begin = 0; begin < k_; begin += kColumns) {
+            for (int64_t r = 0; r < kRows; ++r) {
+                const float* from = weight + (tile.row + std::min(r, tile.count - 1)) * k_;
+                for (int64_t j = begin; j < std::min(k_, begin + kColumns); ++j) {
+                    tile.errors[static_cast<size_t>(j * kRows + r)] = from[j];
+                }
+            }
+        }
+        tile.targets = tile.errors;
+    }
+
     const float* strip(int64_t from, int64_t column) const {
         return feedback_.strips + (column / kStrip * k_ + from) * kStrip + column % kStrip;
     }
@@ -99,10 +116,17 @@ private:
             const int64_t limit = strips ? std::min(end, at / kStrip * kStrip + kStrip) : end;  // of a strip of U
             const int64_t next = std::min(limit, at + sizes_[level]);
             feed(begin, at, next);
-            if (sizes_[level] == group_) {
-                search(at, next);
+            for (Tile& tile : tiles_) {
+                if (sizes_[level] == group_) {
+                    search(tile, at, next);
+                }
+                if (strips) {
+                    round(tile, at, next);
+                }
             }
-            strips ? round(at, next) : visit(at, next, level + 1);
+            if (!strips) {
+                visit(at, next, level + 1);
+            }
             at = next;
         }
     }
@@ -111,16 +135,18 @@ private:
     void feed(int64_t from, int64_t until, int64_t end) {
         for (int64_t near = from; near < until; near += kNear) {
             const int64_t count = std::min(kNear, until - near);
-            for (int64_t column = until; column < end;) {
-                const int64_t next = std::min(end, column / kStrip * kStrip + kStrip);
-                ops_.feed_back(errors(near), count, strip(near, column), targets(column),
-                               static_cast<int32_t>(next - column));
-                column = next;
+            for (Tile& tile : tiles_) {
+                for (int64_t column = until; column < end;) {
+                    const int64_t next = std::min(end, column / kStrip * kStrip + kStrip);
+                    ops_.feed_back(tile.errors.data() + near * kRows, count, strip(near, column),
+                                   tile.targets.data() + column * kRows, static_cast<int32_t>(next - column));
+                    column = next;
+                }
             }
         }
     }
 
-    void search(int64_t begin, int64_t end) {
+    void search(Tile& tile, int64_t begin, int64_t end) {
         struct Starts {
             int32_t count;
             float narrowest;
@@ -132,7 +158,7 @@ private:
             {8, 0.5F, 5, 0.1F},   {7, 0.65F, 4, 0.08F},  {6, 0.8F, 3, 0.06F},
             {4, 0.9F, 3, 0.025F}, {4, 0.95F, 3, 0.012F}, {4, 0.97F, 3, 0.006F}};  // by bits
         const Starts& starts = kStarts[spec_.bits];
-        const GridSearchArgs args{targets(begin),
+        const GridSearchArgs args{tile.targets.data() + begin * kRows,
                                   feedback_.pivots + begin,
                                   end - begin,
                                   top_,
@@ -145,21 +171,22 @@ private:
                                   starts.end_step,
                                   3};
         float zeros[kRows];
-        ops_.search_grids(args, grid_.scale, zeros);
+        TileGrid& grid = tile.grid;
+        ops_.search_grids(args, grid.scale, zeros);
         const int64_t group = begin / group_;
         const int64_t groups = num_groups(spec_, k_);
         const bool offsets = spec_.zero_point == ZeroPoint::offset;
         for (int64_t r = 0; r < kRows; ++r) {
-            const float scale = grid_.scale[r];
+            const float scale = grid.scale[r];
             TMAC_CHECK(std::isfinite(scale) && std::isfinite(zeros[r]), "[round_with_feedback] the scale of row ",
-                       row_ + r, ", group ", group, " does not fit ",
+                       tile.row + r, ", group ", group, " does not fit ",
                        out_.scale_type == GroupType::f16 ? "f16: use scale_format='f32'" : "f32");
-            grid_.inverse[r] = scale == 0.0F ? 0.0F : 1.0F / scale;
-            grid_.shift[r] = offsets ? -zeros[r] * grid_.inverse[r] : zeros[r];
-            grid_.subtract[r] = offsets ? 0.0F : zeros[r];
-            grid_.add[r] = offsets ? zeros[r] : 0.0F;
-            if (r < count_) {
-                const int64_t index = (row_ + r) * groups + group;
+            grid.inverse[r] = scale == 0.0F ? 0.0F : 1.0F / scale;
+            grid.shift[r] = offsets ? -zeros[r] * grid.inverse[r] : zeros[r];
+            grid.subtract[r] = offsets ? 0.0F : zeros[r];
+            grid.add[r] = offsets ? zeros[r] : 0.0F;
+            if (r < tile.count) {
+                const int64_t index = (tile.row + r) * groups + group;
                 store_value(out_.scales, out_.scale_type, index, scale);
                 if (out_.zero_type != GroupType::none) {
                     store_value(out_.zeros, out_.zero_type, index, zeros[r]);
@@ -168,13 +195,14 @@ private:
         }
     }
 
-    void round(int64_t begin, int64_t end) {
-        ops_.round_columns(grid_, top_, strip(begin, begin), static_cast<int32_t>(end - begin), targets(begin),
-                           errors(begin), codes_.data());
-        for (int64_t r = 0; r < count_; ++r) {
-            for (int64_t j = begin; j < end; ++j) {
-                out_.codes[static_cast<size_t>((row_ + r) * k_ + j)] =
-                    static_cast<uint8_t>(static_cast<int32_t>(codes_[static_cast<size_t>((j - begin) * kRows + r)]));
+    void round(Tile& tile, int64_t begin, int64_t end) {
+        float codes[kStrip * kRows];
+        ops_.round_columns(tile.grid, top_, strip(begin, begin), static_cast<int32_t>(end - begin),
+                           tile.targets.data() + begin * kRows, tile.errors.data() + begin * kRows, codes);
+        for (int64_t r = 0; r < tile.count; ++r) {
+            uint8_t* to = out_.codes.data() + (tile.row + r) * k_ + begin;
+            for (int64_t j = 0; j < end - begin; ++j) {
+                to[j] = static_cast<uint8_t>(static_cast<int32_t>(codes[j * kRows + r]));
             }
         }
     }
@@ -187,12 +215,7 @@ private:
     int64_t group_ = 0;
     float top_ = 0;
     std::vector<int64_t> sizes_;  ///< of pieces, falling
-    std::vector<float> errors_;   ///< [k][kRows]: the weights, and what they lost once they are rounded
-    std::vector<float> targets_;  ///< the same: the weights with the errors before them
-    std::vector<float> codes_;    ///< of a strip
-    TileGrid grid_{};
-    int64_t row_ = 0;
-    int64_t count_ = 0;
+    std::vector<Tile> tiles_;
 };
 
 }  // namespace
@@ -206,8 +229,8 @@ QuantizedRows round_with_feedback(const float* weight, int64_t n, const Feedback
     QuantizedRows out = allocate(n, feedback.k, spec);
     parallel_for((n + kRows - 1) / kRows, 1, num_threads, [&](Range tiles) {
         TileRounding rounding(spec, feedback, out);
-        for (int64_t tile = tiles.begin; tile < tiles.end; ++tile) {
-            rounding.run(weight, tile * kRows, std::min(kRows, n - tile * kRows));
+        for (int64_t first = tiles.begin; first < tiles.end; first += kTogether) {
+            rounding.run(weight, first * kRows, std::min(n, std::min(tiles.end, first + kTogether) * kRows));
         }
     });
     return out;
