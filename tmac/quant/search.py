@@ -152,7 +152,7 @@ class Search:
         log: TrialLog,
         goal: Goal,
         *,
-        sequential: bool = True,
+        sequential: bool = False,
         budget: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -291,7 +291,8 @@ class Search:
     def _probe_factor(self, plan: Plan, entry: Mapping[str, Any]) -> float:
         """The factor as a probe of the same trial gives it."""
         measured = entry["measured"]
-        known = measured["loss"] if measured["probe"] is None else measured["probe"]
+        probe = measured.get("probe")
+        known = measured["loss"] if probe is None else probe
         return self._factor(plan, {"measured": {"loss": known}})
 
     def _margin(self, entry: Mapping[str, Any]) -> float:

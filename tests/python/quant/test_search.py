@@ -67,6 +67,7 @@ class FakeJudge:
 def searching(path, judge, goal=None, clock=None, **options):
     log = TrialLog(path / "trials.jsonl", {"model": "m"})
     maker = Maker()
+    options.setdefault("sequential", True)
     if clock is not None:
         options["clock"] = clock
     goal = goal or Goal(max_loss=0.01)
