@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -109,7 +110,11 @@ class Comparison:
         if not self.options.least_bits <= bits <= self.options.most_bits:
             raise NoRowError(f"{bits:.2f} bits per weight are outside of the range that was asked for")
         losses = self._score(result)
-        runs = perplexity(engine_losses(folder, self.reference.text())) if tool == OURS else None
+        runs = (
+            perplexity(engine_losses(results.checkpoint_folder(folder), self.reference.text()))
+            if tool == OURS
+            else None
+        )
         return Row(
             self.name,
             tool,
@@ -140,13 +145,16 @@ class Comparison:
             about = {"seconds": round(time.monotonic() - begin, 1), "versions": {"llama.cpp": version}}
             (made / ABOUT).write_text(json.dumps(about))
         else:
-            path = made.with_suffix(".json")
+            path = made.resolve().with_name(f"{made.name}.json")
             job.write(path)
             words = [self._python(tool), "-m", f"benchmarks.accuracy_peers.{MODULES[tool]}", str(path)]
-            log = made.with_suffix(".log")
+            log = path.with_suffix(".log")
             with log.open("w") as out:
-                status = subprocess.run(words, cwd=ROOT, stdout=out, stderr=out, check=False).returncode
-            if status:
+                places = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+                environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
+                # not in the checkout: gptqmodel writes logs where it runs
+                done = subprocess.run(words, cwd=path.parent, env=environment, stdout=out, stderr=out, check=False)
+            if status := done.returncode:
                 raise NoRowError(f"status {status}: {log.read_text(errors='replace')[-800:]}")
         made.rename(folder)
 

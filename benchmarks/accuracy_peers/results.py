@@ -58,12 +58,15 @@ def read(folder: Path) -> Result:
         from safetensors.torch import load_file
 
         return Result(load_file(folder / "dense.safetensors"), json.loads((folder / "sizes.json").read_text()))
-    if (folder / "config.json").exists():
-        return of_checkpoint(folder)
-    deeper = [path.parent for path in folder.glob("*/config.json")]  # auto-round adds a folder of its own
-    if len(deeper) == 1:
-        return of_checkpoint(deeper[0])
-    raise ValueError(f"[accuracy] expected a model.gguf, dense.safetensors or config.json in {folder}, found none")
+    return of_checkpoint(checkpoint_folder(folder))
+
+
+def checkpoint_folder(folder: Path) -> Path:
+    """Where the checkpoint is: in the folder, or in the one inside of it. Raises ValueError where there is none."""
+    found = [path.parent for path in (*folder.glob("config.json"), *folder.glob("*/config.json"))]
+    if not found:
+        raise ValueError(f"[accuracy] expected a model.gguf, dense.safetensors or config.json in {folder}, found none")
+    return found[0]
 
 
 def of_gguf(path: Path) -> Result:

@@ -9,11 +9,10 @@
 #include "kernels/registry.h"
 #include "kernels/vector_ops.h"
 
-// Reversing the order of rows and columns turns U D U^T into the usual L L^T, U[i][j] = L[a][b] / L[b][b] with a = k -
-// 1
-// - i and b = k - 1 - j. The lower triangle lies in tiles of 24 rows, each column of a tile in one piece, as the
-// kernels read it from both sides. A block of columns is brought up to date with all columns before it, then factored
-// tile by tile: the tile on the diagonal first, which the tiles below need.
+// Reversing the order of rows and columns turns U D U^T into the usual L L^T: U[i][j] is L[a][b] / L[b][b], where the
+// sums a + i and b + j are k - 1. The lower triangle lies in tiles of 24 rows, each column of a tile in one piece, as
+// the kernels read it from both sides. A block of columns is brought up to date with all columns before it, then
+// factored tile by tile: the tile on the diagonal first, which the tiles below need.
 
 namespace tmac {
 namespace {
@@ -128,7 +127,7 @@ private:
         double* columns = at(tile, tile * kTile);
         for (int64_t c = 0; c < kTile; ++c) {
             const double pivot = columns[c * kTile + c];
-            if (!(pivot > least)) {
+            if (tile * kTile + c < k_ && !(pivot > least)) {  // what fills up the last tile has pivots of 1
                 return false;
             }
             const double root = std::sqrt(pivot);

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     more = parser.add_argument_group("how it searches")
     more.add_argument("--recipe", choices=("gptq", "rtn", "hqq", "awq"), default="gptq")
     more.add_argument("--widths", type=counts, metavar="2,3,4", help="bit widths to choose from (default: 1 to 6, 8)")
-    more.add_argument("--no-sequential", action="store_true", help="quantize every matrix for itself only")
+    more.add_argument("--sequential", action="store_true", help="also try low-bit inputs, block by block")
     more.add_argument("--scorer", choices=("auto", "engine", "hf"), default="auto", help="what measures")
     for name, about in (
         ("calibration-tokens", "for statistics"),
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
             force=args.force,
             search_folder=args.search,
             recipe=args.recipe,
-            sequential=not args.no_sequential,
+            sequential=args.sequential,
             scorer=args.scorer,
             **options,
         )

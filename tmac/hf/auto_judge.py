@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,7 +107,11 @@ class PerplexityJudge:
         wanted = reference[: len(losses)]
         ratio = perplexity_ratio(wanted, losses, self._window, CONFIDENCE)
         about = {"perplexity": perplexity(losses), "float perplexity": perplexity(wanted)}
-        return Measurement(ratio.ratio - 1, ratio.upper - 1, len(losses), about)
+        probe = None
+        if stage == "full" and len(self.stages) > 1:
+            count = Windows(self._ids[: self._probe], self._window, self._bos_id).predicted
+            probe = math.expm1(float((losses - wanted)[:count].mean()))
+        return Measurement(ratio.ratio - 1, ratio.upper - 1, len(losses), about, probe)
 
 
 class CallableJudge:

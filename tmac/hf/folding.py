@@ -28,7 +28,7 @@ _MLP = (
     {"fc1", "fc2"},
 )
 _OUTPUTS = ("o_proj", "dense", "down_proj", "dense_4h_to_h", "fc2")
-_HEAD_NORMS = ("q_norm", "k_norm")  # of queries and keys: nothing to do with values
+_HEAD_NORMS = ("q_norm", "k_norm")  # of queries and keys: nothing to do with values; others take factors away
 
 
 @dataclass(frozen=True)
@@ -131,12 +131,13 @@ def _sites_of_block(name: str, block: nn.Module) -> Iterator[FoldSite]:
 
 
 def _known_linears(part: nn.Module, known: tuple[set[str], ...]) -> dict[str, nn.Linear] | None:
-    """The linear layers of attention or an MLP; None where there is anything else with a weight."""
+    """The linear layers of attention or an MLP; None where there is anything else with a weight, or
+    a norm of something else than queries and keys."""
     found: dict[str, nn.Linear] = {}
     for child, module in part.named_children():
         if isinstance(module, nn.Linear):
             found[child] = module
-        elif child not in _HEAD_NORMS and next(module.parameters(), None) is not None:
+        elif child not in _HEAD_NORMS and ("norm" in child or next(module.parameters(), None) is not None):
             return None
     own = next(part.parameters(recurse=False), None)
     return found if set(found) in known and own is None else None

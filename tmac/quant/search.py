@@ -35,12 +35,14 @@ class Measurement:
         upper: the one-sided bound that the rule compares with.
         count: tokens or questions.
         about: more numbers for the report ("perplexity", "kl").
+        probe: of a full measurement, the loss on what a probe takes; None where that is not known.
     """
 
     loss: float
     upper: float
     count: int
     about: Mapping[str, Any] = field(default_factory=dict)
+    probe: float | None = None
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ class Search:
         log: TrialLog,
         goal: Goal,
         *,
-        sequential: bool = True,
+        sequential: bool = False,
         budget: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -197,22 +199,17 @@ class Search:
         assert self._goal.max_loss is not None
         target = math.log1p(self._goal.max_loss)
         try:
-            plan, entry, factor, margin = self._probe(target)
-            mode: Mode = "single"
-            if self._sequential:
-                mode = self._better_mode(plan, entry)
-                if mode == "sequential":
-                    factor = self._factor(plan, self._measure(plan, mode, "probe"))
-            reason = self._confirm(mode, target, factor, margin)
+            factor, margin = self._probe(target)
+            reason = self._confirm(target, factor, margin)
         except OutOfTimeError:
             reason = "the time was used up"
         if not self._full:
             self._measure(self._planner.plan(loss=self._first_aim), "single", "full", must=True)
         return self._outcome(reason)
 
-    def _probe(self, target: float) -> tuple[Plan, dict[str, Any], float, float]:
-        """The last probed plan with its entry, the factor from predicted to measured nats, and the width of the
-        interval that the final measurement will have."""
+    def _probe(self, target: float) -> tuple[float, float]:
+        """The factor from predicted to measured nats, and the width of the interval that the final measurement will
+        have."""
         factor, margin = 1.0, 0.0
         plan: Plan | None = None
         entry: dict[str, Any] = {}
@@ -225,15 +222,16 @@ class Search:
             entry = self._measure(plan, "single", "probe", must=not entry)
             factor, margin = self._factor(plan, entry), self._margin(entry)
             self._first_aim = self._aim(target - margin, factor, plan)
-        assert plan is not None
-        return plan, entry, factor, margin
+        return factor, margin
 
     def _better_mode(self, plan: Plan, single: Mapping[str, Any]) -> Mode:
         """Both ways on the same plan."""
         sequential = self._measure(plan, "sequential", "probe")
         return "sequential" if _loss(sequential) < _loss(single) else "single"
 
-    def _confirm(self, mode: Mode, target: float, factor: float, margin: float) -> str:
+    def _confirm(self, target: float, factor: float, margin: float) -> str:
+        mode: Mode = "sequential" if self._sequential else "single"
+        single_factor = factor
         passing: Plan | None = None
         failing: Plan | None = None
         last: Plan | None = None
@@ -246,7 +244,11 @@ class Search:
                 passing = plan
             else:
                 failing = plan
-            last, factor, margin = plan, self._factor(plan, entry), self._margin(entry)
+            last, margin = plan, self._margin(entry)
+            if mode == "sequential" and self._probe_factor(plan, entry) > single_factor:
+                mode, factor, failing = "single", single_factor, None
+                continue
+            factor = self._factor(plan, entry)
         else:
             return f"{FINALS} trials were confirmed"
         if passing is None:
@@ -285,6 +287,13 @@ class Search:
         if plan.loss <= 0:
             return 1.0
         return max(math.log1p(max(_loss(entry), -0.9)) / plan.loss, LEAST_FACTOR)
+
+    def _probe_factor(self, plan: Plan, entry: Mapping[str, Any]) -> float:
+        """The factor as a probe of the same trial gives it."""
+        measured = entry["measured"]
+        probe = measured.get("probe")
+        known = measured["loss"] if probe is None else probe
+        return self._factor(plan, {"measured": {"loss": known}})
 
     def _margin(self, entry: Mapping[str, Any]) -> float:
         """The distance of the bound from the estimate, in nats, with as many tokens as the last word has."""

@@ -224,6 +224,16 @@ def test_a_folder_without_a_result_is_refused(tmp_path):
         read(tmp_path)
 
 
+def test_a_checkpoint_may_be_in_a_folder_of_its_own(tmp_path):
+    from benchmarks.accuracy_peers.results import checkpoint_folder
+
+    (tmp_path / "w4g128").mkdir()
+    (tmp_path / "w4g128" / "config.json").write_text("{}")
+    assert checkpoint_folder(tmp_path) == tmp_path / "w4g128"
+    (tmp_path / "config.json").write_text("{}")
+    assert checkpoint_folder(tmp_path) == tmp_path
+
+
 def test_a_text_is_cut_into_windows_with_the_token_for_the_beginning():
     from benchmarks.accuracy_peers.reference import WINDOW, cut
 
@@ -239,6 +249,14 @@ def test_a_text_is_cut_into_windows_with_the_token_for_the_beginning():
     assert cut(Letters(), ["a" * WINDOW], 1, bos=None).shape == (1, WINDOW)
     with pytest.raises(ValueError, match=f"at least {2 * WINDOW} tokens, found 9"):
         cut(Letters(), ["a" * 9], 2, bos=None)
+
+
+def test_our_flow_gets_the_tokens_without_the_one_for_the_beginning():
+    from benchmarks.accuracy_peers.ours import without_bos
+
+    assert without_bos([[1, 7, 8], [1, 9, 7]]) == [7, 8, 9, 7]
+    assert without_bos([[3, 7, 8], [1, 9, 7]]) == [3, 7, 8, 1, 9, 7]
+    assert without_bos([[3, 7]]) == [3, 7]
 
 
 def test_passages_of_sources_take_turns():

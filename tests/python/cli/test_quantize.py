@@ -105,7 +105,7 @@ def test_json(search, capsys):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], {"max_loss": None, "bits": None, "resume": True, "force": False, "budget": None, "sequential": True}),
+        ([], {"max_loss": None, "bits": None, "resume": True, "force": False, "budget": None, "sequential": False}),
         (["--max-loss", "1%"], {"max_loss": 0.01}),
         (["--max-loss", "0.05"], {"max_loss": 0.05}),
         (["--bits", "3.2"], {"bits": 3.2}),
@@ -113,7 +113,7 @@ def test_json(search, capsys):
         (["--budget", "90s"], {"budget": 90.0}),
         (["--budget", "1.5h"], {"budget": 5400.0}),
         (["--budget", "30"], {"budget": 30.0}),
-        (["--fresh", "--force", "--no-sequential"], {"resume": False, "force": True, "sequential": False}),
+        (["--fresh", "--force", "--sequential"], {"resume": False, "force": True, "sequential": True}),
         (["--calibration", "a.txt", "--text", "b.txt"], {"calibration": "a.txt", "text": "b.txt"}),
         (["--widths", "2,4", "--window", "256"], {"widths": [2, 4], "window": 256}),
         (["--evaluation-tokens", "2000"], {"evaluation_tokens": 2000}),
@@ -176,7 +176,7 @@ def test_a_real_search_by_the_command(tmac_command, tiny_gguf, tmp_path):
     other = tmp_path / "other.txt"
     other.write_text(" ".join(f"a {number} dog of {number * 3 % 50} cats" for number in range(400)))
     options = [
-        *("--calibration", text, "--text", other, "--bits", 5, "--widths", "4,8", "--no-sequential", "--scorer", "hf"),
+        *("--calibration", text, "--text", other, "--bits", 5, "--widths", "4,8", "--scorer", "hf"),
         *("--calibration-tokens", 256, "--gradient-tokens", 128, "--evaluation-tokens", 256, "--window", 32, "--json"),
     ]
     first = tmac_command("quantize", tiny_gguf, tmp_path / "out", *options)

@@ -73,7 +73,7 @@ def folder(model, tmp_path_factory):
 
 
 def quantize(source, out, **options):
-    options = {"calibration": text(0), "text": text(1), **SMALL, **options}
+    options = {"calibration": text(0), "text": text(1), "sequential": True, **SMALL, **options}
     return auto_quantize(source, out, **options)
 
 

@@ -106,6 +106,14 @@ def test_layers_that_share_a_weight_have_no_site():
     assert "model.layers.1.mlp.down_proj" in names
 
 
+def test_values_behind_a_norm_without_a_weight_have_no_site():
+    model, _ = make_model("llama")
+    model.model.layers[0].self_attn.v_norm = torch.nn.LayerNorm(8, elementwise_affine=False)
+    names = {name for site in fold_sites(model) for name in site.linears}
+    assert not any("layers.0.self_attn" in name for name in names)
+    assert {"model.layers.0.mlp.down_proj", "model.layers.1.self_attn.o_proj"} <= names
+
+
 def test_scales_that_a_search_has_found():
     model, expected = make_model("llama")
     before = logits(model)

@@ -52,6 +52,7 @@ class FakeJudge:
         self.calls = []
 
     def true_nats(self, plan, mode):
+        """What the search cannot know: not quite proportional to what is predicted."""
         return self.factor * plan.loss**1.05 * (self.sequential if mode == "sequential" else 1.0)
 
     def measure(self, trial, stage):
@@ -66,6 +67,7 @@ class FakeJudge:
 def searching(path, judge, goal=None, clock=None, **options):
     log = TrialLog(path / "trials.jsonl", {"model": "m"})
     maker = Maker()
+    options.setdefault("sequential", True)
     if clock is not None:
         options["clock"] = clock
     goal = goal or Goal(max_loss=0.01)

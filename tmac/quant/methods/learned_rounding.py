@@ -54,7 +54,7 @@ class LearnedRounding:
         self._top = 2.0 if spec.codebook == "ternary" else float(2**spec.bits - 1)
         codes = torch.from_numpy(start.codes).float()
         self.offset = torch.zeros_like(codes, requires_grad=True)
-        self.clip = torch.ones_like(self._scales, requires_grad=True)
+        self.clip = torch.ones_like(self._scales, requires_grad=spec.scale_format != "two_level")
         with torch.no_grad():
             exact = self._position(self._scales)
             self._shift = (codes + (exact - codes).clamp(-0.499, 0.499)) - exact
@@ -74,7 +74,7 @@ class LearnedRounding:
     @torch.no_grad()
     def step(self, rate: float, clip_rate: float) -> None:
         """One step of signed gradients, which are forgotten."""
-        for parameter, by in ((self.offset, rate), (self.clip, clip_rate)):
+        for parameter, by in zip(self.parameters, (rate, clip_rate), strict=False):
             if parameter.grad is not None:
                 parameter -= by * parameter.grad.sign()
                 parameter.grad = None

@@ -53,7 +53,8 @@ def signround(
     target, hessian = weight, statistics.hessian
     best, least = start, float(statistics.output_error(torch.from_numpy(start.dequantize()) - target).sum())
     for step in range(steps + 1):
-        values = learned.values()
+        with torch.enable_grad():
+            values = learned.values()
         difference = values.detach() - target
         product = difference @ hessian
         found = float((product * difference).sum())

@@ -113,6 +113,16 @@ def test_the_factor_is_that_of_the_damped_hessian(act_order: bool) -> None:
         assert torch.equal(made.order, torch.arange(70))
 
 
+@pytest.mark.parametrize("power", [-40, 50])
+def test_the_size_of_the_hessian_does_not_matter(power: int) -> None:
+    """Powers of two leave every digit as it is. 70 columns do not fill the last tile of 24."""
+    hessian = statistics_of(correlated(300, 70)).hessian
+    made, scaled = factor(hessian, 32), factor(hessian * 2.0**power, 32)
+    assert torch.equal(scaled.order, made.order)
+    assert torch.equal(scaled.strips, made.strips)
+    assert torch.equal(scaled.pivots, made.pivots * 2.0**power)
+
+
 def test_a_factor_is_made_once_for_a_hessian() -> None:
     hessian = statistics_of(correlated(100, 40)).hessian
     assert factor(hessian, 16) is factor(hessian, 16)

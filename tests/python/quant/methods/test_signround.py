@@ -84,6 +84,25 @@ def test_offsets_move_a_code_by_one_at_most() -> None:
     np.testing.assert_array_equal(learned.codes().scales, start.scales)
 
 
+def test_scales_of_two_levels_are_not_learned() -> None:
+    """Codes that were chosen for other scales than those that are stored would be wrong."""
+    weight, spec = random_weight(4, 64), QuantSpec(3, 32, scale_format="two_level")
+    learned = LearnedRounding(weight, round_to_nearest(weight.numpy(), spec))
+    for _ in range(20):
+        (learned.values() ** 2).sum().backward()
+        learned.step(0.01, 0.01)
+    assert bool((learned.clip == 1).all())
+    np.testing.assert_allclose(learned.codes().dequantize(), learned.values().detach().numpy(), rtol=1e-6, atol=1e-7)
+
+
+def test_a_layer_is_learned_where_gradients_are_off() -> None:
+    weight, statistics = random_weight(8, 64), statistics_of(correlated(400, 64))
+    expected = signround(weight, SPECS[0], statistics, 20)
+    with torch.no_grad():
+        found = signround(weight, SPECS[0], statistics, 20)
+    np.testing.assert_array_equal(found.codes, expected.codes)
+
+
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_a_layer_gets_no_worse(spec: QuantSpec) -> None:
     weight, statistics = random_weight(16, 64), statistics_of(correlated(400, 64))
