@@ -169,26 +169,24 @@ def test_the_front_of_a_report(search):
     assert comparable(trials[3:]) == trials[3:]
 
 
-def test_a_real_search_by_the_command(tmac_command, tiny_gguf, tmp_path):
+def test_a_real_search_by_the_command(tiny_gguf, tmp_path, capsys):
     """The whole command on a tiny model with its own tokenizer, and once more from its log."""
     text = tmp_path / "text.txt"
     text.write_text(" ".join(f"the {number} cats and the {number * 7 % 100} dogs" for number in range(400)))
     other = tmp_path / "other.txt"
     other.write_text(" ".join(f"a {number} dog of {number * 3 % 50} cats" for number in range(400)))
     options = [
-        *("--calibration", text, "--text", other, "--bits", 5, "--widths", "4,8", "--scorer", "hf"),
-        *("--calibration-tokens", 256, "--gradient-tokens", 128, "--evaluation-tokens", 256, "--window", 32, "--json"),
+        *("--calibration", text, "--text", other, "--bits", 5, "--widths", "4,8", "--scorer", "hf", "--json"),
+        *("--calibration-tokens", 256, "--gradient-tokens", 128, "--evaluation-tokens", 256, "--window", 32),
     ]
-    first = tmac_command("quantize", tiny_gguf, tmp_path / "out", *options)
-    assert first.returncode == 0, first.stderr
-    report = json.loads(first.stdout)
+    arguments = [*map(str, ["quantize", tiny_gguf, tmp_path / "out", *options])]
+    assert cli.main(arguments) == 0
+    report = json.loads(capsys.readouterr().out)
     assert 4 < report["bits_per_weight"] <= 5
     assert math.isfinite(report["loss"])
     content = (tmp_path / "out" / "model.safetensors").read_bytes()
-    second = tmac_command("quantize", tiny_gguf, tmp_path / "out", *options)
-    assert second.returncode == 0, second.stderr
-    assert json.loads(second.stdout)["trials"] == report["trials"]
+    assert cli.main(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["trials"] == report["trials"]
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == content
-    changed = tmac_command("quantize", tiny_gguf, tmp_path / "out", *options, "--window", 48)
-    assert changed.returncode == 2
-    assert "changed: window (was 32, is 48)" in changed.stderr
+    assert cli.main([*arguments, "--window", "48"]) == 2
+    assert "changed: window (was 32, is 48)" in capsys.readouterr().err
