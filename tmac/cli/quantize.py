@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--search", type=Path, metavar="DIR", help="log and caches (default: OUT.search)")
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
     more = parser.add_argument_group("how it searches")
-    more.add_argument("--recipe", choices=("gptq", "rtn", "hqq", "awq"), default="gptq")
+    more.add_argument("--recipe", choices=("gptq", "rtn", "hqq", "awq", "signround"), default="gptq")
     more.add_argument("--widths", type=counts, metavar="2,3,4", help="bit widths to choose from (default: 1 to 6, 8)")
     more.add_argument("--sequential", action="store_true", help="also try low-bit inputs, block by block")
     more.add_argument("--scorer", choices=("auto", "engine", "hf"), default="auto", help="what measures")
@@ -51,7 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Searches and prints the report; 3 where the bound was missed."""
     from tmac.formats import FormatError
-    from tmac.hf.auto import auto_quantize
+
+    try:
+        from tmac.hf.auto import auto_quantize
+    except ImportError as error:
+        text = str(error)
+        raise CommandError(text if "tmac-cpu[" in text else f"{text}; pip install 'tmac-cpu[hf]'") from error
 
     numbers = ("calibration_tokens", "gradient_tokens", "evaluation_tokens", "probe_tokens", "window", "widths")
     options = {name: getattr(args, name) for name in numbers if getattr(args, name) is not None}

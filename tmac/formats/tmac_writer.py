@@ -79,7 +79,7 @@ def write_checkpoint(
     items: list[Item] = [*checkpoint.layers.values(), *checkpoint.tensors.values()]
     _check_names(checkpoint)
     if force:
-        _check_replaceable(out.resolve(), checkpoint.path)
+        check_replaceable(out.resolve(), checkpoint.path)
     written = Written(out)
     started = time.perf_counter()
     with new_folder(out, replace=force) as folder:
@@ -119,8 +119,8 @@ def _check_names(checkpoint: Checkpoint) -> None:
             raise format_error(checkpoint.path, "expected no tensor of a name that our format gives a meaning", name)
 
 
-def _check_replaceable(out: Path, source: Path) -> None:
-    """Replacing removes a folder: only one that we wrote, and not the one that is being read."""
+def check_replaceable(out: Path, source: Path) -> None:
+    """Replacing removes a folder: only one that we wrote, and not the one that is being read. Raises FormatError."""
     if not os.path.lexists(out):
         return
     config = out / "config.json"

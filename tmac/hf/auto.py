@@ -16,7 +16,7 @@ from torch import nn
 
 from tmac import _core
 from tmac.evaluation.choices import load_questions
-from tmac.formats.tmac_writer import write_checkpoint
+from tmac.formats.tmac_writer import check_replaceable, write_checkpoint
 from tmac.hf.auto_choices import ChoicesJudge
 from tmac.hf.auto_judge import CallableJudge, PerplexityJudge
 from tmac.hf.auto_model import FloatModel, open_float, with_codes
@@ -134,7 +134,7 @@ def auto_quantize(
         progress: True or False; None shows bars on a terminal for what takes over two seconds.
         tokenizer: of transformers; None: the one beside the model.
         search_folder: for log and caches; None: `out` with ".search" added, or a temporary folder.
-        recipe: "gptq", or another one of `tmac.quant.methods.RECIPES`.
+        recipe: "gptq", or another one of `tmac.quant.methods.RECIPES` but "ternary".
         widths: bit widths to choose from.
         sequential: also try to quantize each block with the inputs that the low-bit blocks before it give, and keep
             that where it measures better. It takes about as long as the rest of the search.
@@ -206,6 +206,8 @@ class _Flow:
         self._cpu_seconds: dict[str, float] = {}
         calibration = CALIBRATION if asked.calibration is None else asked.calibration
         self._calibration = token_ids(calibration, asked.tokenizer, settings.calibration_tokens, "calibration")
+        _check_vocabulary(model, self._calibration, "calibration")
+        _check_positions(model, settings.window)
         self._measured_on = ""
         self._judge = self._make_judge()
 
@@ -228,6 +230,7 @@ class _Flow:
         asked, settings = self._asked, self._settings
         text = HELD_OUT if asked.text is None else asked.text
         ids = token_ids(text, asked.tokenizer, settings.evaluation_tokens, "evaluation")
+        _check_vocabulary(self._model, ids, "evaluation")
         if ids[: len(self._calibration)] == self._calibration[: len(ids)]:
             raise ValueError("[auto_quantize] the calibration text is the held-out text: give two that differ")
         self._measured_on = fingerprint(ids, self._bos_id)
@@ -265,8 +268,10 @@ class _Flow:
         self, goal: Goal, log: TrialLog, out: Path | None, force: bool, budget: float | None, *, keep: bool
     ) -> AutoResult:
         ours = log.find("writing", goal.key) is not None
-        if out is not None and out.exists() and not force and not ours:
-            raise FileExistsError(f"{out} exists already")
+        if out is not None and out.exists():
+            if not force and not ours:
+                raise FileExistsError(f"{out} exists already")
+            check_replaceable(out.resolve(), self._model.checkpoint.path)
         began = time.monotonic()
         bench = self._workbench(log)
         planner = self._timed("options", lambda: Planner(bench))
@@ -278,6 +283,7 @@ class _Flow:
             goal,
             sequential=self._asked.sequential,
             budget=budget,
+            started=began,
         )
         outcome = self._timed("trials", search.run)
         trial = bench.trial(outcome.plan, outcome.mode)
@@ -293,9 +299,10 @@ class _Flow:
         source, cache = model.source, self._folder / "statistics"
         text = windows(self._calibration, settings.window, self._bos_id)
         floats = Model(source, model.matrices, model.embedding, model.begin)
-        if not cache.exists():  # NaN in a weight would come to light behind it
+        if log.find("checked", "weights") is None:  # NaN in a weight would come to light behind it
             for _ in weights_of(floats, model.matrices, "checking weights", self._progress):
                 pass
+            log.add("checked", "weights")
         length = min(settings.window, 256)
         begin = windows(self._calibration[: settings.gradient_tokens], length, self._bos_id)
         statistics = self._timed("statistics", lambda: gather(source, text, cache=cache, progress=self._progress))
@@ -399,10 +406,32 @@ def _check(settings: _Settings, budget: float | None, evaluate: Any) -> None:
         raise ValueError(f"[auto_quantize] widths must be bit widths from 1 to 8, found {settings.widths}")
     if budget is not None and not budget > 0:
         raise ValueError(f"[auto_quantize] budget must be a positive number of seconds, found {budget}")
-    least = {"calibration_tokens": settings.window, "gradient_tokens": 2, "evaluation_tokens": 2 * settings.window}
+    two = 2 * settings.window
+    least = {"calibration_tokens": settings.window, "gradient_tokens": 2, "evaluation_tokens": two}
+    if settings.probe_tokens < settings.evaluation_tokens:
+        least["probe_tokens"] = two
     for name, count in least.items():
         if getattr(settings, name) < count:
             raise ValueError(f"[auto_quantize] {name} must be at least {count}, found {getattr(settings, name)}")
+
+
+def _check_positions(model: FloatModel, window: int) -> None:
+    """Raises ValueError where a window is longer than the model's texts may be."""
+    config = model.checkpoint.config or {}
+    inner = config.get("text_config")
+    most = (inner if isinstance(inner, dict) else config).get("max_position_embeddings")
+    if isinstance(most, int) and 0 < most < window:
+        raise ValueError(f"[auto_quantize] window must be at most the {most} positions of the model, found {window}")
+
+
+def _check_vocabulary(model: FloatModel, ids: Sequence[int], role: str) -> None:
+    """Raises ValueError where the embedding has no row for a token."""
+    matrix = model.matrices[0]
+    if matrix.kind == "embedding" and not 0 <= min(ids) <= max(ids) < matrix.out_features:
+        raise ValueError(
+            f"[auto_quantize] expected token ids of 0 to {matrix.out_features - 1}, but the {role} text has "
+            f"{min(ids)} to {max(ids)}"
+        )
 
 
 @contextmanager

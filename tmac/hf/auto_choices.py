@@ -79,7 +79,8 @@ class ChoicesJudge:
         return Measurement(-difference.difference / accuracy, -difference.lower / accuracy, len(found), about)
 
     def _reference(self) -> NDArray[np.bool_]:
-        path = self._folder / f"reference-{self.fingerprint}.npy"
+        name = digest(self.fingerprint, self._model.source.fingerprint)[:32]
+        path = self._folder / f"reference-{name}.npy"
         kept = read_array(path, self.full_count)
         if kept is None:
             scorer = HFScorer(self._float_model(), self._tokenizer, "float model")

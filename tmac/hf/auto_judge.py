@@ -25,7 +25,7 @@ from tmac.progress import with_progress
 from tmac.quant.blocks import BlockSource
 from tmac.quant.codes_cache import write_atomically
 from tmac.quant.search import Measurement, Stage, Trial
-from tmac.runtime.families import FAMILIES
+from tmac.runtime.families import describe
 
 CONFIDENCE = 0.95
 HIDDEN_BYTES = 512 << 20
@@ -159,7 +159,11 @@ def choose_scorer(model: FloatModel, scorer: str) -> str:
         raise ValueError(f"[auto_quantize] scorer must be auto, engine or hf, found {scorer!r}")
     if scorer != "auto":
         return scorer
-    return "engine" if (model.checkpoint.config or {}).get("model_type") in FAMILIES else "hf"
+    try:
+        describe(model.checkpoint.config or {})
+    except ValueError:  # an unknown family, or something that the engine cannot follow
+        return "hf"
+    return "engine"
 
 
 @contextmanager

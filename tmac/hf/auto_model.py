@@ -50,9 +50,11 @@ class FloatModel:
         return torch.from_numpy(read_matrix(self.checkpoint, matrix.name))
 
     def embedding_scale(self) -> float:
-        """What the model multiplies the rows of the embedding with."""
-        rows = self.embedding()[:8]
-        found = self.source.begin(torch.arange(len(rows))[None])[0]
+        """What the model multiplies the rows of the embedding with; what it adds to all of them does not count."""
+        whole = self.embedding()
+        ids = torch.linspace(0, len(whole) - 1, min(len(whole), 16), dtype=torch.float64).long()
+        rows, found = whole[ids], self.source.begin(ids[:, None])[:, 0]
+        rows, found = rows - rows.mean(0), found - found.mean(0)
         return float(found.norm() / rows.norm()) if bool(rows.any()) else 1.0
 
     def begin(self, codes: Codes, ids: Tensor) -> Tensor:

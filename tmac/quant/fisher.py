@@ -152,7 +152,7 @@ def _head_gradient(source: BlockSource, module: nn.Module, hidden: Tensor, seed:
         labels = _drawn(chances, draws[part])
         chances[torch.arange(len(labels)), labels] -= 1
         (gradient[:, part],) = torch.autograd.grad(logits, x, chances[None])
-        first, step = first + step, max(1, _LOGITS // logits.shape[-1])
+        first, step = first + step, max(1, min(hidden.shape[1], _LOGITS // logits.shape[-1]))
     for handle in handles:
         handle.remove()
     return gradient.view(hidden.shape)

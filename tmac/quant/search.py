@@ -142,6 +142,7 @@ class Search:
         sequential: also quantize with the inputs that the low-bit matrices give, and keep it where it is better.
         budget: seconds, over all runs of the same goal; at least one trial is measured in full.
         clock: seconds.
+        started: what the clock showed when this run began; None: it begins now.
     """
 
     def __init__(
@@ -155,10 +156,11 @@ class Search:
         sequential: bool = False,
         budget: float | None = None,
         clock: Callable[[], float] = time.monotonic,
+        started: float | None = None,
     ) -> None:
         self._planner, self._make_trial, self._judge, self._log, self._goal = planner, make_trial, judge, log, goal
         self._sequential, self._budget, self._clock = sequential, budget, clock
-        self._started, self._before = clock(), log.seconds
+        self._started, self._before = clock() if started is None else started, log.seconds
         known = log.find("goal", goal.key)
         begun = known or log.add("goal", goal.key, elapsed=self._before)
         self._goal_began = float(begun["elapsed"])
@@ -343,11 +345,11 @@ class Search:
 
     def _check_time(self, key: str, mode: Mode, stage: Stage) -> None:
         """Raises OutOfTimeError; what the clock decides is logged, and repeated by a search that takes up the log."""
-        point = f"{self._goal.key}/{key}"
-        if self._log.find("stop", point):
-            raise OutOfTimeError
         if self._budget is None:
             return
+        point = f"{self._goal.key}/{key}/{self._budget!r}"
+        if self._log.find("stop", point):
+            raise OutOfTimeError
         alike = [
             entry["seconds"] for entry in self._log.all("trial") if (entry["mode"], entry["stage"]) == (mode, stage)
         ]

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tmac.codes import Codes
@@ -23,6 +22,7 @@ from tmac.quant.blocks import BlockSource
 from tmac.quant.codes_cache import Stored, digest, read_file, write_file
 from tmac.quant.gather import advance, gather_block
 from tmac.quant.statistics import LayerStatistics
+from tmac.quant.statistics_cache import save_tensors
 from tmac.spec import QuantSpec
 
 Quantize = Callable[[str, Tensor, QuantSpec, LayerStatistics | None], Codes]
@@ -137,8 +137,12 @@ class SequentialPass:
             return
         partial = self._hidden_path.with_suffix(".partial")
         about = {"index": json.dumps(index), "chain": self._chains[index - 1]}
-        save_file({"hidden": hidden.contiguous(), "floats": floats.contiguous()}, partial, about)
-        partial.replace(self._hidden_path)
+        try:
+            save_tensors({"hidden": hidden.contiguous(), "floats": floats.contiguous()}, partial, about)
+            partial.replace(self._hidden_path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
 
     def _read_hidden(self, index: int) -> tuple[Tensor, Tensor] | None:
         try:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -71,7 +72,7 @@ class StatisticsCache:
         path = self.path(name)
         temporary = path.with_suffix(f".{os.urandom(8).hex()}.tmp")
         try:
-            save_file(contiguous, temporary, {_ENTRY: entry})
+            save_tensors(contiguous, temporary, {_ENTRY: entry})
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -101,3 +102,16 @@ class StatisticsCache:
                 return dict(entry["about"]), found, list(header)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError):
             return None
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, str]) -> None:
+    """Writes a safetensors file.
+
+    Raises:
+        OSError: it cannot be written, because the disk is full for instance, which safetensors has an exception of its
+            own for.
+    """
+    try:
+        save_file(dict(tensors), path, dict(about))
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error

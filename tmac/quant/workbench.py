@@ -19,7 +19,6 @@ from tmac.quant.blocks import BlockSource
 from tmac.quant.codes_cache import CodesCache, Stored, digest, read_file, write_atomically
 from tmac.quant.matrix import Matrix
 from tmac.quant.methods import RECIPES, Recipe
-from tmac.quant.methods.gptq import gptq
 from tmac.quant.methods.rtn import round_to_nearest
 from tmac.quant.options import WIDTHS, Option, screen
 from tmac.quant.plan import check_weight
@@ -30,7 +29,8 @@ from tmac.quant.sequential import SequentialPass
 from tmac.quant.statistics import LayerStatistics
 from tmac.spec import QuantSpec
 
-FLOW_RECIPES: Mapping[str, Recipe] = {**RECIPES, "gptq": gptq}
+# All but the one that knows no widths.
+FLOW_RECIPES: Mapping[str, Recipe] = {name: recipe for name, recipe in RECIPES.items() if name != "ternary"}
 
 
 @dataclass(frozen=True, eq=False)

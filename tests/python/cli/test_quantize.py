@@ -1,5 +1,6 @@
 import json
 import math
+import sys
 
 import pytest
 
@@ -144,6 +145,12 @@ def test_what_the_user_can_put_right_is_one_line(search, capsys, error):
     search.error = error
     assert cli.main(["quantize", "in", "out"]) == 2
     assert capsys.readouterr().err.splitlines() == [f"tmac: error: {error}"]
+
+
+def test_what_is_not_installed_is_one_line(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tmac.hf.auto", None)
+    assert cli.main(["quantize", "in", "out"]) == 2
+    assert "pip install 'tmac-cpu[hf]'" in capsys.readouterr().err
 
 
 def test_ctrl_c(search, capsys):

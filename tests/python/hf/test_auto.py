@@ -1,5 +1,6 @@
 """The automatic flow from end to end on a tiny random model."""
 
+import dataclasses
 import json
 import math
 
@@ -10,11 +11,15 @@ pytest.importorskip("transformers", reason="needs the extra tmac-cpu[hf]")
 
 import torch
 import transformers
+from full_disk import small_files
 
 import tmac
+from tmac.evaluation.choices import Question, answer_questions
 from tmac.formats import open_checkpoint
 from tmac.hf import auto, auto_judge
 from tmac.hf.auto import auto_quantize
+from tmac.hf.auto_model import open_float
+from tmac.hf.scorer import HFScorer
 from tmac.quant import codes_cache, trial_log
 
 VOCABULARY = 96
@@ -282,6 +287,10 @@ def test_a_function_of_the_user(folder, tmp_path):
         ({"widths": (0, 4)}, "widths must be"),
         ({"scorer": "paper"}, "scorer must be"),
         ({"calibration_tokens": 10}, "calibration_tokens must be at least 64"),
+        ({"probe_tokens": 100}, "probe_tokens must be at least 128, found 100"),
+        ({"calibration": [96] * 512}, "token ids of 0 to 95, but the calibration text has 96 to 96"),
+        ({"text": [-1] * 768}, "token ids of 0 to 95, but the evaluation text has -1"),
+        ({"window": 129, "evaluation_tokens": 258, "text": text(1)}, "window must be at most the 128 positions"),
     ],
 )
 def test_wrong_arguments(folder, tmp_path, options, message):
@@ -309,6 +318,65 @@ def test_an_out_that_exists_is_kept(folder, tmp_path):
     with pytest.raises(FileExistsError, match="out exists already"):
         quantize(folder, tmp_path / "out", max_loss=0.05)
     assert (tmp_path / "out" / "file").read_text() == "mine"
+
+
+def test_an_out_that_must_not_be_replaced_is_told_before_the_search(folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "file").write_text("mine")
+    with pytest.raises(tmac.FormatError, match="expected a checkpoint of our own format to replace"):
+        quantize(folder, tmp_path / "out", max_loss=0.05, force=True)
+    assert not (tmp_path / "out.search" / "statistics").exists()
+
+
+def test_accuracy_is_that_of_the_model_beside_its_own_float_model(folder, tmp_path):
+    class Tokenizer:
+        bos_token_id = None
+
+        def __call__(self, text, **_):
+            return {"input_ids": [ord(letter) % VOCABULARY for letter in text]}
+
+    questions = [Question("abc"[: 1 + n % 3], (chr(97 + n), chr(98 + n), chr(100 + n)), n % 3) for n in range(20)]
+    options = {"metric": "accuracy", "questions": questions, "bits": 5.0, "sequential": False, "widths": (4,)}
+    options |= {"text": None, "tokenizer": Tokenizer()}
+    quantize(folder, tmp_path / "out", **options)
+    other = make_model(seed=5)
+    found = quantize(other, tmp_path / "out", **options, resume=False, force=True)
+    wanted = answer_questions(HFScorer(other, Tokenizer()), questions).accuracy
+    assert found.report["measured"]["float accuracy"] == wanted
+
+
+def test_a_model_that_the_engine_cannot_follow_is_measured_by_transformers(folder):
+    model = open_float(folder)
+    assert auto_judge.choose_scorer(model, "auto") == "engine"
+    config = {**model.checkpoint.config, "rope_parameters": {"rope_type": "magic", "rope_theta": 1e4}}
+    strange = dataclasses.replace(model, checkpoint=dataclasses.replace(model.checkpoint, config=config))
+    assert auto_judge.choose_scorer(strange, "auto") == "hf"
+
+
+def test_the_scale_of_an_embedding_beside_learned_positions():
+    config = transformers.OPTConfig(
+        vocab_size=96, hidden_size=32, ffn_dim=48, num_hidden_layers=1, num_attention_heads=4,
+        max_position_embeddings=64, word_embed_proj_dim=32,
+    )  # fmt: skip
+    model = transformers.OPTForCausalLM(config)
+    torch.nn.init.normal_(model.model.decoder.embed_positions.weight)
+    assert open_float(model).embedding_scale() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_nan_is_named_where_another_model_was_searched_before(folder, tmp_path):
+    quantize(folder, tmp_path / "out", bits=5.0, sequential=False, widths=(4,))
+    model = make_model()
+    model.model.layers[0].mlp.up_proj.weight[3, 5] = math.nan
+    with pytest.raises(ValueError, match=r"layers\.0\.mlp\.up_proj: the weight holds NaN"):
+        quantize(model, tmp_path / "out", bits=5.0, resume=False, force=True)
+
+
+def test_hidden_states_that_do_not_fit_on_the_disk_leave_nothing(tmp_path):
+    options = {"calibration": text(0, 8192), "calibration_tokens": 8192, "bits": 5.0, "widths": (4,)}
+    model = make_model()
+    with small_files(600_000), pytest.raises(OSError, match=r"hidden.*cannot be written"):
+        quantize(model, tmp_path / "out", **options)
+    assert not list((tmp_path / "out.search").rglob("*.partial"))
 
 
 def test_a_weight_that_holds_nan_is_named(tmp_path):

@@ -17,6 +17,19 @@ def divergence(reference, logits):
     return float((old.exp() * (old - new)).sum(-1).mean())
 
 
+def test_the_head_reads_no_more_tokens_than_a_window_has():
+    source, lengths = Chain(1), []
+    run = source.run
+
+    def noting(index, module, hidden):
+        lengths.append(hidden.shape[1])
+        return run(index, module, hidden)
+
+    source.run = noting
+    fisher(source, TEXT)
+    assert max(lengths) == TEXT.shape[1]
+
+
 @pytest.mark.parametrize("batch_tokens", [32, 100, 4096])
 def test_squares_are_those_of_autograd_on_the_whole_model(batch_tokens):
     source = Chain(2, cap=1.5)

@@ -211,6 +211,21 @@ def test_a_budget_ends_the_search_and_its_decision_is_repeated(tmp_path):
     assert again.calls == []
 
 
+def test_a_longer_budget_goes_on_where_a_shorter_one_ended(tmp_path):
+    searching(tmp_path, FakeJudge(), clock=Clock(), budget=9.0)
+    judge = FakeJudge()
+    assert searching(tmp_path, judge, clock=Clock(), budget=1e6).reason == "the next smaller trial fails"
+    assert judge.calls
+    assert searching(tmp_path, FakeJudge()).reason == "the next smaller trial fails"
+
+
+def test_the_time_before_the_first_trial_counts(tmp_path):
+    judge = FakeJudge()
+    outcome = searching(tmp_path, judge, clock=Clock(), budget=1000.0, started=-1000.0)
+    assert outcome.reason == "the time was used up"
+    assert len(judge.calls) == 2
+
+
 def test_the_least_budget_still_gives_a_model(tmp_path):
     judge = FakeJudge()
     outcome = searching(tmp_path, judge, clock=Clock(), budget=1e-9)

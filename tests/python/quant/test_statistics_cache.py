@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from full_disk import small_files
 from safetensors.torch import load_file, save_file
 
 from tmac.quant.fisher import fisher
@@ -173,3 +174,10 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     assert cache.read("name", ["y"]) is None
     assert cache.is_whole("name")
     assert not cache.is_whole("other")
+
+
+def test_a_disk_that_is_full_is_an_os_error_and_leaves_nothing(tmp_path):
+    with small_files(500), pytest.raises(OSError, match="cannot be written"):
+        gather(Chain(), TEXT, cache=tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert list(gather(Chain(), TEXT, cache=tmp_path)) == list(gather(Chain(), TEXT))
