@@ -18,7 +18,7 @@ from tmac.quant.methods.gptq import GPTQOptions, gptq, round_with_factor
 from tmac.quant.methods.hessian_factor import Factor, factor
 from tmac.quant.statistics import LayerStatistics
 
-PLAIN = GPTQOptions(damping_own=0.0)
+PLAIN = GPTQOptions(0.01, 0.0)
 SPECS = [
     QuantSpec(bits, group, zero_point=zero, scale_format=form)
     for bits, group in ((1, 32), (2, 16), (3, -1), (4, 48), (8, 32))
