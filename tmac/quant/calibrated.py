@@ -13,12 +13,9 @@ from torch import Tensor, nn
 from tmac.codes import Codes
 from tmac.quant.blocks import BlockSource
 from tmac.quant.gather import gather
-from tmac.quant.methods import RECIPES, Recipe
-from tmac.quant.methods.gptq import gptq
+from tmac.quant.methods import RECIPES
 from tmac.quant.statistics import LayerStatistics
 from tmac.spec import QuantSpec
-
-METHODS: Mapping[str, Recipe] = {**RECIPES, "gptq": gptq}
 
 # Gives the blocks of a model; `tmac.hf` adds the one for models of transformers.
 openers: list[Callable[[nn.Module], BlockSource]] = []
@@ -28,12 +25,12 @@ class CalibratedRounding:
     """Makes the codes of layers by their names.
 
     Args:
-        method: a name in `METHODS`.
+        method: a name in `tmac.quant.methods.RECIPES`.
         statistics: of the layers that calibration text has reached; None: there is no text.
     """
 
     def __init__(self, method: str, statistics: Mapping[str, LayerStatistics] | None) -> None:
-        self._recipe, self._statistics = METHODS[method], statistics
+        self._recipe, self._statistics = RECIPES[method], statistics
 
     def codes(self, names: Sequence[str], weight: Tensor, spec: QuantSpec) -> Codes:
         """Codes of a weight `[out_features, in_features]` of the layer of these names; a layer that no text has reached
@@ -47,7 +44,7 @@ class CalibratedRounding:
             return self._recipe(weight, spec, None)
         known = next((self._statistics[name] for name in names if name in self._statistics), None)
         if known is None or not bool((known.importance > 0).any()):
-            return METHODS["rtn"](weight, spec, None)
+            return RECIPES["rtn"](weight, spec, None)
         return self._recipe(weight, spec, known)
 
 
@@ -59,7 +56,7 @@ def calibrated_rounding(
 
     Args:
         model: a causal language model of transformers, where there is calibration text.
-        method: a name in `METHODS`.
+        method: a name in `tmac.quant.methods.RECIPES`.
         calibration: token ids, int64 `[tokens]` or `[windows, tokens]`, or None.
         progress: as everywhere.
 
@@ -67,8 +64,8 @@ def calibrated_rounding(
         ValueError: there is no such method, it needs calibration text, there is too little, or the blocks of the model
             are not known.
     """
-    if method not in METHODS:
-        raise ValueError(f"[quantize_] method must be one of {', '.join(METHODS)}, found {method!r}")
+    if method not in RECIPES:
+        raise ValueError(f"[quantize_] method must be one of {', '.join(RECIPES)}, found {method!r}")
     if calibration is None:
         if method in ("gptq", "awq"):
             raise ValueError(f"[quantize_] method={method!r} needs calibration, token ids")

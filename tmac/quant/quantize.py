@@ -48,7 +48,7 @@ def quantize_(
         config: what to make; None is `QuantConfig()`.
         filter_fn: `filter_fn(module, name)` -> whether to replace this one, asked besides `config`.
         progress: True or False; None shows a bar on a terminal when it takes over two seconds.
-        method: how codes are chosen, a name in `tmac.quant.calibrated.METHODS`: "rtn", "gptq", "hqq", ... Tables and
+        method: how codes are chosen, a name in `tmac.quant.methods.RECIPES`: "rtn", "gptq", "hqq", ... Tables and
             fused experts are rounded to nearest, whatever it is.
         calibration: token ids, int64 `[tokens]` or `[windows, tokens]`, that a causal language model of transformers
             reads first for statistics of its layers' inputs. "gptq" and "awq" need them, "rtn" uses them.
