@@ -85,20 +85,31 @@ class Codes:
 
         `(code - zero) * scale`, or `code * scale + offset`; every operation is rounded to f32 once.
         """
-        group = np.arange(self.in_features) // (self.spec.group_size if self.spec.group_size > 0 else self.in_features)
         weight = self.codes.astype(np.float32)
         scales, zeros = self.group_values()
-        if zeros is None:
-            weight = (weight - np.float32(self.spec.fixed_zero)) * scales[:, group]
-        elif self.spec.zero_point == "offset":
-            weight = weight * scales[:, group] + zeros[:, group]
-        else:
-            weight = (weight - zeros[:, group]) * scales[:, group]
+        size = self.spec.group_size if self.spec.group_size > 0 else self.in_features
+        whole = self.in_features // size * size
+        for begin, end in ((0, whole), (whole, self.in_features)):  # the last group may be shorter
+            if begin < end:
+                part, groups = weight[:, begin:end], slice(begin // size, -(-end // size))
+                self._scale(part, scales[:, groups], None if zeros is None else zeros[:, groups])
         if self.perm is None:
             return weight
         ordered = np.empty_like(weight)
         ordered[:, self.perm] = weight
         return ordered
+
+    def _scale(self, part: NDArray[np.float32], scales: NDArray[np.float32], zeros: NDArray[np.float32] | None) -> None:
+        """Turns codes into weights in place, in groups of equal size."""
+        rows, groups = scales.shape
+        grouped = part.reshape(rows, groups, -1)
+        if self.spec.zero_point != "offset":
+            grouped -= np.float32(self.spec.fixed_zero) if zeros is None else zeros[:, :, None]
+        grouped *= scales[:, :, None]
+        if self.spec.zero_point == "offset" and zeros is not None:
+            grouped += zeros[:, :, None]
+        if not np.shares_memory(grouped, part):
+            part[:] = grouped.reshape(part.shape)
 
     def group_values(self) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Scales, and zeros or offsets or None, f32 `[out_features, groups]`: what two levels stand for, multiplied."""

@@ -235,6 +235,7 @@ class _Flow:
             raise ValueError("[auto_quantize] the calibration text is the held-out text: give two that differ")
         self._measured_on = fingerprint(ids, self._bos_id)
         name = fingerprint(ids, self._model.source.fingerprint, settings.window, self._bos_id)
+        about = fingerprint(self._calibration, settings.values(), _core.__version__)
         return PerplexityJudge(
             self._model,
             ids,
@@ -243,6 +244,7 @@ class _Flow:
             self._bos_id,
             self._folder,
             name,
+            about,
             asked.scorer,
             self._progress,
         )

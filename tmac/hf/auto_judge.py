@@ -6,11 +6,11 @@ import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from tmac.evaluation.metrics import perplexity
@@ -19,17 +19,18 @@ from tmac.evaluation.significance import perplexity_ratio
 from tmac.evaluation.windows import Windows
 from tmac.formats.tmac_writer import write_checkpoint
 from tmac.hf.auto_model import FloatModel, with_codes
+from tmac.hf.float_losses import source_losses
 from tmac.hf.pretrained import from_pretrained
 from tmac.hf.scorer import HFScorer
 from tmac.progress import with_progress
-from tmac.quant.blocks import BlockSource
-from tmac.quant.codes_cache import write_atomically
+from tmac.quant.codes_cache import digest
+from tmac.quant.loss_journal import measured_windows
 from tmac.quant.search import Measurement, Stage, Trial
 from tmac.runtime.families import describe
 
 CONFIDENCE = 0.95
-HIDDEN_BYTES = 512 << 20
-LOGIT_BYTES = 128 << 20
+TOGETHER = 16  # windows that an interrupted measurement loses at most
+WRECKED = 1e6  # the loss of what says nothing any more, as a share
 
 Losses = NDArray[np.float64]
 
@@ -43,8 +44,9 @@ class PerplexityJudge:
         probe_tokens: how many of them a probe takes.
         window: tokens of a window.
         bos_id: what every window begins with, or None.
-        folder: for trials and the losses of the float model.
-        name: of the text, part of the name of the file with these losses.
+        folder: for trials and losses.
+        name: a hash of text and float model, for files with losses.
+        about: a hash of whatever else the codes of trials depend on.
         scorer: "engine", "hf", or "auto".
         progress: as everywhere.
     """
@@ -58,6 +60,7 @@ class PerplexityJudge:
         bos_id: int | None,
         folder: Path,
         name: str,
+        about: str = "",
         scorer: str = "auto",
         progress: bool | None = None,
     ) -> None:
@@ -65,7 +68,7 @@ class PerplexityJudge:
         self._probe = min(probe_tokens, len(self._ids))
         self._folder, self._name, self._progress = folder, name, progress
         self.scorer = choose_scorer(model, scorer)
-        self._reference: Losses | None = None
+        self._measured = folder / "measured" / digest(name, about, self.scorer)[:16]
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -86,32 +89,44 @@ class PerplexityJudge:
             f"{self._window} tokens, on {self.full_count} tokens by {by}, is at most 1 + max_loss"
         )
 
-    def reference(self) -> Losses:
-        """Losses of the float model, kept in a file."""
-        if self._reference is None:
-            path = self._folder / f"reference-{self._name}.npy"
-            found = read_array(path, self.full_count)
-            if found is None:
-                windows = Windows(self._ids, self._window, self._bos_id)
-                found = source_losses(self._model.source, list(windows), self._progress)
-                write_atomically(path, array_bytes(found))
-            self._reference = found
-        return self._reference
+    def reference(self, count: int) -> Losses:
+        """Losses of the float model, at least the first `count`; they are kept in a file."""
+        wanted = list(Windows(self._ids, self._window, self._bos_id))
+        ends = accumulate(len(window) - 1 for window in wanted)
+        windows = wanted[: 1 + sum(end < count for end in ends)]
+        path = self._folder / f"reference-{self._name}.losses"
+        source, progress = self._model.source, self._progress
+        return measured_windows(path, windows, lambda rest: source_losses(source, rest, TOGETHER, progress), TOGETHER)
 
     def measure(self, trial: Trial, stage: Stage) -> Measurement:
-        """See `Judge`."""
+        """See `Judge`. A model whose logits are no numbers has lost more than any other."""
         ids = self._ids[: self._probe] if stage == "probe" else self._ids
-        reference = self.reference()
-        with trial_scorer(self._model, trial, self._folder, self.scorer) as scorer:
-            losses = _losses(scorer, ids, self._window, self._bos_id, self._progress)
-        wanted = reference[: len(losses)]
+        windows = Windows(ids, self._window, self._bos_id)
+        wanted = self.reference(windows.predicted)[: windows.predicted]
+        try:
+            losses = self._losses(trial, stage, windows)
+        except ValueError as error:
+            if "logit" not in str(error):
+                raise
+            return Measurement(WRECKED, WRECKED, windows.predicted, {"logits": str(error)})
         ratio = perplexity_ratio(wanted, losses, self._window, CONFIDENCE)
         about = {"perplexity": perplexity(losses), "float perplexity": perplexity(wanted)}
         probe = None
         if stage == "full" and len(self.stages) > 1:
             count = Windows(self._ids[: self._probe], self._window, self._bos_id).predicted
-            probe = math.expm1(float((losses - wanted)[:count].mean()))
-        return Measurement(ratio.ratio - 1, ratio.upper - 1, len(losses), about, probe)
+            probe = min(math.expm1(min(float((losses - wanted)[:count].mean()), 700.0)), WRECKED)
+        return Measurement(min(ratio.ratio - 1, WRECKED), min(ratio.upper - 1, WRECKED), len(losses), about, probe)
+
+    def _losses(self, trial: Trial, stage: Stage, windows: Windows) -> Losses:
+        path = self._measured / f"{trial.key}-{stage}.losses"
+
+        def measure(rest: Sequence[Sequence[int]]) -> Iterator[Losses]:
+            with trial_scorer(self._model, trial, self._folder, self.scorer) as scorer:
+                groups = (rest[begin : begin + TOGETHER] for begin in range(0, len(rest), TOGETHER))
+                found = chain.from_iterable(map(scorer.losses_of, groups))
+                yield from with_progress(found, "measuring", self._progress, len(rest))
+
+        return measured_windows(path, list(windows), measure, TOGETHER)
 
 
 class CallableJudge:
@@ -192,47 +207,6 @@ def trial_scorer(model: FloatModel, trial: Trial, folder: Path, scorer: str, tok
 
         with Engine.from_pretrained(path, progress=False) as engine:
             yield EngineScorer(engine, "trial")
-
-
-def _losses(scorer: Scorer, ids: Sequence[int], window: int, bos_id: int | None, progress: bool | None) -> Losses:
-    windows = Windows(ids, window, bos_id)
-    return np.concatenate([*with_progress(scorer.losses_of(windows), "measuring", progress, len(windows))])
-
-
-def source_losses(source: BlockSource, texts: Sequence[Sequence[int]], progress: bool | None) -> Losses:
-    """-log p in nats of every token but the first of some texts, by a float model whose blocks come one at a time.
-
-    Texts of one length go through the blocks together, as many at a time as have 512 MiB of hidden states.
-    """
-    found: list[Losses | None] = [None] * len(texts)
-    lengths: dict[int, list[int]] = {}
-    for number, text in enumerate(texts):
-        lengths.setdefault(len(text), []).append(number)
-    for numbers in lengths.values():
-        ids = torch.tensor([list(texts[number]) for number in numbers])
-        hidden_size = source.begin(ids[:1]).shape[-1]
-        step = max(1, HIDDEN_BYTES // (4 * hidden_size * ids.shape[1]))
-        for begin in range(0, len(numbers), step):
-            part = _part_losses(source, ids[begin : begin + step], progress)
-            for number, losses in zip(numbers[begin : begin + step], part, strict=True):
-                found[number] = losses
-    return np.concatenate([losses for losses in found if losses is not None])
-
-
-def _part_losses(source: BlockSource, ids: torch.Tensor, progress: bool | None) -> list[Losses]:
-    hidden = source.begin(ids)
-    rows = max(1, 2048 // ids.shape[1])
-    last = len(source) - 1
-    for index in with_progress(range(last), "float model", progress):
-        with source.block(index) as module, torch.no_grad():
-            for part in torch.split(hidden, rows):
-                part.copy_(source.run(index, module, part))
-    losses = []
-    with source.block(last) as module, torch.no_grad():
-        for one, text in zip(hidden, ids, strict=True):
-            logits = source.run(last, module, one[None])[0, :-1]
-            losses += [torch.nn.functional.cross_entropy(logits, text[1:], reduction="none").double().numpy()]
-    return losses
 
 
 def array_bytes(array: Losses) -> bytes:

@@ -6,7 +6,7 @@ Kullback-Leibler divergence (Martens, arXiv 1412.1193, sections 5 and 6).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tmac.progress import with_progress
 from tmac.quant.blocks import BlockSource
 from tmac.quant.statistics_cache import StatisticsCache
+from tmac.quant.tape import Tape
 from tmac.quant.windows import batches, windows
 
 _VERSION = 1
@@ -54,8 +55,9 @@ def fisher(
 ) -> Fisher:
     """Runs the model forward and backward, one block in memory at a time.
 
-    Every block runs twice: its input is kept (f32: 4 bytes x tokens x hidden size for each block), the rest is computed
-    again when the gradient comes back.
+    Every block runs twice: its input is kept (f32: 4 bytes x tokens x hidden size for each block; in files where there
+    is a cache, else in memory), the rest is computed again when the gradient comes back. With a cache a call that was
+    interrupted goes on with the block where it was.
 
     Args:
         source: the float model.
@@ -63,7 +65,8 @@ def fisher(
         window: as of `gather`.
         batch_tokens: as of `gather`.
         seed: of the labels.
-        cache: a folder; where it has the result for this model, ids, window and seed, nothing is computed.
+        cache: a folder; where it has the result for this model, ids, window and seed, nothing is computed. What an
+            interrupted call needs to go on lies there until the result does.
         progress: as of `gather`.
 
     Raises:
@@ -77,27 +80,8 @@ def fisher(
         found = _read(store)
         if found is not None:
             return found
-    head = len(source) - 1
-    steps = iter(with_progress(range(2 * head + 1), "sensitivities", progress, 2 * head + 1))
-    inputs = [source.begin(text)]
-    for index in range(head):
-        next(steps)
-        with source.block(index) as module, torch.no_grad():
-            hidden = torch.empty_like(inputs[-1])
-            for rows in batches(text, batch_tokens):
-                hidden[rows] = source.run(index, module, inputs[-1][rows])
-        inputs.append(hidden)
-        del module
-    squares = _Squares()
-    next(steps)
-    with source.block(head) as module:
-        gradient = _head_gradient(source, module, inputs.pop(), seed, squares)
-    for index in reversed(range(head)):
-        next(steps)
-        with source.block(index) as module:
-            _through_block(source, index, module, inputs.pop(), gradient, batch_tokens, squares)
-        del module
-    next(steps, None)
+    tape = Tape(store)
+    gradient, squares = _walk(source, text, batch_tokens, seed, tape, progress)
     result = Fisher(
         {name: squares.mean(name, text.numel()) for index in range(len(source)) for name in source.layers(index)},
         gradient.square().flatten(0, 1).mean(0),
@@ -105,15 +89,66 @@ def fisher(
     )
     if store is not None:
         _write(store, result)
+        tape.clear()
     return result
+
+
+def _walk(
+    source: BlockSource, text: Tensor, batch_tokens: int, seed: int, tape: Tape, progress: bool | None
+) -> tuple[Tensor, _Squares]:
+    """Forward and backward; the gradient at the input of the first block, and the squares of all blocks."""
+    head = len(source) - 1
+    steps = iter(with_progress(range(2 * head + 1), "sensitivities", progress, 2 * head + 1))
+    found = tape.backward()
+    for _ in range(0 if found is None else 2 * head + 1 - found[0]):
+        next(steps)
+    if found is None:
+        hidden = _forward(source, text, batch_tokens, tape, steps)
+        squares = _Squares()
+        next(steps)
+        with source.block(head) as module:
+            gradient = _head_gradient(source, module, hidden, seed, squares)
+        done = head
+        tape.keep_backward(done, gradient, squares.sums, squares.widths)
+    else:
+        done, gradient, sums, widths = found
+        squares = _Squares(sums, widths)
+    for index in reversed(range(done)):
+        next(steps)
+        with source.block(index) as module:
+            _through_block(source, index, module, tape.input(index), gradient, batch_tokens, squares)
+        del module
+        tape.keep_backward(index, gradient, squares.sums, squares.widths)
+    next(steps, None)
+    return gradient, squares
+
+
+def _forward(source: BlockSource, text: Tensor, batch_tokens: int, tape: Tape, steps: Iterator[int]) -> Tensor:
+    """The input of the head; those of the blocks before it are on the tape."""
+    head = len(source) - 1
+    first, hidden = tape.last(head + 1) or (0, source.begin(text))
+    if first == 0:
+        tape.put(0, hidden)
+    for index in range(head):
+        next(steps)
+        if index < first:
+            continue
+        with source.block(index) as module, torch.no_grad():
+            following = torch.empty_like(hidden)
+            for rows in batches(text, batch_tokens):
+                following[rows] = source.run(index, module, hidden[rows])
+        del module
+        hidden = following
+        tape.put(index + 1, hidden)
+    return hidden
 
 
 class _Squares:
     """Sums over tokens of squared gradients."""
 
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.widths: dict[str, int] = {}
+    def __init__(self, sums: dict[str, Tensor] | None = None, widths: dict[str, int] | None = None) -> None:
+        self.sums: dict[str, Tensor] = {} if sums is None else sums
+        self.widths: dict[str, int] = {} if widths is None else widths
 
     def add(self, name: str, squares: Tensor) -> None:
         if not bool(torch.isfinite(squares).all()):

@@ -20,7 +20,7 @@ from tmac.hf import auto, auto_judge
 from tmac.hf.auto import auto_quantize
 from tmac.hf.auto_model import open_float
 from tmac.hf.scorer import HFScorer
-from tmac.quant import codes_cache, trial_log
+from tmac.quant import codes_cache, loss_journal, trial_log
 
 VOCABULARY = 96
 SMALL = {
@@ -170,7 +170,7 @@ class Killed(BaseException):
 def test_a_search_that_is_killed_after_any_step_ends_with_the_same_bytes(found, folder, tmp_path, monkeypatch):
     """Every write to the disk is a step: the run is killed before it, or when half of the bytes are there."""
     expected = contents(found.path)
-    write, append = codes_cache.write_atomically, trial_log.TrialLog._append
+    write, append, append_losses = codes_cache.write_atomically, trial_log.TrialLog._append, loss_journal._append
     steps, at = [0], [-1]
 
     def step(finish, half):
@@ -194,14 +194,18 @@ def test_a_search_that_is_killed_after_any_step_ends_with_the_same_bytes(found, 
 
         return step(lambda: append(log, entry), half)
 
-    for module in (codes_cache, auto_judge, *_users("write_atomically")):
+    def losses_killed(file, content):
+        step(lambda: append_losses(file, content), lambda: append_losses(file, content[: len(content) // 2]))
+
+    for module in _users("write_atomically"):
         monkeypatch.setattr(module, "write_atomically", write_killed)
     monkeypatch.setattr(trial_log.TrialLog, "_append", append_killed)
+    monkeypatch.setattr(loss_journal, "_append", losses_killed)
     out = tmp_path / "out"
     rng = np.random.default_rng(0)
     kills = 0
     while True:
-        steps[0], at[0] = 0, int(rng.integers(1, 16))
+        steps[0], at[0] = 0, int(rng.integers(1, 24))
         try:
             quantize(folder, out, max_loss=0.05)
             break

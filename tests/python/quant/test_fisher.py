@@ -129,3 +129,46 @@ def test_gradients_that_are_no_numbers_name_the_layer():
         fisher(source, TEXT)
     with pytest.raises(ValueError, match=r"\[fisher\] expected a text of at least 256 tokens"):
         fisher(source, TEXT.flatten()[:200])
+
+
+class Killed(BaseException):
+    """A kill: nothing catches it."""
+
+
+def dying_after(source, steps):
+    """The same source, whose life ends when a block is wanted after so many."""
+    block, left = source.block, [steps]
+
+    def dying(index):
+        if left[0] == 0:
+            raise Killed
+        left[0] -= 1
+        return block(index)
+
+    source.block = dying
+    return source
+
+
+def test_a_call_that_is_killed_goes_on_with_the_block_where_it_was(tmp_path):
+    expected = fisher(Chain(3), TEXT)
+    for steps in range(7):
+        cache = tmp_path / str(steps)
+        with pytest.raises(Killed):
+            fisher(dying_after(Chain(3), steps), TEXT, cache=cache)
+        source = Chain(3)
+        found = fisher(source, TEXT, cache=cache)
+        assert source.entered == [0, 1, 2, 3, 2, 1, 0][steps:]
+        assert torch.equal(found.embedding, expected.embedding)
+        assert all(torch.equal(found.row_weight[name], value) for name, value in expected.row_weight.items())
+        assert [path.name for path in cache.glob("*/*")] == ["fisher.safetensors"]
+
+
+def test_a_damaged_input_is_computed_again(tmp_path):
+    expected = fisher(Chain(3), TEXT)
+    with pytest.raises(Killed):
+        fisher(dying_after(Chain(3), 5), TEXT, cache=tmp_path)
+    (path,) = tmp_path.glob("*/input-00001.safetensors")
+    path.write_bytes(path.read_bytes()[:-1])
+    source = Chain(3)
+    assert torch.equal(fisher(source, TEXT, cache=tmp_path).embedding, expected.embedding)
+    assert source.entered == [0, 1, 2, 3, 2, 1, 0]
