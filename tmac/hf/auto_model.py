@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -92,18 +93,31 @@ def find_matrices(checkpoint: Checkpoint, source: BlockSource) -> tuple[tuple[Ma
     last = len(source) - 1
     found, left = [], list(getattr(source, "left_out", ()))
     heads = source.layers(last)
-    tied = tuple(name for name in heads if name not in shapes) if embedding is not None else ()
+    tied = tuple(name for name in heads if _is_tied(checkpoint, name, embedding, shapes)) if embedding else ()
     if embedding is not None:
         rows, columns = shapes[embedding]
         found.append(Matrix(embedding, rows, columns, "embedding", None, tied))
     for index in range(len(source)):
         for name in source.layers(index):
-            if name in shapes and name.rpartition(".")[2] not in KEPT:
+            if name in shapes and name not in tied and name.rpartition(".")[2] not in KEPT:
                 rows, columns = shapes[name]
                 found.append(Matrix(name, rows, columns, "head" if index == last else "linear", index))
             elif name not in tied:
                 left.append(name)
     return tuple(found), tuple(left)
+
+
+def _is_tied(checkpoint: Checkpoint, head: str, embedding: str, shapes: Mapping[str, tuple[int, int]]) -> bool:
+    """Whether a head is the embedding: the file has it once, or the config ties them and the file has it twice."""
+    if head not in shapes:
+        return True
+    config = checkpoint.config or {}
+    inner = config.get("text_config")
+    flag = config.get("tie_word_embeddings", inner.get("tie_word_embeddings") if isinstance(inner, dict) else None)
+    if not flag or shapes[head] != shapes[embedding] or head in checkpoint.layers or embedding in checkpoint.layers:
+        return False
+    one, two = (checkpoint.tensors[f"{name}.weight"] for name in (head, embedding))
+    return one.dtype == two.dtype and np.array_equal(one.read(), two.read())
 
 
 def matrix_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
@@ -153,7 +167,10 @@ def with_codes(
             _reader(matrix.name, codes, old, bias),
             "embedding" if matrix.kind == "embedding" else "linear",
         )
-        tied.update(dict.fromkeys(matrix.tied, matrix.name))
+        for name in matrix.tied:
+            layers.pop(name, None)
+            tensors.pop(f"{name}.weight", None)
+            tied[name] = matrix.name
     return replace(checkpoint, layers=layers, tensors=tensors, tied=tied)
 
 

@@ -126,7 +126,9 @@ class Sensitivities:
 
     Args:
         statistics: of layers, by name; those that nothing has reached are not among them.
-        row_weights: mean squares of the gradients of outputs, by the name of the layer.
+        row_weights: mean squares of the gradients of outputs, by the name of the layer. Where a layer's are missing or
+            all zero, as those of an expert that the shorter text did not reach, each of its rows counts as the mean row
+            of the other layers of its kind, else of all.
         frequency: of tokens, f32 `[vocabulary]`.
         embedding_gradient: mean square of the gradient with respect to the output of the embedding, f32 `[hidden]`.
         tokens: of the calibration text.
@@ -143,6 +145,7 @@ class Sensitivities:
         self._statistics, self._row_weights = statistics, row_weights
         self._frequency, self._embedding_gradient, self._tokens = frequency, embedding_gradient, tokens
         self._last: tuple[str, Sensitivity] | None = None
+        self._means = _means_by_kind(row_weights)
 
     def __call__(self, matrix: Matrix) -> Sensitivity:
         if self._last is None or self._last[0] != matrix.name:
@@ -160,4 +163,22 @@ class Sensitivities:
         if name not in self._statistics:
             return Sensitivity([Term(torch.ones(matrix.out_features), torch.ones(matrix.in_features))], None)
         rows = self._row_weights.get(name)
-        return of_linear(self._statistics[name], torch.ones(matrix.out_features) if rows is None else rows)
+        if rows is None or not bool((rows > 0).any()):
+            rows = torch.full((matrix.out_features,), self._means.get(_kind(name), self._means[""]))
+        return of_linear(self._statistics[name], rows)
+
+
+def _kind(name: str) -> str:
+    """The last part of a name: "down_proj"."""
+    return name.rpartition(".")[2]
+
+
+def _means_by_kind(row_weights: Mapping[str, Tensor]) -> dict[str, float]:
+    """Kind -> the mean over the layers of this kind that gradients reached; "" -> over all, 1 where there is none."""
+    found: dict[str, list[float]] = {}
+    for name, rows in row_weights.items():
+        mean = float(rows.mean())
+        if mean > 0:
+            found.setdefault(_kind(name), []).append(mean)
+            found.setdefault("", []).append(mean)
+    return {"": 1.0} | {kind: math.fsum(means) / len(means) for kind, means in found.items()}

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ pytest.importorskip("transformers", reason="needs the extra tmac-cpu[hf]")
 import torch
 import transformers
 from full_disk import small_files
+from safetensors.torch import load_file, save_file
 
 import tmac
 from tmac.evaluation.choices import Question, answer_questions
+from tmac.evaluation.scorer import EngineScorer
 from tmac.formats import open_checkpoint
 from tmac.hf import auto, auto_judge
 from tmac.hf.auto import auto_quantize
@@ -258,6 +261,39 @@ def test_heads_of_their_own_and_biases(tmp_path):
     assert {"lm_head", "model.embed_tokens"} <= checkpoint.layers.keys()
     name = "model.layers.1.self_attn.q_proj"
     assert np.array_equal(checkpoint.layers[name].read().bias, model.model.layers[1].self_attn.q_proj.bias.numpy())
+
+
+def test_a_tied_head_that_the_file_has_twice_is_quantized_once(folder, found, tmp_path):
+    twice = shutil.copytree(folder, tmp_path / "twice")
+    tensors = load_file(twice / "model.safetensors")
+    save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, twice / "model.safetensors")
+    matrices = open_float(twice).matrices
+    assert (matrices[0].kind, matrices[0].tied) == ("embedding", ("lm_head",))
+    assert not any(matrix.kind == "head" for matrix in matrices)
+    result = quantize(twice, tmp_path / "out", max_loss=0.05)
+    assert result.specs == found.specs
+    assert contents(result.path) == contents(found.path)
+    changed = {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"] + 1}
+    save_file(changed, twice / "model.safetensors")
+    assert [matrix.kind for matrix in open_float(twice).matrices if matrix.kind != "linear"] == ["embedding", "head"]
+
+
+def test_a_model_that_says_nothing_any_more_is_a_trial_like_others(folder, found, tmp_path, monkeypatch):
+    losses = EngineScorer.losses
+
+    def wrecked(scorer, ids):
+        sizes = {layer.spec.bits for layer in open_checkpoint(tmp_path / "out.search" / "trial").layers.values()}
+        if 2 in sizes:
+            raise ValueError("there is a NaN among the logits of row 3")
+        return losses(scorer, ids)
+
+    monkeypatch.setattr(EngineScorer, "losses", wrecked)
+    result = quantize(folder, tmp_path / "out", max_loss=0.3, scorer="engine", sequential=False, widths=(2, 8))
+    assert result.held
+    assert 2 not in {spec.bits for spec in result.specs.values()}
+    worst = max(trial["measured"]["loss"] for trial in result.report["trials"])
+    assert worst == auto_judge.WRECKED
+    json.loads((tmp_path / "out.search" / "report.json").read_text(), parse_constant=pytest.fail)
 
 
 def test_a_function_of_the_user(folder, tmp_path):

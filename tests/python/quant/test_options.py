@@ -147,3 +147,22 @@ def test_a_damaged_file_counts_as_absent(tmp_path):
         path.write_bytes(content[:length])
         assert cache.get("a", spec, "gptq") is None
         assert cache.loss("a", spec, "gptq") is None
+
+
+def test_a_layer_without_gradients_counts_as_the_others_of_its_kind():
+    weights = {
+        "0.up": torch.full((3,), 2.0),
+        "1.up": torch.full((3,), 4.0),
+        "2.up": torch.zeros(3),
+        "0.down": torch.ones(3),
+    }
+    found = Sensitivities(
+        {name: statistics(4) for name in (*weights, "0.gate")}, weights, torch.full((5,), 0.2), torch.ones(4), 10
+    )
+
+    def rows(name):
+        return found(Matrix(name, 3, 4, "linear", 0)).terms[0].rows.tolist()
+
+    assert rows("0.up") == [2.0] * 3
+    assert rows("2.up") == [3.0] * 3
+    assert rows("0.gate") == pytest.approx([7 / 3] * 3)
