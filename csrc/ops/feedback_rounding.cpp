@@ -98,7 +98,7 @@ private:
             for (int64_t r = 0; r < kRows; ++r) {
                 const float* from = weight + (tile.row + std::min(r, tile.count - 1)) * k_;
                 for (int64_t j = begin; j < std::min(k_, begin + kColumns); ++j) {
-                    tile.errors[static_cast<size_t>(j * kRows + r)] = from[j];
+                    tile.errors[static_cast<size_t>(j * kRows + r)] = from[feedback_.order[j]];
                 }
             }
         }
@@ -200,9 +200,9 @@ private:
         ops_.round_columns(tile.grid, top_, strip(begin, begin), static_cast<int32_t>(end - begin),
                            tile.targets.data() + begin * kRows, tile.errors.data() + begin * kRows, codes);
         for (int64_t r = 0; r < tile.count; ++r) {
-            uint8_t* to = out_.codes.data() + (tile.row + r) * k_ + begin;
+            uint8_t* to = out_.codes.data() + (tile.row + r) * k_;
             for (int64_t j = 0; j < end - begin; ++j) {
-                to[j] = static_cast<uint8_t>(static_cast<int32_t>(codes[j * kRows + r]));
+                to[feedback_.order[begin + j]] = static_cast<uint8_t>(static_cast<int32_t>(codes[j * kRows + r]));
             }
         }
     }

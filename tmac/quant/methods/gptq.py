@@ -97,17 +97,10 @@ def shifted(weight: Tensor, cross: Tensor, made: Factor, part: float = 1.0) -> T
 def round_with_factor(weight: Tensor, spec: QuantSpec, made: Factor) -> Codes:
     """GPTQ of a finite weight with a factor whose groups are those of the spec."""
     if spec.scale_format != "two_level":
-        visited = np.ascontiguousarray(weight[:, made.order].numpy())
-        strips, pivots = made.strips.numpy(), made.pivots.numpy()
-        rounded, scales, zeros = _core.round_with_feedback(visited, strips, pivots, spec, get_num_threads())
-        return Codes(spec, _in_order(rounded, made), scales, zeros)
+        order, strips, pivots = made.order.numpy(), made.strips.numpy(), made.pivots.numpy()
+        array = weight.contiguous().numpy()
+        return Codes(spec, *_core.round_with_feedback(array, order, strips, pivots, spec, get_num_threads()))
     return _round_panels(weight, spec, made)
-
-
-def _in_order(codes: np.ndarray, made: Factor) -> np.ndarray:
-    ordered = np.empty_like(codes)
-    ordered[:, made.order.numpy()] = codes
-    return ordered
 
 
 def _round_panels(weight: Tensor, spec: QuantSpec, made: Factor) -> Codes:
@@ -125,7 +118,9 @@ def _round_panels(weight: Tensor, spec: QuantSpec, made: Factor) -> Codes:
         grid = round_to_nearest(np.ascontiguousarray(target.T.numpy()), spec, made.pivots[begin:end].numpy())
         grids.append(grid)
         _walk(target, visited[begin:end], made.feedback[begin:end, begin:end], grid, codes[:, begin:end])
-    return _joined(spec, _in_order(codes.numpy(), made), grids)
+    ordered = torch.empty_like(codes)
+    ordered[:, made.order] = codes
+    return _joined(spec, ordered.numpy(), grids)
 
 
 def _walk(target: Tensor, visited: Tensor, feedback: Tensor, grid: Codes, codes: Tensor) -> None:

@@ -251,9 +251,11 @@ def test_the_walk_is_that_of_the_formula(spec: QuantSpec) -> None:
     weight, k = random_weight(50, 87), 87
     made = factor(statistics_of(correlated(300, k)).hessian, spec.group_size)
     visited = np.ascontiguousarray(weight[:, made.order].numpy())
-    found, scales, zeros = _core.round_with_feedback(visited, made.strips.numpy(), made.pivots.numpy(), spec, 1)
+    arguments = (made.order.numpy(), made.strips.numpy(), made.pivots.numpy())
+    found, scales, zeros = _core.round_with_feedback(weight.numpy(), *arguments, spec, 1)
+    assert spec.group_size < 32 or (made.order != torch.arange(k)).any()
     grids = Codes(spec, found, scales, zeros).group_values()
-    np.testing.assert_array_equal(walk(visited, made.feedback.numpy(), spec, *grids), found)
+    np.testing.assert_array_equal(walk(visited, made.feedback.numpy(), spec, *grids), found[:, made.order])
 
 
 def walk(weight: Array, feedback: Array, spec: QuantSpec, scales: Array, zeros: Array | None) -> Array:
@@ -291,7 +293,7 @@ def fused(a: Array, b: Array, c: Array) -> Array:
 def test_the_bits_do_not_depend_on_the_number_of_threads() -> None:
     weight, hessian = random_weight(300, 200), statistics_of(correlated(500, 200)).hessian
     made = factor(hessian, 32)
-    arguments = (weight.numpy(), made.strips.numpy(), made.pivots.numpy())
+    arguments = (weight.numpy(), made.order.numpy(), made.strips.numpy(), made.pivots.numpy())
     for spec in SPECS:
         if spec.scale_format != "two_level":
             one, three = (_core.round_with_feedback(*arguments, spec, threads) for threads in (1, 3))
@@ -301,14 +303,17 @@ def test_the_bits_do_not_depend_on_the_number_of_threads() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     weight, made = random_weight(4, 20).numpy(), factor(torch.eye(20), 4)
-    strips, pivots = made.strips.numpy(), made.pivots.numpy()
+    order, strips, pivots = made.order.numpy(), made.strips.numpy(), made.pivots.numpy()
     with pytest.raises(ValueError, match=r"strips. expected shape \[3, 20, 8\], got \[2, 20, 8\]"):
-        _core.round_with_feedback(weight, strips[:2].copy(), pivots, QuantSpec(4, 4))
+        _core.round_with_feedback(weight, order, strips[:2].copy(), pivots, QuantSpec(4, 4))
     with pytest.raises(ValueError, match=r"pivots. expected 20 columns, got 19"):
-        _core.round_with_feedback(weight, strips, pivots[:19].copy(), QuantSpec(4, 4))
+        _core.round_with_feedback(weight, order, strips, pivots[:19].copy(), QuantSpec(4, 4))
     with pytest.raises(ValueError, match="row 2 of the weight holds a NaN"):
         _core.round_with_feedback(
-            np.where(np.arange(4)[:, None] == 2, np.float32(np.nan), weight), strips, pivots, QuantSpec(4, 4)
+            np.where(np.arange(4)[:, None] == 2, np.float32(np.nan), weight), order, strips, pivots, QuantSpec(4, 4)
         )
     with pytest.raises(ValueError, match="row 0, group 0 does not fit f16: use scale_format='f32'"):
-        _core.round_with_feedback(weight * np.float32(1e8), strips, pivots, QuantSpec(4, 4))
+        _core.round_with_feedback(weight * np.float32(1e8), order, strips, pivots, QuantSpec(4, 4))
+    for wrong in (order[:19], np.append(order[:19], 20), np.append(order[:19], order[0])):
+        with pytest.raises(ValueError, match=r"\[order\] expected"):
+            _core.round_with_feedback(weight, wrong.copy(), strips, pivots, QuantSpec(4, 4))
