@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tmac import _core
+from tmac.files import replacing
 
 if sys.platform == "win32":
     import msvcrt
@@ -151,7 +152,9 @@ class TuningCache:
         entries = {name: each.to_dict() for name, each in sorted(choices.items())}
         content = json.dumps({"format": FORMAT, "machine": self.machine.to_dict(), "entries": entries}, indent=1)
         try:
-            _replace(self.path, content.encode())
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(self.path) as temporary:
+                temporary.write_bytes(content.encode())
             self._unwritten = {}
         except OSError as error:
             self._unwritten = {**self._unwritten, key: choice}
@@ -210,21 +213,6 @@ class TuningCache:
         if not self._warned:
             self._warned = True
             warnings.warn(f"the tuning cache {self.path} {reason}: it is ignored", RuntimeWarning, stacklevel=2)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Puts a file in place, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.urandom(8).hex()}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 if sys.platform == "win32":

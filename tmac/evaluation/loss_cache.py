@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from tmac.evaluation.metrics import token_losses
 from tmac.evaluation.scorer import Losses, Scorer
 from tmac.evaluation.windows import Windows, bos_of
+from tmac.files import replacing
 
 PROBE_TOKENS = 16
 VERSION = b"tmac-losses-1"
@@ -71,16 +71,8 @@ def _read(path: Path, count: int) -> Losses | None:
 def _write(path: Path, losses: Losses) -> None:
     data = losses.astype("<f8").tobytes()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(_checksum(data) + data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary:
+        temporary.write_bytes(_checksum(data) + data)
 
 
 def _checksum(data: bytes) -> bytes:

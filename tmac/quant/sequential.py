@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from tmac.codes import Codes
+from tmac.files import replacing
 from tmac.progress import with_progress
 from tmac.quant.blocks import BlockSource
 from tmac.quant.codes_cache import Stored, digest, read_file, write_file
@@ -135,14 +136,9 @@ class SequentialPass:
         """Both inputs of block `index`, f32: what a pass that is interrupted there goes on with."""
         if index == self._blocks:
             return
-        partial = self._hidden_path.with_suffix(".partial")
         about = {"index": json.dumps(index), "chain": self._chains[index - 1]}
-        try:
-            save_tensors({"hidden": hidden.contiguous(), "floats": floats.contiguous()}, partial, about)
-            partial.replace(self._hidden_path)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
+        with replacing(self._hidden_path) as temporary:
+            save_tensors({"hidden": hidden.contiguous(), "floats": floats.contiguous()}, temporary, about)
 
     def _read_hidden(self, index: int) -> tuple[Tensor, Tensor] | None:
         try:

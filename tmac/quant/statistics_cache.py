@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+
+from tmac.files import replacing
 
 FORMAT = 1
 _ENTRY = "tmac_statistics"
@@ -69,16 +69,8 @@ class StatisticsCache:
         sums = {key: zlib.crc32(value.numpy().reshape(-1).view("u1").data) for key, value in contiguous.items()}
         entry = json.dumps({"key": self.key, "checksums": sums, "about": dict(about)})
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.path(name)
-        temporary = path.with_suffix(f".{os.urandom(8).hex()}.tmp")
-        try:
+        with replacing(self.path(name)) as temporary:
             save_tensors(contiguous, temporary, {_ENTRY: entry})
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
 
     def _open(
         self, name: str, wanted: Collection[str] | None

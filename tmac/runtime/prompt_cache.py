@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tmac.files import replacing
 from tmac.formats.errors import format_error
 from tmac.formats.safetensors_file import open_file
 from tmac.runtime.native import Ids
@@ -42,21 +41,9 @@ def write_prompt(path: str | Path, tokens: Ids, state: Any, fingerprint: str) ->
     }
     raw = json.dumps(header).encode()
     raw += b" " * (-(8 + len(raw)) % ALIGNMENT)
-    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            for part in (len(raw).to_bytes(8, "little"), raw, ids.data, bytes_):
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        if error.filename == str(temporary):
-            error.filename = str(path)
-        raise
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+    with replacing(path) as temporary, temporary.open("xb") as file:
+        for part in (len(raw).to_bytes(8, "little"), raw, ids.data, bytes_):
+            file.write(part)
 
 
 def read_prompt(path: str | Path, fingerprint: str, vocab_size: int) -> tuple[Ids, Bytes]:

@@ -116,7 +116,7 @@ class PyLayer:
     never: tuple[str, ...] = ()
 
 
-VALUES = ("_core", "spec", "codes", "threads", "tuner", "tuning_cache", "progress")
+VALUES = ("_core", "spec", "codes", "threads", "tuner", "tuning_cache", "progress", "files")
 
 PY_LAYERS = (
     PyLayer("__init__.py", ours=(*VALUES, "_post_import"), lazy=True, never=("torch", "transformers")),
@@ -125,7 +125,10 @@ PY_LAYERS = (
     PyLayer("spec.py", ours=VALUES, others=("numpy",)),
     PyLayer("codes.py", ours=VALUES, others=("numpy",)),
     PyLayer("threads.py", ours=("_core",)),
-    PyLayer("tun*.py", ours=("_core", "spec", "threads", "tuner", "tuning_cache", "progress"), others=("numpy",)),
+    PyLayer(
+        "tun*.py", ours=("_core", "spec", "threads", "tuner", "tuning_cache", "progress", "files"), others=("numpy",)
+    ),
+    PyLayer("files.py", ours=()),
     PyLayer("progress.py", ours=(), others=("tqdm",)),
     PyLayer("formats/*", ours=(*VALUES, "formats"), others=("numpy", "gguf", "safetensors")),
     PyLayer("nn/*", ours=(*VALUES, "nn"), others=("numpy", "torch")),
