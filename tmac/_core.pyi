@@ -258,8 +258,8 @@ def round_with_feedback(
     spec: object,
     num_threads: int = 0,
 ) -> tuple[NDArray[np.uint8], NDArray[Any], NDArray[Any] | None]:
-    """Columns of a weight [n, k], rounded one after the other in the given order, which keeps those of a group
-    together; what one loses is fed back to those after it by U, upper triangular with ones on its diagonal, in strips
+    """Columns of a weight [n, k], rounded one after the other in the given order, which takes groups as they
+    stand; what one loses is fed back to those after it by U, upper triangular with ones on its diagonal, in strips
     [ceil(k / 8), k, 8]. The grid of a group is searched when it is reached, the squared error of a column counted
     pivots [k] times; U and pivots are in the order of the visits, codes as the weight. Returns what round_to_nearest
     does; no two levels. The same bits for any number of threads and every instruction set."""

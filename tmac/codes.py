@@ -102,14 +102,12 @@ class Codes:
     def _scale(self, part: NDArray[np.float32], scales: NDArray[np.float32], zeros: NDArray[np.float32] | None) -> None:
         """Turns codes into weights in place, in groups of equal size."""
         rows, groups = scales.shape
-        grouped = part.reshape(rows, groups, -1)
+        grouped = part.reshape(rows, groups, -1)  # a view: only the last axis is split
         if self.spec.zero_point != "offset":
             grouped -= np.float32(self.spec.fixed_zero) if zeros is None else zeros[:, :, None]
         grouped *= scales[:, :, None]
         if self.spec.zero_point == "offset" and zeros is not None:
             grouped += zeros[:, :, None]
-        if not np.shares_memory(grouped, part):
-            part[:] = grouped.reshape(part.shape)
 
     def group_values(self) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Scales, and zeros or offsets or None, f32 `[out_features, groups]`: what two levels stand for, multiplied."""

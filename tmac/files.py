@@ -32,3 +32,14 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what processes that were killed inside of `replacing`, or of safetensors, left anywhere below a folder.
+
+    No process may be writing there.
+    """
+    for path in folder.rglob(".*"):
+        if path.name.endswith(".tmp") or path.name.startswith(".tmp"):
+            with suppress(OSError):
+                path.unlink()

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "bindings/bindings.h"
 #include "core/packed_weight.h"
 #include "kernels/vector_ops.h"
@@ -31,6 +33,11 @@ py::tuple round_with_feedback_array(const py::array& weight, const py::array& or
                "] cannot be quantized");
     const FeedbackView feedback{require_order(order, k), require_array<float>(strips, "strips", 3),
                                 require_array<float>(pivots, "pivots", 1), k};
+    const int64_t group = spec.group_size == -1 ? k : std::min<int64_t>(spec.group_size, k);
+    for (int64_t i = 0; i < k; ++i) {
+        TMAC_CHECK(feedback.order[i] / group == i / group, "[order] expected the groups of ", group,
+                   " columns one after the other, found column ", feedback.order[i], " at place ", i);
+    }
     TMAC_CHECK(pivots.shape(0) == k, "[pivots] expected ", k, " columns, got ", pivots.shape(0));
     TMAC_CHECK(strips.shape(0) == count && strips.shape(1) == k && strips.shape(2) == kFeedbackColumns,
                "[strips] expected shape [", count, ", ", k, ", ", kFeedbackColumns, "], got [", strips.shape(0), ", ",

@@ -15,10 +15,10 @@ struct FeedbackView {
     int64_t k;
 };
 
-/// Rounds the columns of `weight` f32 [n][k] one after the other; what a column loses is fed back to those after it. A
-/// group's columns are visited together, and its grid is searched when it is reached. A row's codes do not depend on
-/// the number of threads or the instruction set. Throws std::invalid_argument where a weight is NaN or infinite, or a
-/// scale does not fit its type; UnsupportedSpec for two levels.
+/// Rounds the columns of `weight` f32 [n][k] one after the other; what a column loses is fed back to those after it.
+/// Groups are visited as they stand, columns within a group in any order; the grid of a group is searched when it is
+/// reached. A row's codes do not depend on the number of threads or the instruction set. Throws std::invalid_argument
+/// where a weight is NaN or infinite, or a scale does not fit its type; UnsupportedSpec for two levels.
 QuantizedRows round_with_feedback(const float* weight, int64_t n, const FeedbackView& feedback, const QuantSpec& spec,
                                   int num_threads);
 

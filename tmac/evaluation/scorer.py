@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +12,21 @@ from tmac.runtime.engine import Engine
 from tmac.runtime.native import Floats
 
 Losses = NDArray[np.float64]
+_NO_NUMBERS = ("a NaN among the logits", "the largest logit of row")  # of log_probabilities.cpp
+
+
+class NoNumbersError(ValueError):
+    """A model's logits are no numbers."""
+
+
+def negative(log_probabilities: Callable[[], Floats]) -> Losses:
+    """Losses of what a function returns. Raises what that raises, `NoNumbersError` where logits are no numbers."""
+    try:
+        return -log_probabilities().astype(np.float64)
+    except ValueError as error:
+        if any(text in str(error) for text in _NO_NUMBERS):
+            raise NoNumbersError(str(error)) from error
+        raise
 
 
 class Scorer(Protocol):
@@ -78,8 +93,8 @@ class EngineScorer:
         return self._engine.logits(ids)
 
     def losses(self, ids: Sequence[int]) -> Losses:
-        """As `Scorer.losses`. Raises as `logits`, and ValueError where logits are no numbers."""
-        return -self._engine.log_probabilities(ids).astype(np.float64)
+        """As `Scorer.losses`. Raises as `logits`, and NoNumbersError where logits are no numbers."""
+        return negative(lambda: self._engine.log_probabilities(ids))
 
     def losses_of(self, texts: Iterable[Sequence[int]]) -> Iterator[Losses]:
         """As `Scorer.losses_of`: one after the other."""

@@ -16,9 +16,10 @@ from torch import nn
 
 from tmac import _core
 from tmac.evaluation.choices import load_questions
+from tmac.files import remove_leftovers
 from tmac.formats.tmac_writer import check_replaceable, write_checkpoint
 from tmac.hf.auto_choices import ChoicesJudge
-from tmac.hf.auto_judge import CallableJudge, PerplexityJudge
+from tmac.hf.auto_judge import MEASURED, CallableJudge, PerplexityJudge
 from tmac.hf.auto_model import FloatModel, open_float, with_codes
 from tmac.hf.auto_texts import CALIBRATION, HELD_OUT, bos_of, fingerprint, token_ids, windows
 from tmac.hf.pretrained import from_pretrained, load_tokenizer
@@ -177,6 +178,9 @@ def auto_quantize(
         asked = _Asked(model_or_path, calibration, text, questions, tokenizer, scorer, evaluate, sequential)
         flow = _Flow(model, settings, folder, asked, progress)
         with TrialLog(folder / LOG_NAME, flow.subject(), fresh=not resume) as log:
+            remove_leftovers(folder)
+            if not resume:
+                shutil.rmtree(folder / MEASURED, ignore_errors=True)
             return flow.run(goal, log, target, force, budget, keep=target is not None or search_folder is not None)
 
 

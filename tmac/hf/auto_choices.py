@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmac.evaluation.choices import Question, answer_questions
+from tmac.evaluation.scorer import NoNumbersError
 from tmac.evaluation.significance import accuracy_difference, mcnemar
-from tmac.hf.auto_judge import CONFIDENCE, array_bytes, choose_scorer, read_array, trial_scorer
+from tmac.hf.auto_judge import CONFIDENCE, array_bytes, choose_scorer, read_array, trial_scorer, wrecked
 from tmac.hf.auto_model import FloatModel
 from tmac.hf.scorer import HFScorer
 from tmac.quant.codes_cache import digest, write_atomically
@@ -66,7 +67,10 @@ class ChoicesJudge:
         """See `Judge`."""
         wanted = self._reference()
         with trial_scorer(self._model, trial, self._folder, self.scorer, self._tokenizer) as scorer:
-            found = answer_questions(scorer, self._questions, progress=self._progress).correct
+            try:
+                found = answer_questions(scorer, self._questions, progress=self._progress).correct
+            except NoNumbersError as error:
+                return wrecked(self.full_count, str(error))
         accuracy = float(wanted.mean())
         if accuracy == 0:
             raise ValueError("[auto_quantize] the float model answers no question: a relative loss has no meaning")

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmac.evaluation.metrics import perplexity
-from tmac.evaluation.scorer import EngineScorer, Scorer
+from tmac.evaluation.scorer import EngineScorer, NoNumbersError, Scorer
 from tmac.evaluation.significance import perplexity_ratio
 from tmac.evaluation.windows import Windows
 from tmac.formats.tmac_writer import write_checkpoint
 from tmac.hf.auto_model import FloatModel, with_codes
-from tmac.hf.float_losses import source_losses
+from tmac.hf.float_losses import source_losses, together
 from tmac.hf.pretrained import from_pretrained
 from tmac.hf.scorer import HFScorer
 from tmac.progress import with_progress
@@ -29,6 +29,7 @@ from tmac.quant.search import Measurement, Stage, Trial
 from tmac.runtime.families import describe
 
 CONFIDENCE = 0.95
+MEASURED = "measured"
 TOGETHER = 16  # windows that an interrupted measurement loses at most
 WRECKED = 1e6  # the loss of what says nothing any more, as a share
 
@@ -68,7 +69,7 @@ class PerplexityJudge:
         self._probe = min(probe_tokens, len(self._ids))
         self._folder, self._name, self._progress = folder, name, progress
         self.scorer = choose_scorer(model, scorer)
-        self._measured = folder / "measured" / digest(name, about, self.scorer)[:16]
+        self._measured = folder / MEASURED / digest(name, about, self.scorer)[:16]
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -96,7 +97,8 @@ class PerplexityJudge:
         windows = wanted[: 1 + sum(end < count for end in ends)]
         path = self._folder / f"reference-{self._name}.losses"
         source, progress = self._model.source, self._progress
-        return measured_windows(path, windows, lambda rest: source_losses(source, rest, TOGETHER, progress), TOGETHER)
+        group = together(source, self._window)
+        return measured_windows(path, windows, lambda rest: source_losses(source, rest, group, progress), group)
 
     def measure(self, trial: Trial, stage: Stage) -> Measurement:
         """See `Judge`. A model whose logits are no numbers has lost more than any other."""
@@ -105,12 +107,13 @@ class PerplexityJudge:
         wanted = self.reference(windows.predicted)[: windows.predicted]
         try:
             losses = self._losses(trial, stage, windows)
-        except ValueError as error:
-            if "logit" not in str(error):
-                raise
-            return Measurement(WRECKED, WRECKED, windows.predicted, {"logits": str(error)})
+        except NoNumbersError as error:
+            return wrecked(windows.predicted, str(error))
+        found = perplexity(losses)
+        if not math.isfinite(found):
+            return wrecked(windows.predicted, f"a mean loss of {losses.mean():g} nats")
         ratio = perplexity_ratio(wanted, losses, self._window, CONFIDENCE)
-        about = {"perplexity": perplexity(losses), "float perplexity": perplexity(wanted)}
+        about = {"perplexity": found, "float perplexity": perplexity(wanted)}
         probe = None
         if stage == "full" and len(self.stages) > 1:
             count = Windows(self._ids[: self._probe], self._window, self._bos_id).predicted
@@ -124,9 +127,17 @@ class PerplexityJudge:
             with trial_scorer(self._model, trial, self._folder, self.scorer) as scorer:
                 groups = (rest[begin : begin + TOGETHER] for begin in range(0, len(rest), TOGETHER))
                 found = chain.from_iterable(map(scorer.losses_of, groups))
-                yield from with_progress(found, "measuring", self._progress, len(rest))
+                for losses in with_progress(found, "measuring", self._progress, len(rest)):
+                    if not np.isfinite(losses).all():
+                        raise NoNumbersError("the loss of a token is not finite")
+                    yield losses
 
         return measured_windows(path, list(windows), measure, TOGETHER)
+
+
+def wrecked(count: int, why: str) -> Measurement:
+    """Of a model that says nothing any more."""
+    return Measurement(WRECKED, WRECKED, count, {"wrecked": why})
 
 
 class CallableJudge:
@@ -157,7 +168,9 @@ class CallableJudge:
             if self._value == 0:
                 raise ValueError("[auto_quantize] evaluate gives 0 for the float model: a relative loss has no meaning")
         with trial_folder(self._model, trial, self._folder) as folder:
-            value = self._checked(self._evaluate(from_pretrained(folder, progress=False)))
+            value = float(self._evaluate(from_pretrained(folder, progress=False)))
+        if not np.isfinite(value):
+            return wrecked(1, f"evaluate returned {value!r}")
         loss = (self._value - value) / abs(self._value)
         return Measurement(loss, loss, 1, {"value": value, "float value": self._value})
 

@@ -17,6 +17,7 @@ from tmac.formats.checkpoint import Array, Checkpoint, QuantizedLayer, StoredTen
 from tmac.formats.errors import format_error
 from tmac.formats.float_rounding import EMBEDDINGS, FLOATS, KEPT
 from tmac.hf.blocks import open_blocks
+from tmac.hf.model_class import model_config
 from tmac.quant.blocks import BlockSource
 from tmac.quant.matrix import Matrix
 from tmac.runtime.hub import local_path
@@ -111,10 +112,9 @@ def _is_tied(checkpoint: Checkpoint, head: str, embedding: str, shapes: Mapping[
     """Whether a head is the embedding: the file has it once, or the config ties them and the file has it twice."""
     if head not in shapes:
         return True
-    config = checkpoint.config or {}
-    inner = config.get("text_config")
-    flag = config.get("tie_word_embeddings", inner.get("tie_word_embeddings") if isinstance(inner, dict) else None)
-    if not flag or shapes[head] != shapes[embedding] or head in checkpoint.layers or embedding in checkpoint.layers:
+    if {head, embedding} & checkpoint.layers.keys() or shapes[head] != shapes[embedding]:
+        return False
+    if not model_config(checkpoint).get_text_config().tie_word_embeddings:
         return False
     one, two = (checkpoint.tensors[f"{name}.weight"] for name in (head, embedding))
     return one.dtype == two.dtype and np.array_equal(one.read(), two.read())

@@ -14,6 +14,17 @@ from tmac.quant.blocks import BlockSource
 
 Losses = NDArray[np.float64]
 BATCH_TOKENS = 2048
+GROUP_TOKENS = 16_384
+HIDDEN_BYTES = 512 << 20
+
+
+def together(source: BlockSource, window: int) -> int:
+    """How many windows go through all blocks together: every group reads the model once, and is lost by a kill.
+
+    At most 16,384 tokens, whose hidden states take at most 512 MiB.
+    """
+    hidden_size = source.begin(torch.zeros(1, 1, dtype=torch.int64)).shape[-1]
+    return max(1, min(GROUP_TOKENS, HIDDEN_BYTES // (4 * hidden_size)) // window)
 
 
 def source_losses(
@@ -24,7 +35,7 @@ def source_losses(
     Args:
         source: the float model.
         windows: token ids.
-        together: windows that go through the blocks together: what a call that is interrupted loses.
+        together: windows that go through the blocks together.
         progress: as everywhere.
     """
     parts = list(_parts(windows, together))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from tmac._core import log_probabilities
-from tmac.evaluation.scorer import Losses, begins_with
+from tmac.evaluation.scorer import Losses, begins_with, negative
 from tmac.hf.pretrained import from_pretrained, load_tokenizer
 from tmac.runtime.native import Floats
 
@@ -124,4 +124,4 @@ def open_scorer(path: str | Path, *, as_floats: bool = False, name: str | None =
 
 def _losses(logits: Floats, ids: Sequence[int]) -> Losses:
     following = np.asarray(ids[1:], np.int32)
-    return -log_probabilities(logits[:-1], following).astype(np.float64)
+    return negative(lambda: log_probabilities(logits[:-1], following))

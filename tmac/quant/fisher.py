@@ -70,7 +70,8 @@ def fisher(
         progress: as of `gather`.
 
     Raises:
-        ValueError: there are too few tokens, or a gradient, whose layer is named, holds NaN or Inf.
+        ValueError: there are too few tokens, a gradient, whose layer is named, holds NaN or Inf, or another process
+            has removed files of the cache.
         OSError: the cache cannot be written.
     """
     text = windows("fisher", ids, window)
@@ -79,6 +80,7 @@ def fisher(
         store = StatisticsCache(cache, source.fingerprint, text, {"fisher": _VERSION, "seed": seed})
         found = _read(store)
         if found is not None:
+            Tape(store).clear()  # a kill may have come between
             return found
     tape = Tape(store)
     gradient, squares = _walk(source, text, batch_tokens, seed, tape, progress)
@@ -103,11 +105,11 @@ def _walk(
     for _ in range(0 if found is None else 2 * head + 1 - found[0]):
         next(steps)
     if found is None:
-        hidden = _forward(source, text, batch_tokens, tape, steps)
+        _forward(source, text, batch_tokens, tape, steps)
         squares = _Squares()
         next(steps)
         with source.block(head) as module:
-            gradient = _head_gradient(source, module, hidden, seed, squares)
+            gradient = _head_gradient(source, module, tape.input(head), seed, squares)
         done = head
         tape.keep_backward(done, gradient, squares.sums, squares.widths)
     else:
@@ -123,8 +125,8 @@ def _walk(
     return gradient, squares
 
 
-def _forward(source: BlockSource, text: Tensor, batch_tokens: int, tape: Tape, steps: Iterator[int]) -> Tensor:
-    """The input of the head; those of the blocks before it are on the tape."""
+def _forward(source: BlockSource, text: Tensor, batch_tokens: int, tape: Tape, steps: Iterator[int]) -> None:
+    """Puts the inputs of all blocks, the head among them, on the tape."""
     head = len(source) - 1
     first, hidden = tape.last(head + 1) or (0, source.begin(text))
     if first == 0:
@@ -140,7 +142,6 @@ def _forward(source: BlockSource, text: Tensor, batch_tokens: int, tape: Tape, s
         del module
         hidden = following
         tape.put(index + 1, hidden)
-    return hidden
 
 
 class _Squares:

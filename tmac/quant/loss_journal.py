@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Callable, Iterable, Sequence
-from itertools import accumulate, pairwise
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,7 +24,7 @@ def measured_windows(
 
     Args:
         path: of the file, which only ever has the losses of these windows, and maybe of more behind them. What is in
-            it behind the last whole group of windows, or is no number, is measured again.
+            it behind the last whole group of windows, or is damaged, is measured again.
         windows: token ids.
         measure: the losses of some windows, one after the other.
         together: windows in a group, whose losses may depend, in their last bits, on what they are measured with.
@@ -31,34 +32,40 @@ def measured_windows(
     Raises:
         OSError: the disk is full; the windows before that are in the file.
     """
-    ends = [0, *accumulate(len(window) - 1 for window in windows)]
-    known = _read(path)[: ends[-1]]
-    numbers = np.isfinite(known)
-    good = len(known) if numbers.all() else int((~numbers).argmax())
-    done = max(index for index, end in enumerate(ends) if end <= good)
-    if done == len(windows):
-        return known
-    done -= done % together
-    path.parent.mkdir(parents=True, exist_ok=True)
-    found = [known[: ends[done]]]
-    with path.open("ab") as file:
-        file.truncate(_BYTES * ends[done])
-        for losses, (begin, end) in zip(measure(windows[done:]), pairwise(ends[done:]), strict=True):
-            assert losses.shape == (end - begin,)
-            found.append(losses.astype(np.float64))
-            _append(file, found[-1].tobytes())
+    counts = [len(window) - 1 for window in windows]
+    found = _read(path, counts)
+    if len(found) < len(windows):
+        done = len(found) - len(found) % together
+        del found[done:]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            file.truncate(sum(_BYTES * (count + 1) for count in counts[:done]))
+            for losses, count in zip(measure(windows[done:]), counts[done:], strict=True):
+                assert losses.shape == (count,)
+                found.append(losses.astype(np.float64))
+                _append(file, _record(found[-1]))
     return np.concatenate(found)
+
+
+def _record(losses: Losses) -> bytes:
+    """The losses of a window and their checksum, as another eight bytes."""
+    content = losses.tobytes()
+    return content + zlib.crc32(content).to_bytes(_BYTES, "little")
+
+
+def _read(path: Path, counts: Sequence[int]) -> list[Losses]:
+    """The windows of the file up to the first that is not whole."""
+    found: list[Losses] = []
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        for count in counts:
+            content, checksum = file.read(_BYTES * count), file.read(_BYTES)
+            if len(content) < _BYTES * count or content + checksum != _record(np.frombuffer(content, np.float64)):
+                break
+            found.append(np.frombuffer(content, np.float64))
+    return found
 
 
 def _append(file: BinaryIO, content: bytes) -> None:
     file.write(content)
     file.flush()
     os.fsync(file.fileno())
-
-
-def _read(path: Path) -> Losses:
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        content = b""
-    return np.frombuffer(content[: len(content) // _BYTES * _BYTES], np.float64)

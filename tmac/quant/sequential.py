@@ -138,7 +138,8 @@ class SequentialPass:
             return
         about = {"index": json.dumps(index), "chain": self._chains[index - 1]}
         with replacing(self._hidden_path) as temporary:
-            save_tensors({"hidden": hidden.contiguous(), "floats": floats.contiguous()}, temporary, about)
+            tensors = {"hidden": hidden.contiguous(), "floats": floats.contiguous()}
+            save_tensors(tensors, temporary, about, self._hidden_path)
 
     def _read_hidden(self, index: int) -> tuple[Tensor, Tensor] | None:
         try:

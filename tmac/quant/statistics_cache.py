@@ -70,7 +70,7 @@ class StatisticsCache:
         entry = json.dumps({"key": self.key, "checksums": sums, "about": dict(about)})
         self.folder.mkdir(parents=True, exist_ok=True)
         with replacing(self.path(name)) as temporary:
-            save_tensors(contiguous, temporary, {_ENTRY: entry})
+            save_tensors(contiguous, temporary, {_ENTRY: entry}, self.path(name))
 
     def _open(
         self, name: str, wanted: Collection[str] | None
@@ -96,8 +96,8 @@ class StatisticsCache:
             return None
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, str]) -> None:
-    """Writes a safetensors file.
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, str], name: Path) -> None:
+    """Writes a safetensors file; `name` is what messages call it.
 
     Raises:
         OSError: it cannot be written, because the disk is full for instance, which safetensors has an exception of its
@@ -106,4 +106,4 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, 
     try:
         save_file(dict(tensors), path, dict(about))
     except SafetensorError as error:
-        raise OSError(f"{path} cannot be written: {error}") from error
+        raise OSError(f"{name} cannot be written: {error}") from error

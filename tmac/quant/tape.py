@@ -53,7 +53,7 @@ class Tape:
         tensors = self._store.read(_name(index))
         if tensors is None:
             path = self._store.path(_name(index))
-            raise ValueError(f"[fisher] {path} is damaged or gone: delete {self._store.folder} to begin anew")
+            raise ValueError(f"[fisher] {path} is damaged or gone since it was written: call fisher again")
         return tensors["hidden"]
 
     def keep_backward(self, index: int, gradient: Tensor, sums: dict[str, Tensor], widths: dict[str, int]) -> None:
@@ -77,7 +77,8 @@ class Tape:
         """Removes the files."""
         if self._store is None:
             return
-        for path in (self._store.path(_BACKWARD), *self._store.folder.glob(f"{_INPUT}*")):
+        folder = self._store.folder
+        for path in (self._store.path(_BACKWARD), *folder.glob(f"{_INPUT}*"), *folder.glob(f".{_INPUT}*")):
             with suppress(OSError):
                 path.unlink()
 

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import math
+import os
 import shutil
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -17,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 import tmac
 from tmac.evaluation.choices import Question, answer_questions
-from tmac.evaluation.scorer import EngineScorer
+from tmac.evaluation.scorer import EngineScorer, NoNumbersError
+from tmac.files import replacing
 from tmac.formats import open_checkpoint
 from tmac.hf import auto, auto_judge
 from tmac.hf.auto import auto_quantize
@@ -173,7 +176,7 @@ class Killed(BaseException):
 def test_a_search_that_is_killed_after_any_step_ends_with_the_same_bytes(found, folder, tmp_path, monkeypatch):
     """Every write to the disk is a step: the run is killed before it, or when half of the bytes are there."""
     expected = contents(found.path)
-    write, append, append_losses = codes_cache.write_atomically, trial_log.TrialLog._append, loss_journal._append
+    append, append_losses = trial_log.TrialLog._append, loss_journal._append
     steps, at = [0], [-1]
 
     def step(finish, half):
@@ -183,12 +186,16 @@ def test_a_search_that_is_killed_after_any_step_ends_with_the_same_bytes(found, 
             raise Killed
         return finish()
 
-    def write_killed(path, content):
-        def half():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.with_name(f".{path.name}.partial").write_bytes(content[: len(content) // 2])
+    @contextmanager
+    def dying(path):
+        temporary = path.with_name(f".{path.name}.dead.tmp")
+        yield temporary
+        os.truncate(temporary, temporary.stat().st_size // 2)
+        raise Killed
 
-        return step(lambda: write(path, content), half)
+    def replacing_killed(path):
+        steps[0] += 1
+        return dying(path) if steps[0] == at[0] else replacing(path)
 
     def append_killed(log, entry):
         def half():
@@ -200,8 +207,8 @@ def test_a_search_that_is_killed_after_any_step_ends_with_the_same_bytes(found, 
     def losses_killed(file, content):
         step(lambda: append_losses(file, content), lambda: append_losses(file, content[: len(content) // 2]))
 
-    for module in _users("write_atomically"):
-        monkeypatch.setattr(module, "write_atomically", write_killed)
+    for module in _users("replacing"):
+        monkeypatch.setattr(module, "replacing", replacing_killed)
     monkeypatch.setattr(trial_log.TrialLog, "_append", append_killed)
     monkeypatch.setattr(loss_journal, "_append", losses_killed)
     out = tmp_path / "out"
@@ -216,6 +223,7 @@ def test_a_search_that_is_killed_after_any_step_ends_with_the_same_bytes(found, 
             kills += 1
     assert kills > 5
     assert contents(out) == expected
+    assert not list(tmp_path.rglob(".*"))
 
 
 def _users(name):
@@ -284,7 +292,7 @@ def test_a_model_that_says_nothing_any_more_is_a_trial_like_others(folder, found
     def wrecked(scorer, ids):
         sizes = {layer.spec.bits for layer in open_checkpoint(tmp_path / "out.search" / "trial").layers.values()}
         if 2 in sizes:
-            raise ValueError("there is a NaN among the logits of row 3")
+            raise NoNumbersError("there is a NaN among the logits of row 3")
         return losses(scorer, ids)
 
     monkeypatch.setattr(EngineScorer, "losses", wrecked)
@@ -294,6 +302,35 @@ def test_a_model_that_says_nothing_any_more_is_a_trial_like_others(folder, found
     worst = max(trial["measured"]["loss"] for trial in result.report["trials"])
     assert worst == auto_judge.WRECKED
     json.loads((tmp_path / "out.search" / "report.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_fresh_measures_again(folder, tmp_path):
+    first = quantize(folder, tmp_path / "out", bits=4.5, sequential=False)
+    (path,) = (tmp_path / "out.search" / "measured").rglob("*.losses")
+    before = path.stat()
+    quantize(folder, tmp_path / "out", bits=4.5, sequential=False, force=True)
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    again = quantize(folder, tmp_path / "out", bits=4.5, sequential=False, force=True, resume=False)
+    assert path.stat().st_mtime_ns > before.st_mtime_ns
+    assert again.loss == first.loss
+
+
+def test_a_folder_named_after_logits_hides_no_error(folder, tmp_path, monkeypatch):
+    def broken(*arguments, **options):
+        raise ValueError(f"{tmp_path}/logit: the head is missing")
+
+    monkeypatch.setattr(auto_judge, "from_pretrained", broken)
+    with pytest.raises(ValueError, match="the head is missing"):
+        quantize(folder, tmp_path / "logit" / "out", bits=4.5, sequential=False)
+
+
+@pytest.mark.parametrize("wrecked", [math.inf, math.nan])
+def test_a_function_that_returns_no_number_for_a_trial(folder, tmp_path, wrecked):
+    values = iter([1.0])
+    result = quantize(
+        folder, tmp_path / "out", bits=4.5, sequential=False, evaluate=lambda model: next(values, wrecked)
+    )
+    assert result.loss == auto_judge.WRECKED
 
 
 def test_a_function_of_the_user(folder, tmp_path):
@@ -416,7 +453,7 @@ def test_hidden_states_that_do_not_fit_on_the_disk_leave_nothing(tmp_path):
     model = make_model()
     with small_files(600_000), pytest.raises(OSError, match=r"hidden.*cannot be written"):
         quantize(model, tmp_path / "out", **options)
-    assert not list((tmp_path / "out.search").rglob("*.partial"))
+    assert not list((tmp_path / "out.search").rglob(".*"))
 
 
 def test_a_weight_that_holds_nan_is_named(tmp_path):

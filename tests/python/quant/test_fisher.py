@@ -5,6 +5,7 @@ import torch
 
 from tmac.quant.fisher import _drawn, fisher
 from tmac.quant.gather import gather
+from tmac.quant.tape import Tape
 
 from .chain import Chain, ids
 
@@ -172,3 +173,14 @@ def test_a_damaged_input_is_computed_again(tmp_path):
     source = Chain(3)
     assert torch.equal(fisher(source, TEXT, cache=tmp_path).embedding, expected.embedding)
     assert source.entered == [0, 1, 2, 3, 2, 1, 0]
+
+
+def test_a_kill_behind_the_result_leaves_nothing_for_good(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Tape, "clear", lambda tape: None)
+        fisher(Chain(2), TEXT, cache=tmp_path)
+    assert len(list(tmp_path.glob("*/*"))) > 1
+    source = Chain(2)
+    fisher(source, TEXT, cache=tmp_path)
+    assert not source.entered
+    assert [path.name for path in tmp_path.glob("*/*")] == ["fisher.safetensors"]

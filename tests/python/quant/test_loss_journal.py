@@ -47,16 +47,24 @@ def test_a_file_that_was_cut_off_goes_on_with_its_last_whole_group(tmp_path, kep
     path.write_bytes(path.read_bytes()[:kept])
     assert np.array_equal(measured_windows(path, WINDOWS, meter, together), EXPECTED)
     assert meter.calls == [measured]
-    assert path.stat().st_size == 8 * len(EXPECTED)
+    assert path.stat().st_size == 8 * (len(EXPECTED) + len(WINDOWS))
 
 
-def test_what_is_no_number_is_measured_again(tmp_path):
+@pytest.mark.parametrize("place", [80, 87, 100, 112])
+def test_what_is_damaged_is_measured_again(tmp_path, place):
     path, meter = tmp_path / "losses", Meter()
-    wrong = EXPECTED.copy()
-    wrong[9] = np.nan
-    path.write_bytes(wrong.tobytes())
+    measured_windows(path, WINDOWS, Meter())
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
     assert np.array_equal(measured_windows(path, WINDOWS, meter), EXPECTED)
     assert meter.calls == [4]
+
+
+def test_a_file_of_zeros_is_no_measurement(tmp_path):
+    path, meter = tmp_path / "losses", Meter()
+    path.write_bytes(bytes(40 * 6))
+    assert np.array_equal(measured_windows(path, WINDOWS, meter), EXPECTED)
 
 
 def test_a_full_disk_keeps_the_windows_before(tmp_path, monkeypatch):

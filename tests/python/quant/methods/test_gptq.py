@@ -292,10 +292,10 @@ def fused(a: Array, b: Array, c: Array) -> Array:
 
 def test_the_bits_do_not_depend_on_the_number_of_threads() -> None:
     weight, hessian = random_weight(300, 200), statistics_of(correlated(500, 200)).hessian
-    made = factor(hessian, 32)
-    arguments = (weight.numpy(), made.order.numpy(), made.strips.numpy(), made.pivots.numpy())
     for spec in SPECS:
         if spec.scale_format != "two_level":
+            made = factor(hessian, spec.group_size)
+            arguments = (weight.numpy(), made.order.numpy(), made.strips.numpy(), made.pivots.numpy())
             one, three = (_core.round_with_feedback(*arguments, spec, threads) for threads in (1, 3))
             for a, b in zip(one, three, strict=True):
                 np.testing.assert_array_equal(a, b)
@@ -314,6 +314,6 @@ def test_what_does_not_fit_is_refused() -> None:
         )
     with pytest.raises(ValueError, match="row 0, group 0 does not fit f16: use scale_format='f32'"):
         _core.round_with_feedback(weight * np.float32(1e8), order, strips, pivots, QuantSpec(4, 4))
-    for wrong in (order[:19], np.append(order[:19], 20), np.append(order[:19], order[0])):
+    for wrong in (order[:19], np.append(order[:19], 20), np.append(order[:19], order[0]), np.roll(order, 4)):
         with pytest.raises(ValueError, match=r"\[order\] expected"):
             _core.round_with_feedback(weight, wrong.copy(), strips, pivots, QuantSpec(4, 4))
