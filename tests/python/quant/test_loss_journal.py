@@ -39,7 +39,7 @@ def test_more_windows_go_on_behind_those_that_are_there(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kept", "together", "measured"), [(0, 1, 6), (31, 1, 6), (32, 1, 5), (100, 1, 3), (100, 2, 4)]
+    ("kept", "together", "measured"), [(0, 1, 6), (39, 1, 6), (40, 1, 5), (130, 1, 3), (130, 2, 4)]
 )
 def test_a_file_that_was_cut_off_goes_on_with_its_last_whole_group(tmp_path, kept, together, measured):
     path, meter = tmp_path / "losses", Meter()
