@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tmac.codes import Codes, tensor_shapes
-from tmac.quant.allocation import Point, lower_hull
+from tmac.quant.allocation import Point, pareto_front
 from tmac.quant.sensitivity import Sensitivity
 from tmac.spec import QuantSpec
 
@@ -69,7 +69,7 @@ def formats(width: int) -> Iterator[QuantSpec]:
 def screen(
     weight: Tensor, sensitivity: Sensitivity, round_codes: Round, widths: Sequence[int] = WIDTHS
 ) -> list[Option]:
-    """The options on the lower hull of size and loss, from the smallest, judged by rounding a sample of rows.
+    """The options that no other one beats in size and loss, from the smallest, judged by rounding a sample of rows.
 
     Args:
         weight: f32 `[out_features, in_features]`.
@@ -92,7 +92,7 @@ def screen(
         for spec in formats(width):
             spec = spec.replace(fixed_zero=zero) if spec.zero_point == "fixed" else spec
             found.append(Option(spec, size_of(spec, *weight.shape), loss(spec)))
-    return [found[index] for index in lower_hull([option.point for option in found])]
+    return [found[index] for index in pareto_front([option.point for option in found])]
 
 
 def sample_rows(rows: int, most: int = SAMPLE_ROWS) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
-from tmac.quant.allocation import fit_loss, fit_size
+from tmac.quant.allocation import Point, fit_loss, fit_size
 from tmac.quant.codes_cache import digest
 from tmac.quant.matrix import Matrix, bits_per_weight, bytes_per_token
 from tmac.quant.options import Option
@@ -115,21 +115,23 @@ class Planner:
             if not missing:
                 break
             self._make(missing)
-        else:  # the last word is a choice among what is known, so that every chosen option has codes
-            chosen = self._choose(size, loss)
-            self._make([(number, place) for number, place in enumerate(chosen) if place not in self._exact[number]])
+        else:
+            chosen = self._choose_known(size, loss)
         curves = self._curves()
         return Plan(
             tuple(self._maker.matrices),
             tuple(curve[place] for curve, place in zip(curves, chosen, strict=True)),
         )
 
+    def _choose_known(self, size: float | None, loss: float | None) -> list[int]:
+        """A choice among options whose codes are made."""
+        known = [sorted(exact) for exact in self._exact]
+        curves = self._curves()
+        points = [[curve[place].point for place in places] for curve, places in zip(curves, known, strict=True)]
+        return [places[at] for places, at in zip(known, _fit(points, size, loss), strict=True)]
+
     def _choose(self, size: float | None, loss: float | None) -> list[int]:
-        points = [[option.point for option in curve] for curve in self._curves()]
-        if size is not None:
-            return fit_size(points, math.floor(size))
-        assert loss is not None
-        return fit_loss(points, loss)
+        return _fit([[option.point for option in curve] for curve in self._curves()], size, loss)
 
     def _make(self, missing: Sequence[tuple[int, int]]) -> None:
         if not missing:
@@ -149,3 +151,10 @@ class Planner:
                 curve.append(replace(option, loss=exact.get(place, option.loss * factor)))
             found.append(curve)
         return found
+
+
+def _fit(points: Sequence[Sequence[Point]], size: float | None, loss: float | None) -> list[int]:
+    if size is not None:
+        return fit_size(points, math.floor(size))
+    assert loss is not None
+    return fit_loss(points, loss)

@@ -21,6 +21,7 @@ Mode = Literal["single", "sequential"]
 Stage = Literal["probe", "full"]
 PROBES, FINALS = 4, 7
 STEP = 0.015  # of the size: what is smaller than a passing trial by this much is tried, too
+STEPS = (STEP, 2 * STEP, 4 * STEP, 8 * STEP, 16 * STEP, 32 * STEP)  # until a larger plan is found
 NEAR = 0.02  # of the size: probes that are this near each other have found the factor
 LEAST_FACTOR = 0.05
 MOST_STEPS = 8.0  # a new plan aims at this many times the predicted loss of the last at most, or this part of it
@@ -265,16 +266,30 @@ class Search:
         """The plan where the loss is expected to reach the target, but between the trials that passed and failed."""
         if passing is not None and failing is not None and failing.size >= passing.size / (1 + 1.5 * STEP):
             return None
-        plan = self._planner.plan(loss=self._aim(target, factor, last))
+        plan: Plan | None = self._planner.plan(loss=self._aim(target, factor, last))
+        assert plan is not None
         most = math.inf if passing is None else passing.size / (1 + STEP)
         least = 0.0 if failing is None else failing.size * (1 + STEP)
         if least > most:
             return None
         if plan.size > most:
             plan = self._planner.plan(size=most)
-        elif plan.size < least:
-            plan = self._planner.plan(size=least)
+        elif failing is not None and plan.size < least:
+            plan = self._larger(failing, most)
+        if plan is None or (failing and plan.size <= failing.size) or (passing and plan.size >= passing.size):
+            return None
         return plan
+
+    def _larger(self, failing: Plan, most: float) -> Plan | None:
+        """The next plan that is larger than one that failed; steps may be as large as the largest matrix makes them."""
+        for step in STEPS:
+            size = failing.size * (1 + step)
+            if size > most:
+                return None
+            plan = self._planner.plan(size=size)
+            if plan.size > failing.size:
+                return plan
+        return None
 
     def _aim(self, target: float, factor: float, last: Plan | None) -> float:
         """The predicted loss to plan for; not too far from the last one, whose factor may not hold there."""

@@ -33,6 +33,9 @@ from tmac.spec import QuantSpec
 FLOW_RECIPES: Mapping[str, Recipe] = {name: recipe for name, recipe in RECIPES.items() if name != "ternary"}
 
 
+SCREENING = 2  # the version of what `screen` keeps
+
+
 @dataclass(frozen=True, eq=False)
 class Model:
     """A float model as the workbench sees it.
@@ -184,7 +187,7 @@ class Workbench:
         return weights_of(self.model, matrices, title or "", self.progress if title else False)
 
     def _screen_path(self, matrix: Matrix) -> Path:
-        key = digest(self.context, matrix.name, list(self.widths))[:16]
+        key = digest(self.context, matrix.name, list(self.widths), SCREENING)[:16]
         return self.folder / "layers" / f"{matrix.name}-options-{key}.json"
 
 

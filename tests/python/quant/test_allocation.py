@@ -104,5 +104,15 @@ def test_equal_gains_are_taken_in_the_order_of_the_matrices():
 
 @pytest.mark.parametrize("points", [[], [Point(1, math.nan)], [Point(1, 1.0), Point(2, math.inf)]])
 def test_options_without_a_loss_are_refused(points):
-    with pytest.raises(ValueError, match="lower_hull"):
+    with pytest.raises(ValueError, match="expected options with finite losses"):
         lower_hull(points)
+
+
+def test_one_large_matrix_does_not_leave_a_gap():
+    """A step of the large matrix that does not fit is made up for by a smaller one, on the hull or not."""
+    large = [Point(100, 20.0), Point(120, 15.0), Point(140, 2.0)]  # the middle is above the hull
+    small = [[Point(10, 2.0), Point(20, 1.5)], [Point(10, 2.0), Point(20, 1.5)]]
+    found = fit_size([large, *small], 145)
+    assert found == [1, 0, 0]
+    assert fit_size([large, *small], 160) == [2, 0, 0]
+    assert total([large, *small], fit_loss([large, *small], 18.5)) == Point(150, 18.5)

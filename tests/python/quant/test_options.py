@@ -36,16 +36,13 @@ def test_the_size_is_that_of_the_tensors(spec, columns):
     assert size_of(codes.spec, 5, columns) == 8 * sum(each.nbytes for each in codes.to_tensors().values())
 
 
-def test_screened_options_are_a_hull_and_lose_what_they_say():
+def test_screened_options_lose_what_they_say_and_none_beats_another():
     weight, known = weight_of(48, 128), of_linear(statistics(128), torch.rand(48))
     options = screen(weight, known, lambda part, spec, about: round_to_nearest(part, spec, about.statistics))
     assert len(options) > 5
-    gains = []
     for here, there in itertools.pairwise(options):
         assert here.size < there.size
         assert here.loss > there.loss
-        gains.append((here.loss - there.loss) / (there.size - here.size))
-    assert gains == sorted(gains, reverse=True)
     for option in options:  # with fewer rows than a sample has, it is exact
         codes = round_to_nearest(weight, option.spec, known.statistics)
         assert option.loss == pytest.approx(known.loss(torch.from_numpy(codes.dequantize()) - weight), rel=1e-5)
