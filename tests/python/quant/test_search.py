@@ -20,8 +20,11 @@ class Maker:
     sequential codes that are better by a fifth."""
 
     def __init__(self, count=12):
-        self.matrices = [Matrix(f"layer.{index}", 8, 128) for index in range(count)]
+        self.matrices = [Matrix(f"layer.{index}", self.rows(index), 128) for index in range(count)]
         self.made = []
+
+    def rows(self, index):
+        return 8
 
     def loss(self, index, spec):
         return (index + 1) * 0.03 * 4.0**-spec.bits
@@ -29,8 +32,8 @@ class Maker:
     def screen(self):
         return [
             [
-                Option(QuantSpec(bits, 64), size_of(QuantSpec(bits, 64), 8, 128), 2 * self.loss(index, QuantSpec(bits)))
-                for bits in WIDTHS
+                Option(spec, size_of(spec, self.rows(index), 128), 2 * self.loss(index, spec))
+                for spec in (QuantSpec(bits, 64) for bits in WIDTHS)
             ]
             for index in range(len(self.matrices))
         ]
@@ -64,9 +67,9 @@ class FakeJudge:
         return Measurement(math.expm1(nats), math.expm1(nats + self.width * math.sqrt(1e5 / count)), count)
 
 
-def searching(path, judge, goal=None, clock=None, **options):
+def searching(path, judge, goal=None, clock=None, maker=None, **options):
     log = TrialLog(path / "trials.jsonl", {"model": "m"})
-    maker = Maker()
+    maker = maker or Maker()
     options.setdefault("sequential", True)
     if clock is not None:
         options["clock"] = clock
@@ -100,6 +103,29 @@ def test_no_plan_of_the_same_kind_is_much_smaller(tmp_path):
     for percent in range(70, 98):
         plan = planner.plan(size=outcome.plan.size * percent / 100)
         assert math.expm1(judge.true_nats(plan, "sequential") + judge.width) > 0.01
+
+
+class TopHeavy(Maker):
+    """Its first matrix has two thirds of all weights, and most of the loss."""
+
+    def rows(self, index):
+        return 8 * 24 if index == 0 else 8
+
+    def loss(self, index, spec):
+        return super().loss(index, spec) * (30 if index == 0 else 1)
+
+
+@pytest.mark.parametrize("max_loss", [0.002, 0.005, 0.01, 0.02, 0.05])
+def test_a_matrix_with_most_of_the_weights_leaves_no_gap(tmp_path, max_loss):
+    judge = FakeJudge()
+    outcome = searching(tmp_path, judge, Goal(max_loss=max_loss), maker=TopHeavy(), sequential=False)
+    assert outcome.held
+    best = min(
+        plan.size
+        for plan in (Planner(TopHeavy()).plan(size=outcome.plan.size * part / 100) for part in range(60, 101))
+        if math.expm1(judge.true_nats(plan, "single") + judge.width) <= max_loss
+    )
+    assert best >= outcome.plan.size / 1.023
 
 
 def test_sequential_codes_are_dropped_where_they_lose_more(tmp_path):
