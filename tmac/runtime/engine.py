@@ -19,8 +19,13 @@ from tmac.runtime.evaluate import Evaluator, rope_key
 from tmac.runtime.generate import Chunk, Generation, Options, TokenLogprob, checked_ids, is_one_prompt
 from tmac.runtime.native import Decoder, Floats, Tokenizer, core
 from tmac.runtime.passes import Passes
-from tmac.runtime.request import Outbox, Request, Stream
+from tmac.runtime.request import Outbox, Request, Stream, weak_callbacks
 from tmac.runtime.scheduler import Scheduler
+from tmac.runtime.speculation.controller import Controller
+from tmac.runtime.speculation.drafts import Draft
+from tmac.runtime.speculation.names import parse_draft
+from tmac.runtime.speculation.opening import open_decoder
+from tmac.runtime.speculation.speculator import make_speculator
 from tmac.runtime.task import Model, Task
 
 KEPT_POSITIONS = 4096
@@ -50,6 +55,8 @@ class Engine:
         max_batch: texts that are generated at a time; further ones wait.
         max_queue: requests of `submit` that may wait.
         kept_positions: tokens of evaluated prompts that stay in the cache.
+        draft: guesses tokens of a text that is generated alone; the text is the same without it.
+        controller: what was measured of the passes and the draft's.
     """
 
     def __init__(
@@ -68,6 +75,8 @@ class Engine:
         max_batch: int = 64,
         max_queue: int = 1024,
         kept_positions: int | None = None,
+        draft: Draft | None = None,
+        controller: Controller | None = None,
     ) -> None:
         self.tokenizer, self.config = tokenizer, dict(config or {})
         self.context_length = integer("context_length", context_length, 1)
@@ -75,6 +84,7 @@ class Engine:
         self.eos_ids = frozenset(int(token) for token in eos_ids)
         self._chat_template = chat_template
         kept = min(self.context_length, KEPT_POSITIONS) if kept_positions is None else kept_positions
+        threads = 0 if num_threads is None else integer("num_threads", num_threads, 1)
         self._passes = Passes(
             decoder,
             chunk_size=integer("chunk_size", chunk_size, 1),
@@ -82,7 +92,8 @@ class Engine:
             kept_positions=integer("kept_positions", kept, 0),
             rope_key=rope_key(model_config),
             windowed=any(model_config.get("windows") or ()),
-            num_threads=0 if num_threads is None else integer("num_threads", num_threads, 1),
+            num_threads=threads,
+            speculator=make_speculator(decoder, draft, controller, self.vocab_size, threads),
         )
         self._scheduler = Scheduler(self._passes, integer("max_queue", max_queue, 0))
         weakref.finalize(self, self._scheduler.abandon)
@@ -109,6 +120,7 @@ class Engine:
         max_batch: int = 64,
         max_queue: int = 1024,
         kept_positions: int | None = None,
+        draft: str | None = None,
     ) -> Engine:
         """Loads a checkpoint of any supported format: a folder, a file or a Hub id.
 
@@ -128,10 +140,12 @@ class Engine:
             max_batch: texts that are generated at a time; further ones wait.
             max_queue: requests of `submit` that may wait.
             kept_positions: tokens of evaluated prompts that stay in the cache for later ones that begin alike.
+            draft: guesses tokens, so that a pass may give several (docs/speculation.md): "ngram", "planes:K",
+                "model:PATH", "ngram+planes:K", "ngram+model:PATH", "auto" (measures what is worth it) or None.
 
         Raises:
             FormatError: the checkpoint is damaged.
-            ValueError: an argument is wrong, or the model is of an unknown family.
+            ValueError: an argument is wrong, the model is of an unknown family, or the draft does not fit it.
         """
         check_loading(
             activation=activation,
@@ -146,6 +160,7 @@ class Engine:
             max_queue=max_queue,
             kept_positions=kept_positions,
         )
+        wanted = parse_draft(draft)
         parts = _loading().load_engine_parts(
             path,
             activation=activation,
@@ -157,8 +172,17 @@ class Engine:
             context_length=context_length,
         )
         cache_type = cache_type or ("f32" if activation == "float" else "f16")
+        decoder, opened, controller = open_decoder(
+            wanted,
+            parts,
+            _loading().load_engine_parts,
+            cache_type=cache_type,
+            max_positions=max_positions or 0,
+            kept_positions=KEPT_POSITIONS if kept_positions is None else kept_positions,
+            num_threads=num_threads or 0,
+        )
         return cls(
-            core.Decoder(parts.model, cache_type=cache_type, max_positions=max_positions or 0),
+            decoder,
             parts.tokenizer,
             model_config=parts.model_config,
             config=parts.config,
@@ -171,6 +195,8 @@ class Engine:
             max_batch=max_batch,
             max_queue=max_queue,
             kept_positions=kept_positions,
+            draft=opened,
+            controller=controller,
         )
 
     @overload
@@ -190,8 +216,8 @@ class Engine:
             options: `max_new_tokens=128`, `temperature=0.0` (greedy), `top_k=0`, `top_p=1.0`, `min_p=0.0`,
                 `repetition_penalty=1.0`, `presence_penalty=0.0`, `frequency_penalty=0.0`, `logit_bias={}`, `seed=0`,
                 `stop=()`, `logprobs=None`, `json_schema=None`, `grammar=None`, `regex=None`,
-                `add_special_tokens=True`, `ignore_eos=False`, `context_shift=False`, `n_keep=4`: the fields of
-                `SamplingParams` and `Options`, where they are described.
+                `add_special_tokens=True`, `ignore_eos=False`, `context_shift=False`, `n_keep=4`, `speculative=True`:
+                the fields of `SamplingParams` and `Options`, where they are described.
 
         Returns:
             A `Generation`, a list of them for a list of prompts, or with `stream` a `Stream`, whose chunks have the
@@ -387,7 +413,7 @@ class Engine:
     def drop_prompts(self) -> None:
         """Releases the evaluated prompts that are kept for later ones that begin alike."""
         with self._scheduler.exclusive():
-            self._passes.prefixes.clear()
+            self._passes.drop_prefixes()
 
     def close(self) -> None:
         """Cancels everything and gives the cache back. The engine cannot be used any more; twice is once."""
@@ -441,7 +467,7 @@ class Engine:
                 constraint=self._grammars.constraint(options),
                 continues=continues,
                 index=index,
-                **_weak_callbacks(request),
+                **weak_callbacks(request),
             )
             requests.append(request)
             tasks.append(task)
@@ -472,21 +498,3 @@ def _loading() -> Any:
             raise
         message = f"tmac.Engine needs {error.name}: pip install 'tmac-cpu[engine]'"
         raise ImportError(message, name=error.name) from error
-
-
-def _weak_callbacks(request: Request) -> dict[str, Any]:
-    """A task's way to its request, which does not keep the request alive."""
-    find = weakref.ref(request)
-
-    def deliver(chunk: Chunk) -> None:
-        if (found := find()) is not None:
-            found.deliver(chunk)
-
-    def fail(error: BaseException) -> None:
-        if (found := find()) is not None:
-            found.fail(error)
-
-    def abandoned() -> bool:
-        return (found := find()) is None or found.cancelled
-
-    return {"deliver": deliver, "fail": fail, "abandoned": abandoned}

@@ -1,0 +1,199 @@
+"""How many guesses are worth verifying: the number of nodes that gives the most tokens per second, zero included.
+
+A round is worth `tokens - rate * seconds`, where `rate` is what the text reaches now, at least that of plain decoding:
+the greedy rule for the best long-run ratio (Dinkelbach). Chances and costs are measured while the text is written
+(`acceptance`, `costs`), and an account of what was gained bounds what may be lost if they are wrong (`account`).
+"""
+
+from __future__ import annotations
+
+from tmac.runtime.speculation.acceptance import Acceptance
+from tmac.runtime.speculation.account import Account
+from tmac.runtime.speculation.costs import DraftCosts, PassCosts
+from tmac.runtime.speculation.tree import TokenTree
+
+MARGIN = 0.02  # tokens that a tree must promise more than a plain pass
+ALPHA, LEAST_ALPHA, MOST_ALPHA = 0.01, 1e-4, 0.9
+FIRST_PROBE, LAST_PROBE, AGAIN = 64, 1024, 8  # tokens from one try to the next
+PROBE_NODES = 2
+LEAST_PROBED = 0.25  # chance of the best guess: one that is hardly ever right says nothing
+TREES_TO_PLAIN = 32  # so many passes with guesses, then one without: its time is what all is compared with
+RATE_MEMORY = 0.97
+
+
+class Controller:
+    """What is measured for all texts of an engine.
+
+    Args:
+        most_rows: of a pass, one of which is the text's last token.
+    """
+
+    def __init__(self, most_rows: int = 16) -> None:
+        self.passes = PassCosts(most_rows)
+        self.drafts = DraftCosts(self.passes)
+        self.acceptance = Acceptance()
+
+    def start(self) -> TextControl:
+        """For a new text."""
+        return TextControl(self)
+
+
+class TextControl:
+    """Decisions for one text.
+
+    Args:
+        shared: of its engine.
+    """
+
+    def __init__(self, shared: Controller) -> None:
+        self.passes, self.drafts = shared.passes, shared.drafts
+        self.acceptance = shared.acceptance.of_text()
+        self.account = Account()
+        self.alpha = ALPHA
+        self._spacing, self._since = FIRST_PROBE, 0
+        self._trees = 0  # passes with guesses since one without
+        self._tokens = self._seconds = 0.0  # of the last rounds
+
+    # Before a pass.
+
+    def rests(self) -> bool:
+        """Whether this pass is to be a plain one, whatever the draft says."""
+        return not self.passes.known or self._trees >= TREES_TO_PLAIN
+
+    def probes(self) -> bool:
+        """Whether it is time to try again what was not worth it when it was tried last."""
+        return self._since >= self._spacing
+
+    def rate(self) -> float:
+        """Tokens per second."""
+        plain = 1.0 / self.passes.plain()
+        return max(plain, self._tokens / self._seconds) if self._seconds else plain
+
+    def affords(self, seconds: float) -> bool:
+        """Whether so much may be lost now."""
+        return seconds <= self.account.balance * self.passes.plain()
+
+    def least_chance(self) -> float:
+        """A node that is less likely than this is never worth its row."""
+        rate = self.rate()
+        return rate * self.passes.slope() / self._token_worth(rate)
+
+    def draft_depth(self, kind: str, behind: int, most: int) -> int:
+        """How many steps of a draft are worth it, as far as the frequency of its right guesses tells; 0: none.
+
+        Args:
+            kind: of the draft.
+            behind: tokens that it must evaluate first.
+            most: steps.
+        """
+        rate, passes = self.rate(), self.passes
+        right, step = self.acceptance.hit(kind), self.drafts.step(kind)
+        best, depth, gain, chance = MARGIN, 0, 0.0, 1.0
+        before = self.drafts.behind(kind, behind)
+        for steps in range(1, min(most, passes.most_rows - 1) + 1):
+            chance *= right
+            gain += chance
+            seconds = before + steps * step + passes.of(steps + 1) - passes.of(1)
+            value = gain * self._token_worth(rate) - rate * seconds
+            if value > best:
+                best, depth = value, steps
+        return depth
+
+    def expands(self, kind: str, chance: float, steps: int, depth: int, spent: float) -> bool:
+        """Whether the draft goes on behind its most promising node, or the target verifies (LLMCad's fallback).
+
+        Args:
+            kind: of the draft.
+            chance: of the node.
+            steps: that the draft has made.
+            depth: that is planned.
+            spent: seconds, in this round.
+        """
+        if steps and chance < self.alpha:
+            return False
+        rate, passes, step = self.rate(), self.passes, self.drafts.step(kind)
+        rows = min(steps + 2, passes.most_rows)
+        planned = min(depth + 1, passes.most_rows)
+        slope = (passes.of(planned) - passes.of(1)) / max(planned - 1, 1)
+        worth = chance * self.acceptance.hit(kind) * self._token_worth(rate) > rate * (step + slope)
+        return worth and self.affords(spent + step + passes.of(rows) - passes.of(1))
+
+    def choose(self, tree: TokenTree, spent: float, *, probe: bool) -> list[int]:
+        """The nodes to verify, with each its parent; none is a plain pass.
+
+        Args:
+            tree: of guesses.
+            spent: seconds, on the guesses.
+            probe: try some, if there are any and they may be lost.
+        """
+        order = tree.best()[: self.passes.most_rows - 1]
+        rate, one = self.rate(), self.passes.of(1)
+        worth = self._token_worth(rate)
+        best, count, gain = MARGIN, 0, 0.0
+        probe = probe and bool(order) and tree.chances[order[0]] >= LEAST_PROBED
+        for number, node in enumerate(order, 1):
+            seconds = self.passes.of(number + 1) - one
+            if not self.affords(spent + seconds):
+                break
+            gain += tree.chances[node]
+            value = gain * worth - rate * seconds
+            if value > best or (probe and number <= PROBE_NODES):
+                best, count = max(value, best), number
+        return order[:count]
+
+    def _token_worth(self, rate: float) -> float:
+        """Of a token, without the time that it takes to choose and deliver it."""
+        return max(1.0 - rate * self.passes.token.value, 0.05)
+
+    # After a pass.
+
+    def learn(self, tree: TokenTree, node: int, token: int) -> None:
+        """The target came to a node, and this token follows."""
+        children = tree.children(node)
+        for child in children:
+            self.acceptance.add(tree.kinds[child], tree.confidences[child], tree.tokens[child] == token)
+        if children:
+            first = max(children, key=lambda child: tree.confidences[child])
+            self.acceptance.add_hit(tree.kinds[first], tree.tokens[first] == token)
+
+    def plain_done(self, seconds: float, spent: float) -> None:
+        """A pass without guesses gave a token.
+
+        Args:
+            seconds: that it took, with choosing and delivering the token.
+            spent: before it, on guesses that were not worth verifying.
+        """
+        self.passes.add(1, max(seconds - self.passes.token.value, 0.5 * seconds))
+        self._trees = 0
+        self._since += 1
+        self._count(1, seconds + spent)
+        self.account.add(1, 1.0 + spent / self.passes.plain())
+
+    def tree_done(self, tokens: int, seconds: float) -> None:
+        """A pass with guesses gave so many tokens; all of the round took so long."""
+        self._trees += 1
+        self._count(tokens, seconds)
+        time = seconds / self.passes.plain()
+        self.account.add(tokens, time)
+        if tokens > time:
+            self._spacing = AGAIN
+        elif self._since >= self._spacing:
+            self._spacing = min(max(2 * self._spacing, FIRST_PROBE), LAST_PROBE)
+        self._since = 0
+
+    def adapt_alpha(self, frontier: float, right: int, depth: int) -> None:
+        """LLMCad's threshold (arXiv 2309.04255, section 4.2).
+
+        Args:
+            frontier: the chance of the most promising node at which the draft stopped.
+            right: tokens of the deepest path that the target agreed with.
+            depth: of the tree that was verified.
+        """
+        if right >= depth:
+            self.alpha = max(0.5 * self.alpha, LEAST_ALPHA)
+        elif frontier > 0.0:
+            self.alpha = min(self.alpha / frontier ** ((depth - right) / depth), MOST_ALPHA)
+
+    def _count(self, tokens: int, seconds: float) -> None:
+        self._tokens = RATE_MEMORY * self._tokens + tokens
+        self._seconds = RATE_MEMORY * self._seconds + seconds

@@ -1,0 +1,126 @@
+"""What passes cost, as running estimates: nothing is assumed that can be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from itertools import pairwise
+
+GAIN = 0.2  # of the newest measurement
+MOST_SLOPE = 0.05  # of a pass for one row: what a further row is taken to cost before any pass has shown it
+OUTLIER = 3.0  # a pass that took so many times longer than expected says no more than this
+EARLY = 3  # measurements that are averaged before the newest ones count more
+
+
+class Running:
+    """A mean in which the newest values count most, and single outliers little."""
+
+    def __init__(self, value: float = 0.0) -> None:
+        self.value, self.count = value, 0
+
+    def add(self, value: float) -> None:
+        """The next measurement."""
+        if self.count >= EARLY and self.value > 0:
+            value = min(value, OUTLIER * self.value)
+        self.count += 1
+        self.value += max(GAIN, 1.0 / self.count) * (value - self.value)
+
+
+class PassCosts:
+    """Seconds of the target's passes by their rows.
+
+    A pass of n rows is known as a multiple of a pass of one row, which longer texts make slower alike. Between and
+    behind the numbers of rows that were measured it is interpolated, and more rows never cost less.
+
+    Args:
+        most_rows: of a pass.
+    """
+
+    def __init__(self, most_rows: int) -> None:
+        self.most_rows = most_rows
+        self.one = Running()
+        self.token = Running()  # choosing a token and delivering it, beside the pass
+        self._ratios: dict[int, Running] = {}
+        self._curve = [1.0] * (most_rows + 1)
+        self._update()
+
+    @property
+    def known(self) -> bool:
+        """Whether a pass of one row has been measured."""
+        return self.one.count > 0
+
+    def plain(self) -> float:
+        """Seconds of one token without any draft."""
+        return self.one.value + self.token.value
+
+    def add(self, rows: int, seconds: float) -> None:
+        """A pass took so long."""
+        if rows == 1:
+            self.one.add(seconds)
+        elif self.one.value > 0:
+            self._ratios.setdefault(rows, Running()).add(seconds / self.one.value)
+            self._update()
+
+    def of(self, rows: int) -> float:
+        """Seconds of a pass with so many rows."""
+        return self.one.value * self._curve[rows]
+
+    def slope(self) -> float:
+        """Seconds of a further row where it costs least, on the way from one row."""
+        ratio = min(((self._curve[n] - 1.0) / (n - 1) for n in range(2, self.most_rows + 1)), default=MOST_SLOPE)
+        return self.one.value * ratio
+
+    def _update(self) -> None:
+        points = monotone([(1, 1.0, 1e9), *((n, r.value, float(r.count)) for n, r in sorted(self._ratios.items()))])
+        last, value = points[-1]
+        slope = (value - 1.0) / (last - 1) if last > 1 else MOST_SLOPE
+        points.append((max(self.most_rows, last) + 1, value + slope * (max(self.most_rows, last) + 1 - last)))
+        for (begin, low), (end, high) in pairwise(points):
+            for rows in range(begin, min(end, self.most_rows) + 1):
+                self._curve[rows] = low + (high - low) * (rows - begin) / (end - begin)
+
+
+def monotone(points: list[tuple[int, float, float]]) -> list[tuple[int, float]]:
+    """The nearest values that never fall (pool adjacent violators), none below the first.
+
+    Args:
+        points: place, value and weight, by ascending place.
+    """
+    pools: list[tuple[list[int], float, float]] = []
+    for place, value, weight in points:
+        pools.append(([place], value, weight))
+        while len(pools) > 1 and pools[-2][1] > pools[-1][1]:
+            (left, low, one), (right, high, other) = pools[-2], pools[-1]
+            pools[-2:] = [(left + right, (low * one + high * other) / (one + other), one + other)]
+    return [(place, value) for places, value, _ in pools for place in places]
+
+
+class DraftCosts:
+    """Seconds of a draft's passes.
+
+    Args:
+        passes: of the target: before the first measurement a step is taken to cost half of one.
+    """
+
+    def __init__(self, passes: PassCosts) -> None:
+        self._passes = passes
+        self._steps: dict[Hashable, Running] = {}
+        self._rows: dict[Hashable, Running] = {}
+
+    def step(self, kind: str) -> float:
+        """Of one step of the draft."""
+        known = self._steps.get(kind)
+        return known.value if known is not None else 0.5 * self._passes.one.value
+
+    def add_step(self, kind: str, seconds: float) -> None:
+        """A step took so long."""
+        self._steps.setdefault(kind, Running()).add(seconds)
+
+    def behind(self, kind: str, rows: int) -> float:
+        """Of evaluating so many tokens that the draft has not seen."""
+        known = self._rows.get(kind)
+        return rows * (known.value if known is not None else 0.2 * self.step(kind))
+
+    def add_behind(self, kind: str, rows: int, seconds: float) -> None:
+        """They took so long."""
+        if rows:
+            self._rows.setdefault(kind, Running()).add(seconds / rows)
