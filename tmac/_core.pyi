@@ -348,12 +348,23 @@ class Decoder:
         or is interrupted, the sequences are as before. Raises CacheFullError above `max_positions`."""
 
     def forward_tree(
-        self, sequence: int, tokens: NDArray[np.int32], parents: NDArray[np.int32], num_threads: int = 0
+        self,
+        sequence: int,
+        tokens: NDArray[np.int32],
+        parents: NDArray[np.int32],
+        num_threads: int = 0,
+        first: int = 0,
+        draft: bool = False,
     ) -> NDArray[np.float32]:
-        """Logits [nodes, vocab_size] of a token tree behind the sequence, which stays as it is until keep()."""
+        """Logits [nodes - first, vocab_size] of a token tree behind the sequence, which stays as it is until keep().
+
+        Nodes before `first` keep what earlier calls have computed; their tokens and parents must be the same, and
+        nothing else may have been run or done with the sequence since. `draft`: with the weights of
+        `Model.make_draft`, over the same cache; a call with first=0 and without `draft` overwrites such nodes.
+        """
 
     def keep(self, sequence: int, nodes: Sequence[int]) -> None:
-        """The sequence goes on with these nodes of its last tree, a path from a root."""
+        """The sequence goes on with these nodes of its last tree, a path from a root, none of them of the draft."""
 
     def save(self, sequence: int) -> bytes: ...
     def restore(self, data: bytes | bytearray | memoryview) -> int: ...

@@ -62,8 +62,10 @@ PackedParts packed_parts(const PackedHeader& header) {
     const int64_t chunks = tiles * (parts.padded_k / shape.k_chunk);
     const int64_t plane = header.n * ((header.k + 7) / 8);
     parts.region_stride = shape.chunk_bytes != 0 ? chunks * shape.chunk_bytes : plane;
+    parts.last_region = shape.chunk_bytes != 0 ? chunks * shape.last_bytes : plane;
+    parts.num_regions = shape.num_regions;
     parts.codes = at;
-    at += parts.region_stride * (shape.num_regions - 1) + (shape.chunk_bytes != 0 ? chunks * shape.last_bytes : plane);
+    at += parts.region_stride * (parts.num_regions - 1) + parts.last_region;
     parts.bytes = (at + kAlign - 1) / kAlign * kAlign;
     return parts;
 }

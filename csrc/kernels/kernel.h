@@ -21,10 +21,10 @@ inline constexpr int32_t kMaxLutTokens = 32;  ///< that a look-up is given at on
 /// no state, and assumes that ops/ has checked everything.
 struct QgemmArgs {
     const QuantSpec* spec;
-    const uint8_t* codes;   ///< first region
-    int64_t region_stride;  ///< bytes from one region to the next
-    const void* scales;     ///< [ceil(n / n_tile)][num_groups][n_tile]; planes: [n][num_groups]; in bands: BandPlace
-    const void* zeros;      ///< same order, or null
+    const uint8_t* codes;  ///< first region
+    RegionOffsets regions;
+    const void* scales;  ///< [ceil(n / n_tile)][num_groups][n_tile]; planes: [n][num_groups]; in bands: BandPlace
+    const void* zeros;   ///< same order, or null
     const uint16_t* super_scales;   ///< f16, same order with num_super_groups; null unless scale_type is i8
     const uint16_t* super_offsets;  ///< the same
     GroupType scale_type;

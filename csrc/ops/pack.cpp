@@ -99,8 +99,7 @@ void for_rows(int64_t first, int64_t n, int num_threads, const Body& body) {
 uint8_t* writable(const void* data) { return static_cast<uint8_t*>(const_cast<void*>(data)); }
 
 TiledCodes tiled_codes(const WeightView& view) {
-    return {view.header.layout, writable(view.data + view.parts.codes), view.parts.region_stride, view.parts.padded_k,
-            view.header.n};
+    return {view.header.layout, writable(view.regions[0]), view.region_offsets(), view.parts.padded_k, view.header.n};
 }
 
 std::vector<ActGroup> act_groups_of(const WeightView& view) {

@@ -76,7 +76,7 @@ public:
     PackedWeight finish();
 
 private:
-    WeightView view() { return {header_, parts_, kernels_, packed_.data()}; }
+    WeightView view() { return view_in_place(header_, parts_, kernels_, packed_.data()); }
     void mark(int64_t first, int64_t n);
     void write(const WeightRows& rows, Range of_rows, int64_t first);
 

@@ -14,8 +14,8 @@ constexpr int32_t kFloatTile = 16;  ///< rows of a float weight that one thread 
 QgemmArgs make_args(const WeightView& weight, const PreparedInput& input, int32_t tokens) {
     QgemmArgs args{};
     args.spec = &weight.header.spec;
-    args.codes = weight.data + weight.parts.codes;
-    args.region_stride = weight.parts.region_stride;
+    args.codes = weight.regions[0];
+    args.regions = weight.region_offsets();
     args.scales = weight.data + weight.parts.scales;
     args.zeros = weight.header.zero_type == GroupType::none ? nullptr : weight.data + weight.parts.zeros;
     if (weight.header.spec.scale_format == ScaleFormat::two_level) {

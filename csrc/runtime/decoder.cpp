@@ -62,7 +62,7 @@ void Decoder::check_tokens(const std::vector<int32_t>& tokens) const {
 
 void Decoder::forward(const std::vector<Chunk>& chunks, Phase phase, int num_threads,
                       const std::function<void()>& checkpoint, float* logits) {
-    tree_sequence_ = -1;
+    tree_ = {};
     PassRows rows;
     std::vector<int32_t> tokens;
     std::vector<int64_t> wanted;
@@ -94,50 +94,6 @@ void Decoder::forward(const std::vector<Chunk>& chunks, Phase phase, int num_thr
     for (const Chunk& chunk : chunks) {
         cache_.commit(chunk.sequence, static_cast<int64_t>(chunk.tokens.size()));
     }
-}
-
-void Decoder::forward_tree(int64_t sequence, const std::vector<int32_t>& tokens, const std::vector<int32_t>& parents,
-                           int num_threads, const std::function<void()>& checkpoint, float* logits) {
-    tree_sequence_ = -1;
-    check_tokens(tokens);
-    TMAC_CHECK(tokens.size() == parents.size(), "[Decoder] ", tokens.size(), " tokens, but ", parents.size(),
-               " parents");
-    const int64_t length = cache_.length(sequence);
-    PassRows rows;
-    std::vector<int64_t> wanted;
-    for (size_t i = 0; i < tokens.size(); ++i) {
-        const int32_t parent = parents[i];
-        TMAC_CHECK(parent >= -1 && parent < static_cast<int64_t>(i), "[Decoder] the parent of node ", i, " is ", parent,
-                   ", not a node before it or -1");
-        rows.sequences.push_back(sequence);
-        rows.slots.push_back(length + static_cast<int64_t>(i));
-        rows.positions.push_back(parent < 0 ? length : rows.positions[static_cast<size_t>(parent)] + 1);
-        rows.rope_lengths.push_back(rows.positions.back() + 1);
-        wanted.push_back(static_cast<int64_t>(i));
-    }
-    rows.parents = parents;
-    tree_parents_ = parents;
-    cache_.reserve(sequence, static_cast<int64_t>(tokens.size()));
-    try {
-        run(rows, tokens, wanted, Phase::decode, num_threads, checkpoint, logits);
-    } catch (...) {
-        give_back_reserved(sequence);
-        throw;
-    }
-    tree_sequence_ = sequence;
-}
-
-void Decoder::keep(int64_t sequence, const std::vector<int64_t>& nodes) {
-    TMAC_CHECK(sequence == tree_sequence_, "[Decoder] the last pass was not a token tree of sequence ", sequence);
-    int64_t before = -1;
-    for (const int64_t node : nodes) {
-        TMAC_CHECK(node >= 0 && node < static_cast<int64_t>(tree_parents_.size()) &&
-                       tree_parents_[static_cast<size_t>(node)] == before,
-                   "[Decoder] node ", node, " does not follow node ", before, " in the tree");
-        before = node;
-    }
-    tree_sequence_ = -1;
-    cache_.keep(sequence, nodes);
 }
 
 void Decoder::run(const PassRows& rows, const std::vector<int32_t>& tokens, const std::vector<int64_t>& wanted,

@@ -149,3 +149,29 @@ print("end", flush=True)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
+
+
+def test_a_tree_grows_from_call_to_call():
+    decoder = _core.Decoder(build(config()))
+    seq = decoder.create()
+    run(decoder, seq, [3] * 20)
+    tokens, parents = ids(5, 6, 7, 8, 9), ids(-1, 0, -1, 1, 2)
+    whole = decoder.forward_tree(seq, tokens, parents)
+    begun = decoder.forward_tree(seq, tokens[:2], parents[:2])
+    rest = decoder.forward_tree(seq, tokens, parents, first=2)
+    assert whole.shape == (5, VOCAB)
+    assert rest.shape == (3, VOCAB)
+    assert np.array_equal(np.concatenate([begun, rest]), whole)
+    assert decoder.forward_tree(seq, tokens, parents, first=5).shape == (0, VOCAB)
+    decoder.keep(seq, [0, 1, 3])
+    assert decoder.length(seq) == 23
+    with pytest.raises(ValueError, match="first=2, but of the tree behind sequence"):
+        decoder.forward_tree(seq, tokens, parents, first=2)
+    with pytest.raises(ValueError, match="first=6 of 5 nodes"):
+        decoder.forward_tree(seq, tokens, parents, first=6)
+
+
+def test_a_model_without_a_draft_refuses_to_draft():
+    decoder = _core.Decoder(build(config()))
+    with pytest.raises(ValueError, match=r"no draft: make_draft\(\)"):
+        decoder.forward_tree(decoder.create(), ids(1), ids(-1), draft=True)
