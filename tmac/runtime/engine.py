@@ -10,14 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, overload
 
-import numpy as np
-
 from tmac.runtime.arguments import check_loading, integer, shown
 from tmac.runtime.constrain import Grammars
 from tmac.runtime.detokenize import byte_tokens
 from tmac.runtime.evaluate import Evaluator, rope_key
 from tmac.runtime.generate import Chunk, Generation, Options, TokenLogprob, checked_ids, is_one_prompt
-from tmac.runtime.native import Decoder, Floats, Tokenizer, core
+from tmac.runtime.native import Decoder, Floats, Tokenizer
 from tmac.runtime.passes import Passes
 from tmac.runtime.request import Outbox, Request, Stream, weak_callbacks
 from tmac.runtime.scheduler import Scheduler
@@ -335,14 +333,7 @@ class Engine:
         Raises:
             TypeError, ValueError: `ids` are no token ids, or more than the context has.
         """
-        checked = self._checked("ids", ids)
-        found = np.empty((len(checked), self.vocab_size), np.float32)
-
-        def take(begin: int, rows: Floats) -> None:
-            found[begin : begin + len(rows)] = rows
-
-        self._evaluator.logits(checked, take)
-        return found
+        return self._evaluator.rows(self._checked("ids", ids))
 
     def log_probabilities(self, ids: Sequence[int]) -> Floats:
         """Log-probability of every token of a text but the first, given those before it: f32 `[tokens - 1]`.
@@ -350,16 +341,7 @@ class Engine:
         Raises:
             TypeError, ValueError: as in `logits`.
         """
-        checked = np.array(self._checked("ids", ids), np.int32)
-        found = np.empty(len(checked) - 1, np.float32)
-
-        def take(begin: int, rows: Floats) -> None:
-            following = checked[begin + 1 : begin + 1 + len(rows)]
-            if len(following):
-                found[begin : begin + len(following)] = core.log_probabilities(rows[: len(following)], following)
-
-        self._evaluator.logits(checked.tolist(), take)
-        return found
+        return self._evaluator.log_probabilities(self._checked("ids", ids))
 
     def token_logprobs(
         self, ids: Sequence[int], top: int = 0, cancelled: Callable[[], bool] = lambda: False
@@ -376,20 +358,7 @@ class Engine:
             RuntimeError: it was cancelled.
         """
         checked, count = self._checked("ids", ids), integer("top", top, 0, self.vocab_size)
-        found: list[TokenLogprob] = []
-
-        def take(begin: int, rows: Floats) -> None:
-            following = np.array(checked[begin + 1 : begin + 1 + len(rows)], np.int32)
-            if cancelled():
-                raise RuntimeError("[token_logprobs] cancelled")
-            for row, token in zip(rows, following, strict=False):
-                value = float(core.log_probabilities(row[None], token[None])[0])
-                best = core.top_log_probabilities(row, count) if count else ()
-                pairs = zip(*(part.tolist() for part in best), strict=True)
-                found.append(TokenLogprob(int(token), value, tuple(pairs)))
-
-        self._evaluator.logits(checked, take)
-        return found
+        return self._evaluator.token_logprobs(checked, count, cancelled)
 
     def save_prompt(self, path: str | Path, prompt: str | Sequence[int], add_special_tokens: bool = True) -> int:
         """Evaluates a prompt and writes its keys and values to a file for `prompt_cache=`. Returns its tokens.

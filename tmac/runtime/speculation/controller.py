@@ -53,6 +53,7 @@ class TextControl:
         self._spacing, self._since = FIRST_PROBE, 0
         self._trees = 0  # passes with guesses since one without
         self._tokens = self._seconds = 0.0  # of the last rounds
+        self._prices()
 
     # Before a pass.
 
@@ -64,19 +65,13 @@ class TextControl:
         """Whether it is time to try again what was not worth it when it was tried last."""
         return self._since >= self._spacing
 
-    def rate(self) -> float:
-        """Tokens per second."""
-        plain = 1.0 / self.passes.plain()
-        return max(plain, self._tokens / self._seconds) if self._seconds else plain
-
     def affords(self, seconds: float) -> bool:
         """Whether so much may be lost now."""
         return seconds <= self.account.balance * self.passes.plain()
 
     def least_chance(self) -> float:
         """A node that is less likely than this is never worth its row."""
-        rate = self.rate()
-        return rate * self.passes.slope() / self._token_worth(rate)
+        return self.rate * self.passes.slope / self.worth
 
     def draft_depth(self, kind: str, behind: int, most: int) -> int:
         """How many steps of a draft are worth it, as far as the frequency of its right guesses tells; 0: none.
@@ -86,7 +81,7 @@ class TextControl:
             behind: tokens that it must evaluate first.
             most: steps.
         """
-        rate, passes = self.rate(), self.passes
+        rate, passes = self.rate, self.passes
         right, step = self.acceptance.hit(kind), self.drafts.step(kind)
         best, depth, gain, chance = MARGIN, 0, 0.0, 1.0
         before = self.drafts.behind(kind, behind)
@@ -94,7 +89,7 @@ class TextControl:
             chance *= right
             gain += chance
             seconds = before + steps * step + passes.of(steps + 1) - passes.of(1)
-            value = gain * self._token_worth(rate) - rate * seconds
+            value = gain * self.worth - rate * seconds
             if value > best:
                 best, depth = value, steps
         return depth
@@ -111,11 +106,13 @@ class TextControl:
         """
         if steps and chance < self.alpha:
             return False
-        rate, passes, step = self.rate(), self.passes, self.drafts.step(kind)
+        rate, passes, step = self.rate, self.passes, self.drafts.step(kind)
         rows = min(steps + 2, passes.most_rows)
-        planned = min(depth + 1, passes.most_rows)
-        slope = (passes.of(planned) - passes.of(1)) / max(planned - 1, 1)
-        worth = chance * self.acceptance.hit(kind) * self._token_worth(rate) > rate * (step + slope)
+        slope = passes.of(rows) - passes.of(rows - 1)
+        if steps < depth:  # a first step up may be worth it for the level ones behind it
+            planned = min(depth + 1, passes.most_rows)
+            slope = (passes.of(planned) - passes.of(1)) / (planned - 1)
+        worth = chance * self.acceptance.hit(kind) * self.worth > rate * (step + slope)
         return worth and self.affords(spent + step + passes.of(rows) - passes.of(1))
 
     def choose(self, tree: TokenTree, spent: float, *, probe: bool) -> list[int]:
@@ -127,8 +124,7 @@ class TextControl:
             probe: try some, if there are any and they may be lost.
         """
         order = tree.best()[: self.passes.most_rows - 1]
-        rate, one = self.rate(), self.passes.of(1)
-        worth = self._token_worth(rate)
+        rate, worth, one = self.rate, self.worth, self.passes.of(1)
         best, count, gain = MARGIN, 0, 0.0
         probe = probe and bool(order) and tree.chances[order[0]] >= LEAST_PROBED
         for number, node in enumerate(order, 1):
@@ -140,10 +136,6 @@ class TextControl:
             if value > best or (probe and number <= PROBE_NODES):
                 best, count = max(value, best), number
         return order[:count]
-
-    def _token_worth(self, rate: float) -> float:
-        """Of a token, without the time that it takes to choose and deliver it."""
-        return max(1.0 - rate * self.passes.token.value, 0.05)
 
     # After a pass.
 
@@ -197,3 +189,11 @@ class TextControl:
     def _count(self, tokens: int, seconds: float) -> None:
         self._tokens = RATE_MEMORY * self._tokens + tokens
         self._seconds = RATE_MEMORY * self._seconds + seconds
+        self._prices()
+
+    def _prices(self) -> None:
+        """Of time in tokens: what the text reaches now; and of a token, without its own choice and delivery."""
+        plain = self.passes.plain()
+        least = 1.0 / plain if plain else 0.0
+        self.rate = max(least, self._tokens / self._seconds) if self._seconds else least
+        self.worth = max(1.0 - self.rate * self.passes.token.value, 0.05)

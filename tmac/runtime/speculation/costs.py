@@ -6,7 +6,7 @@ from collections.abc import Hashable
 from itertools import pairwise
 
 GAIN = 0.2  # of the newest measurement
-MOST_SLOPE = 0.05  # of a pass for one row: what a further row is taken to cost before any pass has shown it
+FIRST_SLOPE = 0.05  # of a pass for one row: what a further row is taken to cost before any pass has shown it
 OUTLIER = 3.0  # a pass that took so many times longer than expected says no more than this
 EARLY = 3  # measurements that are averaged before the newest ones count more
 
@@ -64,19 +64,20 @@ class PassCosts:
         """Seconds of a pass with so many rows."""
         return self.one.value * self._curve[rows]
 
+    @property
     def slope(self) -> float:
         """Seconds of a further row where it costs least, on the way from one row."""
-        ratio = min(((self._curve[n] - 1.0) / (n - 1) for n in range(2, self.most_rows + 1)), default=MOST_SLOPE)
-        return self.one.value * ratio
+        return self.one.value * self._slope
 
     def _update(self) -> None:
         points = monotone([(1, 1.0, 1e9), *((n, r.value, float(r.count)) for n, r in sorted(self._ratios.items()))])
         last, value = points[-1]
-        slope = (value - 1.0) / (last - 1) if last > 1 else MOST_SLOPE
+        slope = (value - 1.0) / (last - 1) if last > 1 else FIRST_SLOPE
         points.append((max(self.most_rows, last) + 1, value + slope * (max(self.most_rows, last) + 1 - last)))
         for (begin, low), (end, high) in pairwise(points):
             for rows in range(begin, min(end, self.most_rows) + 1):
                 self._curve[rows] = low + (high - low) * (rows - begin) / (end - begin)
+        self._slope = min(((self._curve[n] - 1.0) / (n - 1) for n in range(2, self.most_rows + 1)), default=FIRST_SLOPE)
 
 
 def monotone(points: list[tuple[int, float, float]]) -> list[tuple[int, float]]:

@@ -67,14 +67,15 @@ class Growth:
         """Guesses until no further one is worth it, then chooses."""
         grown, tree, control = self._grown, self._grown.tree, self._control
         least = control.least_chance()
-        room = 2 * control.passes.most_rows
+        followed, most = 0, control.passes.most_rows - 1
         frontier = [(-1.0, 0)]
-        while frontier and len(tree) < room:
+        while frontier and followed < most:
             negative, node = frontier[0]
             grown.frontier = -negative
             if node and -negative <= least and not self._probe:
                 break
             heapq.heappop(frontier)
+            followed += node > 0  # all of them are likelier than what they are followed by
             if tree.depths[node] >= self._most_depth:
                 continue
             for guess in self._guesses(node, -negative):

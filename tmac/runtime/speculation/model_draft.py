@@ -57,7 +57,7 @@ class ModelText:
         """Evaluates a prompt from its beginning, however long it is."""
         self.sync(tokens)
         if len(tokens) <= self._model.context_length:
-            self._evaluate(min(end, len(tokens) - 1))
+            self._evaluate(min(end, len(tokens) - 1), "prompt")
 
     def catch_up(self) -> None:
         """Evaluates all tokens but the last; of a text that the draft has not followed, only the end."""
@@ -99,8 +99,8 @@ class ModelText:
         full = len(self._source) - self._begin >= self._model.context_length - DECODE_ROWS
         return (left > FAR or full) and len(self._source) - 1 - self._begin > self._window
 
-    def _evaluate(self, end: int) -> None:
-        """Tokens of the text up to `end`."""
+    def _evaluate(self, end: int, phase: str = "") -> None:
+        """Tokens of the text up to `end`; few ones are taken for generated ones, without a phase."""
         if self._seq is None:
             self._seq, shared = self._model.create(self._source[:end] if self._begin == 0 else [])
             self._end = self._begin + shared
@@ -108,8 +108,8 @@ class ModelText:
         self._end = self._begin + decoder.length(self._seq)  # a pass may have been interrupted behind its end
         while self._end < end:
             tokens = self._source[self._end : min(self._end + CHUNK, end)]
-            phase = "decode" if len(tokens) <= DECODE_ROWS else "prompt"
-            self._model.forward(self._seq, tokens, phase)
+            few = "decode" if len(tokens) <= DECODE_ROWS else "prompt"
+            self._model.forward(self._seq, tokens, phase or few)
             self._end = self._begin + decoder.length(self._seq)
 
     def _cut(self, end: int) -> None:
