@@ -52,7 +52,7 @@ class TextControl:
         self.alpha = ALPHA
         self._spacing, self._since = FIRST_PROBE, 0
         self._trees = 0  # passes with guesses since one without
-        self._tokens = self._seconds = 0.0  # of the last rounds
+        self._tokens = self._time = 0.0  # of the last rounds, in units of a plain token's time
         self._prices()
 
     # Before a pass.
@@ -158,15 +158,13 @@ class TextControl:
         self.passes.add(1, max(seconds - self.passes.token.value, 0.5 * seconds))
         self._trees = 0
         self._since += 1
-        self._count(1, seconds + spent)
-        self.account.add(1, 1.0 + spent / self.passes.plain())
+        self._count(1, 1.0 + spent / self.passes.plain())
 
     def tree_done(self, tokens: int, seconds: float) -> None:
         """A pass with guesses gave so many tokens; all of the round took so long."""
         self._trees += 1
-        self._count(tokens, seconds)
         time = seconds / self.passes.plain()
-        self.account.add(tokens, time)
+        self._count(tokens, time)
         if tokens > time:
             self._spacing = AGAIN
         elif self._since >= self._spacing:
@@ -186,14 +184,15 @@ class TextControl:
         elif frontier > 0.0:
             self.alpha = min(self.alpha / frontier ** ((depth - right) / depth), MOST_ALPHA)
 
-    def _count(self, tokens: int, seconds: float) -> None:
+    def _count(self, tokens: int, time: float) -> None:
+        self.account.add(tokens, time)
         self._tokens = RATE_MEMORY * self._tokens + tokens
-        self._seconds = RATE_MEMORY * self._seconds + seconds
+        self._time = RATE_MEMORY * self._time + time
         self._prices()
 
     def _prices(self) -> None:
         """Of time in tokens: what the text reaches now; and of a token, without its own choice and delivery."""
         plain = self.passes.plain()
-        least = 1.0 / plain if plain else 0.0
-        self.rate = max(least, self._tokens / self._seconds) if self._seconds else least
+        speedup = max(self._tokens / self._time, 1.0) if self._time else 1.0
+        self.rate = speedup / plain if plain else 0.0
         self.worth = max(1.0 - self.rate * self.passes.token.value, 0.05)

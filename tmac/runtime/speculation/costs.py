@@ -8,6 +8,7 @@ from itertools import pairwise
 GAIN = 0.2  # of the newest measurement
 FIRST_SLOPE = 0.05  # of a pass for one row: what a further row is taken to cost before any pass has shown it
 OUTLIER = 3.0  # a pass that took so many times longer than expected says no more than this
+JUMP = 1.7  # so many times longer or shorter is another machine, so to speak: others have come or gone
 EARLY = 3  # measurements that are averaged before the newest ones count more
 
 
@@ -40,6 +41,7 @@ class PassCosts:
         self.one = Running()
         self.token = Running()  # choosing a token and delivering it, beside the pass
         self._ratios: dict[int, Running] = {}
+        self._recent: set[int] = set()  # rows of passes since the last one of one row
         self._curve = [1.0] * (most_rows + 1)
         self._update()
 
@@ -55,9 +57,13 @@ class PassCosts:
     def add(self, rows: int, seconds: float) -> None:
         """A pass took so long."""
         if rows == 1:
+            if not 1.0 / JUMP < seconds / (self.one.value or seconds) < JUMP:
+                self._blame_all(seconds / self.one.value)
             self.one.add(seconds)
+            self._recent.clear()
         elif self.one.value > 0:
             self._ratios.setdefault(rows, Running()).add(seconds / self.one.value)
+            self._recent.add(rows)
             self._update()
 
     def of(self, rows: int) -> float:
@@ -68,6 +74,12 @@ class PassCosts:
     def slope(self) -> float:
         """Seconds of a further row where it costs least, on the way from one row."""
         return self.one.value * self._slope
+
+    def _blame_all(self, factor: float) -> None:
+        """Passes of one row take so many times longer now: the ones of more rows since the last did for that reason."""
+        for rows in self._recent:
+            self._ratios[rows].value = max(self._ratios[rows].value / factor, 1.0)
+        self._update()
 
     def _update(self) -> None:
         points = monotone([(1, 1.0, 1e9), *((n, r.value, float(r.count)) for n, r in sorted(self._ratios.items()))])
