@@ -340,10 +340,10 @@ class RowPacker:
         return self._packer.finish()
 
 
-def repack(buffer: NDArray[np.uint8], kernel: str) -> _core.PackedWeight:
+def repack(buffer: NDArray[np.uint8], kernel: str, plane_layout: bool = False) -> _core.PackedWeight:
     """The bytes of a `PackedWeight` in the memory order of `kernel`; raises like `pack` and `from_buffer`."""
     spec, planes, in_features, parts = _unpack(buffer)
-    return _pack(spec, planes, in_features, parts, kernel)
+    return _pack(spec, planes, in_features, parts, kernel, plane_layout)
 
 
 class _Parts(NamedTuple):
@@ -434,7 +434,9 @@ def _make_codes(cls: type[Codes], spec: QuantSpec, codes: Array, parts: _Parts, 
     return cls(spec, codes, parts.scales, parts.zeros, parts.perm, bias, parts.super_scales, parts.super_offsets)
 
 
-def _pack(spec: QuantSpec, planes: Array, in_features: int, parts: _Parts, kernel: str) -> _core.PackedWeight:
+def _pack(
+    spec: QuantSpec, planes: Array, in_features: int, parts: _Parts, kernel: str, plane_layout: bool = False
+) -> _core.PackedWeight:
     values = {name: np.ascontiguousarray(part) for name, part in parts._asdict().items() if part is not None}
     arrays: dict[str, Any] = values
     return _core.pack(
@@ -443,6 +445,7 @@ def _pack(spec: QuantSpec, planes: Array, in_features: int, parts: _Parts, kerne
         in_features,
         kernel=kernel or tuned_kernels(spec, planes.shape[1], in_features),
         num_threads=get_num_threads(),
+        plane_layout=plane_layout,
         **arrays,
     )
 

@@ -46,11 +46,13 @@ def _draw_budgets(axes: Axes, stats: Mapping[str, SpeculationStats]) -> None:
 
 
 def _draw_acceptance(axes: Axes, stats: Mapping[str, SpeculationStats]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     for each in stats.values():
         shares = [100 * share for share in each.acceptance_by_depth()]
         axes.plot(range(1, len(shares) + 1), shares, "o-", ms=4, lw=1)
     axes.set_xlabel("depth of a guess")
     axes.set_ylabel("accepted, %")
     axes.set_ylim(0, 105)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
