@@ -63,10 +63,12 @@ def pack(
     num_threads: int = 0,
     super_scales: NDArray[np.float16] | None = None,
     super_offsets: NDArray[np.float16] | None = None,
+    plane_layout: bool = False,
 ) -> PackedWeight:
     """Canonical planes [bits, n, ceil(k/8)] (most significant first), scales [n, groups] f16/f32, zeros (or offsets)
     [n, groups] u8/f16/f32 -> packed for `kernel` ("decode" or "decode,prompt"), by default the first of
-    `candidate_kernels(spec)`. Two-level scales and offsets are i8, their super values f16 [n, ceil(k/256)]."""
+    `candidate_kernels(spec)`. Two-level scales and offsets are i8, their super values f16 [n, ceil(k/256)].
+    `plane_layout`: in a layout of these kernels whose leading planes can be read alone (`Model.make_draft`)."""
 
 class Packer:
     """Packs a weight some rows at a time: no more than these need be held in another form.
@@ -81,6 +83,7 @@ class Packer:
         zeros: np.dtype[Any] | None = None,
         perm: NDArray[np.int32] | None = None,
         kernel: str = "",
+        plane_layout: bool = False,
     ) -> None: ...
     def add(
         self,
@@ -294,6 +297,19 @@ class Model:
     @property
     def bytes_per_token(self) -> int:
         """Bytes of weights that one generated token reads: no embedding, of the experts those it is sent to."""
+
+    @property
+    def draft(self) -> Model | None:
+        """What `make_draft` has made: a model of its own in the same memory, for decoders of its own too."""
+
+    def make_draft(self, bits: int, num_threads: int = 0) -> None:
+        """Lets the leading `bits` planes of every matrix draft (`Decoder.forward_tree(draft=True)`), in the memory of
+        the model: of a matrix whose layout has no such prefix the next wider one, of narrower ones all planes. What
+        the planes stand for is fitted for each matrix by least squares.
+
+        Raises:
+            ValueError: a matrix has no prefix of so many planes or more, as it names, or none has more planes.
+        """
 
 class ModelBuilder:
     """Collects the weights of a model by name (docs/runtime.md). Matrices are not copied and must not change as long as

@@ -1,6 +1,7 @@
 #include <memory>
 
 #include "bindings/bindings.h"
+#include "runtime/draft.h"
 #include "runtime/model.h"
 
 namespace tmac {
@@ -191,7 +192,16 @@ void bind_model(py::module_& module) {
         .def_property_readonly("vocab_size", [](const Model& model) { return model.config.vocab_size; })
         .def_property_readonly("context_length", [](const Model& model) { return model.config.context_length; })
         .def_property_readonly("weight_bytes", &Model::weight_bytes)
-        .def_property_readonly("bytes_per_token", &Model::bytes_per_token);
+        .def_property_readonly("bytes_per_token", &Model::bytes_per_token)
+        .def(
+            "make_draft",
+            [](Model& model, int bits, int num_threads) {
+                const ReleasedGil release;
+                model.draft.set(make_draft(model, bits, num_threads));
+            },
+            py::arg("bits"), py::arg("num_threads") = 0)
+        .def_property_readonly("draft",
+                               [](const Model& model) { return std::const_pointer_cast<Model>(model.draft.get()); });
     py::class_<ModelBuilder>(module, "ModelBuilder")
         .def(py::init<const py::dict&>(), py::arg("config"))
         .def("add_packed", &ModelBuilder::add_packed, py::arg("name"), py::arg("buffer"), py::arg("bias") = py::none())

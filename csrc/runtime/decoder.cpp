@@ -84,7 +84,7 @@ void Decoder::forward(const std::vector<Chunk>& chunks, Phase phase, int num_thr
         for (const Chunk& chunk : chunks) {
             cache_.reserve(chunk.sequence, static_cast<int64_t>(chunk.tokens.size()));
         }
-        run(rows, tokens, wanted, phase, num_threads, checkpoint, logits);
+        run(*model_, rows, tokens, wanted, phase, num_threads, checkpoint, logits);
     } catch (...) {
         for (const Chunk& chunk : chunks) {
             give_back_reserved(chunk.sequence);
@@ -96,21 +96,22 @@ void Decoder::forward(const std::vector<Chunk>& chunks, Phase phase, int num_thr
     }
 }
 
-void Decoder::run(const PassRows& rows, const std::vector<int32_t>& tokens, const std::vector<int64_t>& wanted,
-                  Phase phase, int num_threads, const std::function<void()>& checkpoint, float* logits) {
+void Decoder::run(const Model& model, const PassRows& rows, const std::vector<int32_t>& tokens,
+                  const std::vector<int64_t>& wanted, Phase phase, int num_threads,
+                  const std::function<void()>& checkpoint, float* logits) {
     if (rows.count() == 0) {
         return;
     }
     const auto begin = std::chrono::steady_clock::now();
     const int threads = num_threads > 0 ? num_threads : get_num_threads();
-    Pass pass(*model_, cache_, rows, phase, threads, workspace_, profile_);
-    const Family& family = find_family(model_->config.family);
-    embed(pass, tokens);
-    for (const Layer& layer : model_->layers) {
+    Pass pass(model, cache_, rows, phase, threads, workspace_, profile_);
+    const Family& family = find_family(model.config.family);
+    embed(model, pass, tokens);
+    for (const Layer& layer : model.layers) {
         checkpoint();
         family.run(layer, pass);
     }
-    compute_logits(pass, wanted, logits);
+    compute_logits(model, pass, wanted, logits);
     if (profile_.on) {
         const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - begin;
         profile_.total += passed.count();
@@ -119,9 +120,9 @@ void Decoder::run(const PassRows& rows, const std::vector<int32_t>& tokens, cons
     }
 }
 
-void Decoder::embed(Pass& pass, const std::vector<int32_t>& tokens) {
+void Decoder::embed(const Model& model, Pass& pass, const std::vector<int32_t>& tokens) {
     const StageTimer timer(profile_, Stage::embedding);
-    const Matrix& table = model_->embedding;
+    const Matrix& table = model.embedding;
     const Floats2d hidden = pass.hidden();
     if (table.packed) {
         const std::vector<int64_t> ids(tokens.begin(), tokens.end());
@@ -132,23 +133,23 @@ void Decoder::embed(Pass& pass, const std::vector<int32_t>& tokens) {
             load_row(rows, tokens[static_cast<size_t>(i)], hidden.row(i));
         }
     }
-    const float scale = model_->config.embedding_scale;
+    const float scale = model.config.embedding_scale;
     for (int64_t i = 0; scale != 1.0F && i < pass.tokens(); ++i) {
         vector_ops().scale(hidden.row(i), scale, hidden.columns);
     }
 }
 
-void Decoder::compute_logits(Pass& pass, const std::vector<int64_t>& wanted, float* logits) {
+void Decoder::compute_logits(const Model& model, Pass& pass, const std::vector<int64_t>& wanted, float* logits) {
     if (wanted.empty()) {
         return;
     }
-    const ModelConfig& config = model_->config;
+    const ModelConfig& config = model.config;
     const bool layer_norm = find_family(config.family).layer_norm;
-    const NormRows normed = pass.normed(model_->final_norm, layer_norm ? NormKind::layer : NormKind::rms);
+    const NormRows normed = pass.normed(model.final_norm, layer_norm ? NormKind::layer : NormKind::rms);
     const LastRows rows(normed, wanted);
     const auto count = static_cast<int64_t>(wanted.size());
     const Tensor y{logits, DType::f32, count, config.vocab_size, config.vocab_size};
-    pass.multiply(Stage::head, {{&rows, count, config.hidden_size, {model_->output_head().to(y)}}});
+    pass.multiply(Stage::head, {{&rows, count, config.hidden_size, {model.output_head().to(y)}}});
     for (int64_t i = 0; i < count; ++i) {
         float* row = logits + i * config.vocab_size;
         if (config.logit_scale != 1.0F) {

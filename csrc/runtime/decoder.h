@@ -67,10 +67,11 @@ private:
     };
 
     void check_tree(int64_t sequence, const TokenTree& tree) const;
-    void run(const PassRows& rows, const std::vector<int32_t>& tokens, const std::vector<int64_t>& wanted, Phase phase,
-             int num_threads, const std::function<void()>& checkpoint, float* logits);
-    void embed(Pass& pass, const std::vector<int32_t>& tokens);
-    void compute_logits(Pass& pass, const std::vector<int64_t>& wanted, float* logits);
+    void run(const Model& model, const PassRows& rows, const std::vector<int32_t>& tokens,
+             const std::vector<int64_t>& wanted, Phase phase, int num_threads, const std::function<void()>& checkpoint,
+             float* logits);
+    void embed(const Model& model, Pass& pass, const std::vector<int32_t>& tokens);
+    static void compute_logits(const Model& model, Pass& pass, const std::vector<int64_t>& wanted, float* logits);
     void check_tokens(const std::vector<int32_t>& tokens) const;
     void give_back_reserved(int64_t sequence);
 

@@ -67,7 +67,8 @@ void Decoder::forward_tree(int64_t sequence, const TokenTree& tree, int num_thre
                            const std::function<void()>& checkpoint, float* logits) {
     const int64_t length = cache_.length(sequence);
     check_tree(sequence, tree);
-    TMAC_CHECK(!tree.draft, "[Decoder] the model has no draft: make_draft() makes one");
+    const std::shared_ptr<const Model> model = tree.draft ? model_->draft.get() : model_;
+    TMAC_CHECK(model != nullptr, "[Decoder] the model has no draft: make_draft() makes one");
     const auto first = tree.tokens.begin() + tree.first;
     std::vector<int64_t> wanted;
     for (auto token = first; token != tree.tokens.end(); ++token) {
@@ -77,8 +78,8 @@ void Decoder::forward_tree(int64_t sequence, const TokenTree& tree, int num_thre
     std::vector<bool> drafted = std::move(tree_.drafted);
     tree_ = {};
     try {
-        run(rows_of(sequence, length, tree), {first, tree.tokens.end()}, wanted, Phase::decode, num_threads, checkpoint,
-            logits);
+        run(*model, rows_of(sequence, length, tree), {first, tree.tokens.end()}, wanted, Phase::decode, num_threads,
+            checkpoint, logits);
     } catch (...) {
         give_back_reserved(sequence);
         throw;

@@ -3,8 +3,10 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "ops/linear.h"
@@ -57,12 +59,32 @@ struct Layer {
     Matrix shared_gate;
 };
 
+struct Model;
+
+/// Where a model has its draft (runtime/draft.h). Decoders in other threads may look while one is set.
+class DraftSlot {
+public:
+    std::shared_ptr<const Model> get() const {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        return draft_;
+    }
+    void set(std::shared_ptr<const Model> draft) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        draft_ = std::move(draft);
+    }
+
+private:
+    mutable std::mutex mutex_;
+    std::shared_ptr<const Model> draft_;
+};
+
 struct Model {
     ModelConfig config;
     Matrix embedding;
     Matrix head;  ///< does not exist where the embedding serves
     Norm final_norm;
     std::vector<Layer> layers;
+    DraftSlot draft;
 
     const Matrix& output_head() const { return head.exists() ? head : embedding; }
 
