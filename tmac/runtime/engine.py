@@ -168,6 +168,7 @@ class Engine:
             revision=revision,
             progress=progress,
             context_length=context_length,
+            plane_layout=wanted.planes > 0,
         )
         cache_type = cache_type or ("f32" if activation == "float" else "f16")
         decoder, opened, controller = open_decoder(

@@ -79,7 +79,7 @@ class ModelText:
     def kept(self, tree: TokenTree, path: Sequence[int]) -> None:
         """What the draft has evaluated of the path need not be evaluated again."""
         rows = self._rows.rows(list(path))
-        if rows and self._seq is not None and self._end == len(self._source) - 1:
+        if rows and self._seq is not None:
             self._model.decoder.keep(self._seq, rows)
             self._end += len(rows)
         self._rows.forget()

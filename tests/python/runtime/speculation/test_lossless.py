@@ -125,6 +125,18 @@ def test_drafts_that_are_right_save_passes(make_engine):
     assert passes["model"] < 30
 
 
+def test_another_model_evaluates_no_token_twice(make_engine):
+    engine = make_engine(context_length=CONTEXT)
+    other = type(engine.decoder)(engine.decoder.vocab)
+    attach(engine, ModelDraft(other, "model:other", context_length=CONTEXT))
+    result = engine.generate(PROMPT, max_new_tokens=50, ignore_eos=True)
+    stats = result.speculation
+    assert sum(stats.accepted) > 20
+    again = sum(sum(rows) for phase, rows in other.passes if phase == "decode")
+    assert again <= stats.passes  # the last token of a path that was right to its end
+    assert sum(sum(rows) for phase, rows in other.passes if phase == "tree") == stats.draft_passes
+
+
 def test_a_draft_that_fails_is_left_alone(make_engine):
     expected = plain(make_engine, PROMPT, max_new_tokens=20)
     result = speculative(make_engine, 4, PROMPT, expected, options={"max_new_tokens": 20})

@@ -17,12 +17,9 @@ from tmac.runtime.native import core
 from tmac.runtime.speculation.combined import CombinedDraft
 from tmac.runtime.speculation.model_draft import ModelDraft
 from tmac.runtime.speculation.ngram import NgramDraft
-from tmac.runtime.speculation.planes import PlanesDraft
-from tmac.runtime.speculation.rows import tree_runner
 from tmac.runtime.speculation.speculator import make_speculator
 
 PROMPTS = 1000
-PLANES = hasattr(core.Model, "make_draft")
 
 
 @pytest.fixture(scope="module")
@@ -228,17 +225,22 @@ def test_a_text_that_shifts(make_engine, parts):
         same(attach(make_engine(context_length=48), draft).generate([5, 6, 7], **options), expected)
 
 
-def test_planes_of_the_target(make_engine, parts):
-    if not PLANES:
-        pytest.skip("needs a compiled core with drafts of planes")
-    engine = make_engine(draft=None)
-    try:
-        parts.model.make_draft(2)
-    except ValueError as error:
-        pytest.skip(str(error))
-    decoder = core.Decoder(parts.model)
-    engine._passes.decoder = engine._passes.prefixes._decoder = decoder
-    prompt, options = list(range(3, 60)), {"max_new_tokens": 60, "ignore_eos": True}
-    expected = engine.generate(prompt, **options)
-    attach(engine, CombinedDraft(NgramDraft(), PlanesDraft(tree_runner(decoder, 1), 2)))
-    same(engine.generate(prompt, **options), expected)
+@pytest.mark.parametrize("name", ["planes:3", "ngram+planes:3"])
+def test_planes_of_the_target(make_engine, name):
+    prompt = list(range(3, 60))
+    options = {"max_new_tokens": 60, "ignore_eos": True, "temperature": 0.5}
+    expected = make_engine().generate(prompt, **options)
+    engine = make_engine(draft=name)
+    same(engine.generate(prompt, **options), expected)  # as it is worth it
+    engine._passes._speculator.controller = EagerController()
+    result = engine.generate(prompt, **options)
+    same(result, expected)
+    stats = result.speculation
+    assert stats.error is None
+    assert stats.draft_passes > 10
+    assert sum(stats.accepted) > 5
+
+
+def test_planes_that_the_target_has_not(make_engine):
+    with pytest.raises(ValueError, match="planes"):
+        make_engine(draft="planes:7")
