@@ -168,10 +168,20 @@ def linear_pointers(
     in_features: int,
     out_features: int,
     num_threads: int,
+    planes: int = 0,
+    code_scale: float = 1.0,
+    code_base: float = 0.0,
 ) -> None:
     """The same over raw addresses (0 = no bias): types 0 f32, 1 f16, 2 bf16; strides in elements between tokens, the
     last dimension has stride 1; bias is f32 [out_features]. in_features and out_features are what x and y have; they
-    are compared with the buffer. Releases the GIL."""
+    are compared with the buffer. `planes`: with so many leading planes of the codes alone (one of `prefixes`; 0: all),
+    which stand for the codes `code_scale * top + code_base`. Releases the GIL."""
+
+def prefixes(buffer: NDArray[np.uint8]) -> list[int]:
+    """How many leading planes of a packed weight are a weight of their own in the same memory; [] where none are."""
+
+def prefix_fit(buffer: NDArray[np.uint8], planes: int, num_threads: int = 0) -> tuple[float, float]:
+    """The `code_scale` and `code_base` of so many leading planes with the least squared error of the weights."""
 
 def time_kernels(
     spec: object,
