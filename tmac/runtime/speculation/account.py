@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 WARM_UP = 32  # tokens at the beginning of a text in which everything may be tried
-START = 10.0  # what may be lost in them, in plain tokens' time
+START = 4.0  # what may be lost in them, in plain tokens' time
 AFTER = 0.5  # of that, what may be left after them
 ALLOWANCE = 0.015  # of each token's time
 MOST = 12.0  # gains beyond this are not held against later losses
