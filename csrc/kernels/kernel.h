@@ -46,6 +46,7 @@ struct QgemmArgs {
     int64_t n;
     float code_scale = 1.0F;  ///< a code c stands for code_scale * c + code_base: the leading planes of a wider weight.
     float code_base = 0.0F;   ///< act_scale has been multiplied by code_scale already (but in float_exact)
+    bool ask_ahead = false;   ///< prefetch codes by hand for any number of tokens: this CPU does not by itself
     int64_t row_begin;        ///< a multiple of the layout's n_tile
     int64_t row_end;          ///< a multiple of n_tile, or n
     int32_t m;

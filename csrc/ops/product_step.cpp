@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/cpu_features.h"
 #include "core/half.h"
 #include "kernels/registry.h"
 #include "ops/convert.h"
@@ -39,6 +40,7 @@ QgemmArgs make_args(const WeightView& weight, const PreparedInput& input, int32_
     args.n = weight.header.n;
     args.code_scale = weight.code_scale;
     args.code_base = weight.code_base;
+    args.ask_ahead = (selection().features & kAvx512fp16) != 0;
     args.m = tokens;
     return args;
 }

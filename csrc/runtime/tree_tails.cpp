@@ -9,6 +9,7 @@ namespace tmac {
 void TreeTails::find(const std::vector<int32_t>& parents, int64_t first_node, int64_t first) {
     paths_.clear();
     tail_begin_ = first / kKeyGroup * kKeyGroup;
+    shared_ = static_cast<size_t>(first - tail_begin_);
     const auto skipped = static_cast<size_t>(first_node);
     for (size_t last = skipped; last < parents.size(); ++last) {
         std::vector<int64_t> slots;
@@ -37,7 +38,14 @@ void TreeTails::gather(const CacheLayout& layout, int32_t kv_heads, CachedPath* 
         bytes.resize(static_cast<size_t>(kv_heads * layout.head_bytes(groups)));
         for (int64_t head = 0; head < kv_heads; ++head) {
             uint8_t* to = bytes.data() + head * layout.head_bytes(groups);
-            for (size_t j = 0; j < tail.slots.size(); ++j) {
+            if (shared_ > 0) {
+                const uint8_t* page = path.pages[tail_begin_ / kPagePositions];
+                if (page != nullptr) {
+                    copy_group(layout, page + head * layout.head_bytes(), {tail_begin_ % kPagePositions}, to,
+                               {0, groups});
+                }
+            }
+            for (size_t j = shared_; j < tail.slots.size(); ++j) {
                 const int64_t slot = tail.slots[j];
                 const uint8_t* page = path.pages[slot / kPagePositions];
                 if (page != nullptr) {  // else a window has dropped it, and nobody attends to it

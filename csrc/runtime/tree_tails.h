@@ -29,6 +29,7 @@ private:
     };
 
     int64_t tail_begin_ = 0;
+    size_t shared_ = 0;  ///< positions that every path begins with: of the sequence
     std::vector<TailPath> paths_;
     std::vector<std::vector<uint8_t>> tails_;
 };
