@@ -24,12 +24,25 @@ Selection of_isa(Isa isa) {
     return some;
 }
 
+/// Those of specs_of(), and with real zeros.
+std::vector<QuantSpec> all_specs_of(const Kernel& kernel) {
+    std::vector<QuantSpec> specs = specs_of(kernel);
+    const size_t count = specs.size();
+    for (size_t i = 0; i < count; ++i) {
+        if (specs[i].zero_point == ZeroPoint::offset && specs[i].scale_format != ScaleFormat::two_level) {
+            specs.push_back(specs[i]);
+            specs.back().zero_point = ZeroPoint::real;
+        }
+    }
+    return specs;
+}
+
 /// Calls check(kernel, selection of its instruction set, spec) for every kernel here and spec that it serves.
 template <class Check>
 void for_each_runnable(const Check& check) {
     for (const RegistryRow& row : registry()) {
         if (selection().runnable(*row.kernel)) {
-            for (const QuantSpec& spec : specs_of(*row.kernel)) {
+            for (const QuantSpec& spec : all_specs_of(*row.kernel)) {
                 INFO(row.kernel->name << " " << to_string(spec));
                 check(*row.kernel, of_isa(row.isa), spec);
             }
@@ -150,12 +163,12 @@ TEST_CASE("leading planes have the scalar kernel's bits in every kernel, and wei
     int compared = 0;
     for_each_runnable([&](const Kernel& kernel, const Selection& isa, const QuantSpec& spec) {
         const int64_t n = 70;
-        const int64_t k = 300;
+        const int64_t k = 164;
         const Weight weight = make_weight(random, spec, n, k);
         const PackedWeight packed = pack(weight.canonical(), {&kernel, &kernel}, 1, true);
         const WeightView whole = view_weight(packed.data(), packed.size());
         const PackedWeight usual = pack(weight.canonical(), {&kernel, &kernel}, 1);
-        for (const int64_t m : {1, 3, 8, 40}) {
+        for (const int64_t m : {1, 6, 20}) {
             const std::vector<float> x = random.floats(m * k);
             REQUIRE(run_linear(packed, x, m, 1) == run_linear(usual, x, m, 1));
         }
@@ -173,7 +186,7 @@ TEST_CASE("leading planes have the scalar kernel's bits in every kernel, and wei
             WeightView reference =
                 make_prefix(view_weight(in_planes.data(), in_planes.size()), planes, fit, of_isa(Isa::scalar));
             reference.kernels = {&twin, &twin};
-            for (const int64_t m : {1, 2, 7, 16, 40}) {
+            for (const int64_t m : {1, 6, 20}) {
                 const std::vector<float> x = random.floats(m * k);
                 REQUIRE(run_linear(prefix, x, m, 2, Phase::decode) == run_linear(reference, x, m, 1, Phase::decode));
             }
@@ -192,7 +205,7 @@ TEST_CASE("the product with leading planes is that of the formula, in bits and i
         if (row.isa != Isa::scalar || kernel.method == Method::lut_fast || kernel.method == Method::trit) {
             continue;
         }
-        for (const QuantSpec& spec : specs_of(kernel)) {
+        for (const QuantSpec& spec : all_specs_of(kernel)) {
             CAPTURE(kernel.name, to_string(spec));
             const Weight weight = make_weight(random, spec, n, k);
             const PackedWeight packed = pack(weight.canonical(), {&kernel, &kernel}, 1);
