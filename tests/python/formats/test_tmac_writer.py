@@ -1,6 +1,7 @@
 """Our own format is written as docs/format.md says, and any reader of safetensors reads it."""
 
 import json
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -224,9 +225,9 @@ def test_work_is_used_in_order_and_errors_end_it():
 
 def test_a_closed_iterator_stops_its_threads():
     used = []
-    work = in_order(range(10_000), lambda item: item, used.append)
+    work = in_order(range(10**15), lambda item: item, used.append)  # more than any machine gets through
     next(work)
     work.close()
     count = len(used)
-    assert count < 10_000
+    time.sleep(0.05)
     assert len(used) == count
