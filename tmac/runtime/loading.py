@@ -139,11 +139,7 @@ def load_weights(
         UnsupportedSpecError: no kernel serves a layer.
         ValueError: an argument cannot be, or floats cannot be rounded.
     """
-    places = _without_same_head(model.places) if model.description.tied else list(model.places)
-    places = _with_own_head(places, head_bits, embedding_bits)
-    wanted = {"head": low_bit_spec(head_bits, activation), "embedding": low_bit_spec(embedding_bits, activation)}
-    loader = _Loader(model.checkpoint, activation, wanted)
-    work = _stacks_together(places)
+    loader, work = _reading(model, activation, head_bits, embedding_bits)
     num_threads = min(get_num_threads(), MOST_THREADS)
     large = [each for each in work if _is_large(each)]
     small = [each for each in work if not _is_large(each)]
@@ -162,6 +158,55 @@ def load_weights(
 
     for _ in with_progress(steps(), "loading", progress, len(work)):
         pass
+
+
+def read_layers(
+    model: OpenModel,
+    *,
+    activation: Activation | None = None,
+    head_bits: int | None = None,
+    embedding_bits: int | None = None,
+) -> Iterator[tuple[int, Iterator[Ready]]]:
+    """Every weight, layer by layer: `(number, its weights)`, -1 for those outside of the layers, which come first.
+
+    The weights of a layer are to be used up before the next one; they are read while they are.
+
+    Args:
+        model: as of `load_weights`, like the others.
+        activation: in place of what the checkpoint says.
+        head_bits: of a head that is rounded.
+        embedding_bits: of an embedding that is rounded.
+
+    Raises:
+        FormatError, UnsupportedSpecError, ValueError: as `load_weights`.
+    """
+    loader, work = _reading(model, activation, head_bits, embedding_bits)
+    by_layer: dict[int, list[list[Place]]] = {}
+    for group in work:
+        by_layer.setdefault(_layer_of(group[0].name), []).append(group)
+    num_threads = min(get_num_threads(), MOST_THREADS)
+    for number, groups in sorted(by_layer.items()):
+        yield number, _read_groups(loader, groups, num_threads)
+
+
+def _read_groups(loader: _Loader, groups: list[list[Place]], num_threads: int) -> Iterator[Ready]:
+    for group in groups:
+        yield from loader.read(group, num_threads)
+
+
+def _layer_of(name: str) -> int:
+    parts = name.split(".", 2)
+    return int(parts[1]) if parts[0] == "layers" else -1
+
+
+def _reading(
+    model: OpenModel, activation: Activation | None, head_bits: int | None, embedding_bits: int | None
+) -> tuple[_Loader, list[list[Place]]]:
+    """What reads the weights, and those that are read together."""
+    places = _without_same_head(model.places) if model.description.tied else list(model.places)
+    places = _with_own_head(places, head_bits, embedding_bits)
+    wanted = {"head": low_bit_spec(head_bits, activation), "embedding": low_bit_spec(embedding_bits, activation)}
+    return _Loader(model.checkpoint, activation, wanted), _stacks_together(places)
 
 
 def _is_large(group: Sequence[Place]) -> bool:
@@ -315,6 +360,7 @@ def load_engine_parts(
     path_or_id: str | Path,
     *,
     make_builder: Callable[[dict[str, Any]], Any] | None = None,
+    make_model: Callable[..., Any] | None = None,
     context_length: int | None = None,
     **options: Any,
 ) -> EngineParts:
@@ -323,6 +369,7 @@ def load_engine_parts(
     Args:
         path_or_id: as of `open_model`.
         make_builder: None is `_core.ModelBuilder`.
+        make_model: makes the model in place of a builder, from the open one and the options of `load_weights`.
         context_length: fewer positions than the model's; None: all of them.
         options: of `open_model` and `load_weights`.
 
@@ -337,10 +384,14 @@ def load_engine_parts(
         positions = integer("context_length", context_length, 1, positions)
     tokenizer = tokenizer_or_none(opened.checkpoint)
     _core.release_memory()  # a large vocabulary was ten times as much while it was read
-    builder = (make_builder or _core.ModelBuilder)(content)
-    load_weights(opened, builder, **options)
+    if make_model is not None:
+        model = make_model(opened, **options)
+    else:
+        builder = (make_builder or _core.ModelBuilder)(content)
+        load_weights(opened, builder, **options)
+        model = builder.build()
     return EngineParts(
-        builder.build(),
+        model,
         content,
         dict(opened.checkpoint.config or {}),
         tokenizer,
