@@ -10,6 +10,7 @@
 #include "ops/convert.h"
 #include "ops/embedding.h"
 #include "runtime/models/families.h"
+#include "runtime/streamed_weights.h"
 
 namespace tmac {
 namespace {
@@ -149,10 +150,13 @@ void Decoder::run(const PassRows& rows, const std::vector<int32_t>& tokens, cons
     const int threads = num_threads > 0 ? num_threads : get_num_threads();
     Pass pass(*model_, cache_, rows, phase, threads, workspace_, profile_);
     const Family& family = find_family(model_->config.family);
+    StreamedWeights::Pass weights(model_->streamed.get(), checkpoint);
     embed(pass, tokens);
     for (const Layer& layer : model_->layers) {
         checkpoint();
+        weights.enter(layer.index);
         family.run(layer, pass);
+        weights.leave(layer.index);
     }
     compute_logits(pass, wanted, logits);
     if (profile_.on) {

@@ -4,6 +4,7 @@
 
 #include "core/check.h"
 #include "runtime/models/families.h"
+#include "runtime/streamed_weights.h"
 
 namespace tmac {
 namespace {
@@ -151,7 +152,8 @@ int64_t Model::bytes_per_token() const {
     return sum;
 }
 
-std::shared_ptr<const Model> build_model(const ModelConfig& config, NamedWeights weights) {
+std::shared_ptr<const Model> build_model(const ModelConfig& config, NamedWeights weights,
+                                         std::shared_ptr<StreamedWeights> streamed) {
     validate(config);
     const Family& family = find_family(config.family);
     auto model = std::make_shared<Model>();
@@ -167,6 +169,10 @@ std::shared_ptr<const Model> build_model(const ModelConfig& config, NamedWeights
         check_layer(family, config, model->layers.back());
     }
     take.check_empty();
+    if (streamed) {
+        model->streamed = std::move(streamed);
+        model->streamed->attach(*model);
+    }
     return model;
 }
 

@@ -19,7 +19,7 @@ from tmac.runtime.evaluate import Evaluator, rope_key
 from tmac.runtime.generate import Chunk, Generation, Options, TokenLogprob, checked_ids, is_one_prompt
 from tmac.runtime.native import Decoder, Floats, Tokenizer, core
 from tmac.runtime.passes import Passes
-from tmac.runtime.request import Outbox, Request, Stream
+from tmac.runtime.request import Outbox, Request, Stream, weak_callbacks
 from tmac.runtime.scheduler import Scheduler
 from tmac.runtime.task import Model, Task
 
@@ -50,6 +50,7 @@ class Engine:
         max_batch: texts that are generated at a time; further ones wait.
         max_queue: requests of `submit` that may wait.
         kept_positions: tokens of evaluated prompts that stay in the cache.
+        streamed: a `StreamedModel`, where the weights do not all stay in memory.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Engine:
         max_batch: int = 64,
         max_queue: int = 1024,
         kept_positions: int | None = None,
+        streamed: Any = None,
     ) -> None:
         self.tokenizer, self.config = tokenizer, dict(config or {})
         self.context_length = integer("context_length", context_length, 1)
@@ -86,7 +88,9 @@ class Engine:
         )
         self._scheduler = Scheduler(self._passes, integer("max_queue", max_queue, 0))
         weakref.finalize(self, self._scheduler.abandon)
-        self._evaluator = Evaluator(self._passes, self._scheduler, model_config, cache_type)
+        self._streamed = streamed
+        rows = None if streamed is None else streamed.evaluated_rows
+        self._evaluator = Evaluator(self._passes, self._scheduler, model_config, cache_type, rows)
         self._grammars = Grammars(tokenizer, self.vocab_size, self.eos_ids)
         self._model = Model(self.vocab_size, self.context_length, self.eos_ids, tokenizer, byte_tokens(tokenizer))
 
@@ -105,8 +109,9 @@ class Engine:
         revision: str | None = None,
         progress: bool | None = None,
         max_positions: int | None = None,
+        memory_limit: int | str | None = None,
         chunk_size: int = 256,
-        max_batch: int = 64,
+        max_batch: int | None = None,
         max_queue: int = 1024,
         kept_positions: int | None = None,
     ) -> Engine:
@@ -123,15 +128,18 @@ class Engine:
             requantize: types of a GGUF file that may be rounded.
             revision: of a Hub id.
             progress: a bar; None: if it takes long.
-            max_positions: positions of all texts together that the cache may hold; None: no limit.
+            max_positions: positions of all texts together that the cache may hold; None: no limit, or with a
+                `memory_limit` the context's, at most 4096.
+            memory_limit: of the whole process: bytes, or "700M", "1.5G". Layers for which it has no room are read
+                from a packed cache file in every pass (docs/packed_file.md).
             chunk_size: prompt rows in a pass: running texts wait for no more.
-            max_batch: texts that are generated at a time; further ones wait.
+            max_batch: texts that are generated at a time, further ones wait; None: 64, or 8 with a `memory_limit`.
             max_queue: requests of `submit` that may wait.
             kept_positions: tokens of evaluated prompts that stay in the cache for later ones that begin alike.
 
         Raises:
             FormatError: the checkpoint is damaged.
-            ValueError: an argument is wrong, or the model is of an unknown family.
+            ValueError: an argument is wrong, the model is of an unknown family, or `memory_limit` is too small for it.
         """
         check_loading(
             activation=activation,
@@ -146,8 +154,15 @@ class Engine:
             max_queue=max_queue,
             kept_positions=kept_positions,
         )
-        parts = _loading().load_engine_parts(
+        cache_type = cache_type or ("f32" if activation == "float" else "f16")
+        streamed = None
+        if memory_limit is not None:
+            streamed = _needed("tmac.runtime.streaming.load").StreamedModel(
+                memory_limit, cache_type=cache_type, positions=max_positions, rows=chunk_size, texts=max_batch
+            )
+        parts = _needed("tmac.runtime.loading").load_engine_parts(
             path,
+            make_model=streamed and streamed.load,
             activation=activation,
             head_bits=head_bits,
             embedding_bits=embedding_bits,
@@ -156,7 +171,8 @@ class Engine:
             progress=progress,
             context_length=context_length,
         )
-        cache_type = cache_type or ("f32" if activation == "float" else "f16")
+        if streamed is not None:
+            max_positions, max_batch = streamed.positions, streamed.texts
         return cls(
             core.Decoder(parts.model, cache_type=cache_type, max_positions=max_positions or 0),
             parts.tokenizer,
@@ -168,9 +184,10 @@ class Engine:
             cache_type=cache_type,
             chunk_size=chunk_size,
             num_threads=num_threads,
-            max_batch=max_batch,
+            max_batch=max_batch or 64,
             max_queue=max_queue,
             kept_positions=kept_positions,
+            streamed=streamed,
         )
 
     @overload
@@ -389,6 +406,11 @@ class Engine:
         with self._scheduler.exclusive():
             self._passes.prefixes.clear()
 
+    @property
+    def streamed(self) -> Any:
+        """The `StreamedModel` of an engine with a `memory_limit`: its `plan` and `statistics()`; None without one."""
+        return self._streamed
+
     def close(self) -> None:
         """Cancels everything and gives the cache back. The engine cannot be used any more; twice is once."""
         self._scheduler.close()
@@ -441,7 +463,7 @@ class Engine:
                 constraint=self._grammars.constraint(options),
                 continues=continues,
                 index=index,
-                **_weak_callbacks(request),
+                **weak_callbacks(request),
             )
             requests.append(request)
             tasks.append(task)
@@ -463,30 +485,12 @@ class Engine:
             self._evaluator.load(path)
 
 
-def _loading() -> Any:
-    """`tmac.runtime.loading`, which needs packages of an extra."""
+def _needed(module: str) -> Any:
+    """A module that needs packages of an extra."""
     try:
-        return importlib.import_module("tmac.runtime.loading")
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name not in ("tokenizers", "jinja2"):
             raise
         message = f"tmac.Engine needs {error.name}: pip install 'tmac-cpu[engine]'"
         raise ImportError(message, name=error.name) from error
-
-
-def _weak_callbacks(request: Request) -> dict[str, Any]:
-    """A task's way to its request, which does not keep the request alive."""
-    find = weakref.ref(request)
-
-    def deliver(chunk: Chunk) -> None:
-        if (found := find()) is not None:
-            found.deliver(chunk)
-
-    def fail(error: BaseException) -> None:
-        if (found := find()) is not None:
-            found.fail(error)
-
-    def abandoned() -> bool:
-        return (found := find()) is None or found.cancelled
-
-    return {"deliver": deliver, "fail": fail, "abandoned": abandoned}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from tmac.runtime.generate import Chunk, Generation
 
@@ -167,3 +168,21 @@ class Stream:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def weak_callbacks(request: Request) -> dict[str, Any]:
+    """A task's way to its request, which does not keep the request alive."""
+    find = weakref.ref(request)
+
+    def deliver(chunk: Chunk) -> None:
+        if (found := find()) is not None:
+            found.deliver(chunk)
+
+    def fail(error: BaseException) -> None:
+        if (found := find()) is not None:
+            found.fail(error)
+
+    def abandoned() -> bool:
+        return (found := find()) is None or found.cancelled
+
+    return {"deliver": deliver, "fail": fail, "abandoned": abandoned}
