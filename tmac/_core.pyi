@@ -63,10 +63,12 @@ def pack(
     num_threads: int = 0,
     super_scales: NDArray[np.float16] | None = None,
     super_offsets: NDArray[np.float16] | None = None,
+    plane_layout: bool = False,
 ) -> PackedWeight:
     """Canonical planes [bits, n, ceil(k/8)] (most significant first), scales [n, groups] f16/f32, zeros (or offsets)
     [n, groups] u8/f16/f32 -> packed for `kernel` ("decode" or "decode,prompt"), by default the first of
-    `candidate_kernels(spec)`. Two-level scales and offsets are i8, their super values f16 [n, ceil(k/256)]."""
+    `candidate_kernels(spec)`. Two-level scales and offsets are i8, their super values f16 [n, ceil(k/256)].
+    `plane_layout`: in a layout of these kernels whose leading planes can be read alone (`Model.make_draft`)."""
 
 class Packer:
     """Packs a weight some rows at a time: no more than these need be held in another form.
@@ -81,6 +83,7 @@ class Packer:
         zeros: np.dtype[Any] | None = None,
         perm: NDArray[np.int32] | None = None,
         kernel: str = "",
+        plane_layout: bool = False,
     ) -> None: ...
     def add(
         self,
@@ -316,6 +319,19 @@ class Model:
     def limit_stream(self, bytes_per_second: float) -> None:
         """Reads no faster from now on, to stand for a slower disk; 0: as fast as it goes."""
 
+    @property
+    def draft(self) -> Model | None:
+        """What `make_draft` has made: a model of its own in the same memory, for decoders of its own too."""
+
+    def make_draft(self, bits: int, num_threads: int = 0) -> None:
+        """Lets the leading `bits` planes of every matrix draft (`Decoder.forward_tree(draft=True)`), in the memory of
+        the model: of a matrix whose layout has no such prefix the next wider one, of narrower ones all planes. What
+        the planes stand for is fitted for each matrix by least squares.
+
+        Raises:
+            ValueError: a matrix has no prefix of so many planes or more, as it names, or none has more planes.
+        """
+
 class DamagedFileError(RuntimeError): ...
 
 class ModelBuilder:
@@ -406,12 +422,23 @@ class Decoder:
         or is interrupted, the sequences are as before. Raises CacheFullError above `max_positions`."""
 
     def forward_tree(
-        self, sequence: int, tokens: NDArray[np.int32], parents: NDArray[np.int32], num_threads: int = 0
+        self,
+        sequence: int,
+        tokens: NDArray[np.int32],
+        parents: NDArray[np.int32],
+        num_threads: int = 0,
+        first: int = 0,
+        draft: bool = False,
     ) -> NDArray[np.float32]:
-        """Logits [nodes, vocab_size] of a token tree behind the sequence, which stays as it is until keep()."""
+        """Logits [nodes - first, vocab_size] of a token tree behind the sequence, which stays as it is until keep().
+
+        Nodes before `first` keep what earlier calls have computed; their tokens and parents must be the same, and
+        nothing else may have been run or done with the sequence since. `draft`: with the weights of
+        `Model.make_draft`, over the same cache; a call with first=0 and without `draft` overwrites such nodes.
+        """
 
     def keep(self, sequence: int, nodes: Sequence[int]) -> None:
-        """The sequence goes on with these nodes of its last tree, a path from a root."""
+        """The sequence goes on with these nodes of its last tree, a path from a root, none of them of the draft."""
 
     def save(self, sequence: int) -> bytes: ...
     def restore(self, data: bytes | bytearray | memoryview) -> int: ...

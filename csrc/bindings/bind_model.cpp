@@ -4,6 +4,7 @@
 
 #include "bindings/bindings.h"
 #include "bindings/signal_check.h"
+#include "runtime/draft.h"
 #include "runtime/model.h"
 #include "runtime/streamed_weights.h"
 
@@ -272,7 +273,16 @@ void bind_model(py::module_& module) {
         .def_property_readonly("weight_bytes", &Model::weight_bytes)
         .def_property_readonly("bytes_per_token", &Model::bytes_per_token)
         .def("stream_statistics", &stream_statistics)
-        .def("limit_stream", &limit_stream, py::arg("bytes_per_second"));
+        .def("limit_stream", &limit_stream, py::arg("bytes_per_second"))
+        .def(
+            "make_draft",
+            [](Model& model, int bits, int num_threads) {
+                const ReleasedGil release;
+                model.draft.set(make_draft(model, bits, num_threads));
+            },
+            py::arg("bits"), py::arg("num_threads") = 0)
+        .def_property_readonly("draft",
+                               [](const Model& model) { return std::const_pointer_cast<Model>(model.draft.get()); });
     py::class_<ModelBuilder>(module, "ModelBuilder")
         .def(py::init<const py::dict&>(), py::arg("config"))
         .def("add_packed", &ModelBuilder::add_packed, py::arg("name"), py::arg("buffer"), py::arg("bias") = py::none())

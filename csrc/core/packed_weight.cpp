@@ -46,6 +46,7 @@ PackedParts packed_parts(const PackedHeader& header) {
                ", got ", header.k);
     PackedParts parts{};
     parts.num_groups = num_groups(spec, header.k);
+    parts.k_chunk = shape.k_chunk;
     parts.padded_k = padded_columns(spec, header.k, shape.k_chunk);
     const int64_t tiles = (header.n + shape.n_tile - 1) / shape.n_tile;
     const bool two_level = spec.scale_format == ScaleFormat::two_level;

@@ -39,6 +39,7 @@ struct PackedParts {
     int64_t last_region;    ///< bytes of the last
     int32_t num_regions;
     int64_t bytes;
+    int32_t k_chunk;  ///< act groups are filled up to a multiple of it
     int64_t padded_k;
     int64_t num_groups;
     int64_t num_super_groups;  ///< 0 unless the scales have two levels

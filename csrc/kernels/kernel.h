@@ -44,8 +44,10 @@ struct QgemmArgs {
     float* y;                 ///< y[token * ldy + row]
     int64_t ldy;
     int64_t n;
-    int64_t row_begin;  ///< a multiple of the layout's n_tile
-    int64_t row_end;    ///< a multiple of n_tile, or n
+    float code_scale = 1.0F;  ///< a code c stands for code_scale * c + code_base: the leading planes of a wider weight.
+    float code_base = 0.0F;   ///< act_scale has been multiplied by code_scale already (but in float_exact)
+    int64_t row_begin;        ///< a multiple of the layout's n_tile
+    int64_t row_end;          ///< a multiple of n_tile, or n
     int32_t m;
 };
 

@@ -82,13 +82,13 @@ struct Epilogue {
     using F = typename V::F;
 
     const QgemmArgs& args;
-    float centre;  ///< what the integer sums count codes from
+    float centre;  ///< what stands for the code that the integer sums count from
     bool has_coefficient;
 
     TMAC_ALWAYS_INLINE Epilogue(const QgemmArgs& qgemm, float from)
         : args(qgemm),
-          centre(from),
-          has_coefficient(qgemm.spec->zero_point != ZeroPoint::fixed || qgemm.spec->fixed_zero != from) {}
+          centre(qgemm.code_scale * from + qgemm.code_base),
+          has_coefficient(qgemm.spec->zero_point != ZeroPoint::fixed || qgemm.spec->fixed_zero != centre) {}
 
     /// `place`: of the first row.
     template <Levels Known = Levels::any>

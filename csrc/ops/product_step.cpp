@@ -37,6 +37,8 @@ QgemmArgs make_args(const WeightView& weight, const PreparedInput& input, int32_
     args.act_sum = input.act_sum.data();
     args.act_isum = input.act_isum.data();
     args.n = weight.header.n;
+    args.code_scale = weight.code_scale;
+    args.code_base = weight.code_base;
     args.m = tokens;
     return args;
 }

@@ -15,6 +15,8 @@ struct WeightView {
     KernelPair kernels;
     const uint8_t* data;                  ///< everything before the codes
     const uint8_t* regions[kMaxRegions];  ///< of the codes, parts.num_regions of them, each in one piece anywhere
+    float code_scale = 1.0F;              ///< a code c stands for code_scale * c + code_base: see ops/prefix.h
+    float code_base = 0.0F;
 
     RegionOffsets region_offsets() const;
 

@@ -162,6 +162,8 @@ std::shared_ptr<const Model> build_model(const ModelConfig& config, NamedWeights
     model->embedding = take.matrix("embedding", config.vocab_size, config.hidden_size);
     TMAC_CHECK(model->embedding.exists(), "[Model] weight 'embedding' is missing");
     model->head = take.matrix("head", config.vocab_size, config.hidden_size);
+    TMAC_CHECK(model->head.exists() || !model->embedding.rows,
+               "[Model] an embedding that is the head, too, must be in memory");
     model->final_norm = take.norm("final_norm", config.hidden_size);
     TMAC_CHECK(model->final_norm.exists(), "[Model] weight 'final_norm' is missing");
     for (int32_t i = 0; i < config.num_layers; ++i) {

@@ -3,12 +3,15 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "ops/linear.h"
 #include "runtime/model_config.h"
+#include "runtime/row_source.h"
 
 namespace tmac {
 
@@ -20,7 +23,8 @@ struct Matrix {
     std::vector<float> input_norm;  ///< [k]: weight of an RMS norm that its input passes first; mostly empty
     float input_norm_eps = 0.0F;
     std::shared_ptr<const void> owner;
-    int64_t bytes = 0;   ///< that a product reads
+    std::shared_ptr<const RowSource> rows;  ///< of an embedding that stays on the disk: the pointers are null
+    int64_t bytes = 0;                      ///< that a product reads
     int32_t place = -1;  ///< number in the model's StreamedWeights; -1: the bytes stay where they are
 
     bool exists() const { return owner != nullptr; }
@@ -79,6 +83,24 @@ void for_each_matrix(AnyLayer& layer, const Body& body) {
 }
 
 class StreamedWeights;
+struct Model;
+
+/// Where a model has its draft (runtime/draft.h). Decoders in other threads may look while one is set.
+class DraftSlot {
+public:
+    std::shared_ptr<const Model> get() const {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        return draft_;
+    }
+    void set(std::shared_ptr<const Model> draft) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        draft_ = std::move(draft);
+    }
+
+private:
+    mutable std::mutex mutex_;
+    std::shared_ptr<const Model> draft_;
+};
 
 struct Model {
     ModelConfig config;
@@ -87,6 +109,7 @@ struct Model {
     Matrix head;  ///< does not exist where the embedding serves
     Norm final_norm;
     std::vector<Layer> layers;
+    DraftSlot draft;
 
     const Matrix& output_head() const { return head.exists() ? head : embedding; }
 

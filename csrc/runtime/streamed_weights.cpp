@@ -6,9 +6,9 @@
 #include <utility>
 
 #include "core/check.h"
-#include "core/content_hash.h"
 #include "core/packed_regions.h"
 #include "core/thread_pool.h"
+#include "runtime/disk_rows.h"
 
 namespace tmac {
 namespace {
@@ -41,14 +41,14 @@ StreamedWeights::StreamedWeights(const std::string& path, const DirectFile::Stat
     if (file_->state() != state) {
         throw std::runtime_error(path + ": was changed while a model was loaded from it");
     }
-    TMAC_CHECK(top.resident == top.pieces.size(), "[StreamedWeights] what is outside of the layers must be resident");
+    check_range(top, state.size);
     layers.insert(layers.begin(), std::move(top));
     std::vector<FilePart> streamed;
     int64_t resident = 0;
     for (StreamedRange& range : layers) {
         check_range(range, state.size);
         resident += range.split() - range.begin();
-        if (range.split() < range.end()) {
+        if (!ranges_.empty() && range.split() < range.end()) {
             const auto first = range.pieces.begin() + static_cast<std::ptrdiff_t>(range.resident);
             streamed.emplace_back(first, range.pieces.end());
             bytes_per_pass_ += range.end() - range.split();
@@ -62,6 +62,7 @@ StreamedWeights::StreamedWeights(const std::string& path, const DirectFile::Stat
         at += range.file.split() - range.file.begin();
     }
     read_resident(checkpoint);
+    verify_rows(checkpoint);
     if (!streamed.empty()) {
         stream_ = std::make_unique<WeightStream>(file_, state, std::move(streamed), options);
     }
@@ -100,15 +101,37 @@ void StreamedWeights::read_resident(const Checkpoint& checkpoint) {
         const auto& [piece, data] = pieces[i];
         ContentHash hash;
         hash.update(data, static_cast<size_t>(piece->end - piece->begin));
-        if (hash.digest() != piece->checksum) {
-            throw DamagedFile(file_->path() + ": bytes " + std::to_string(piece->begin) + " to " +
-                              std::to_string(piece->end) + " are damaged");
-        }
+        check_hash(hash, *piece);
     });
 }
 
+/// Of what is outside of the layers and stays on the disk, some rows are read at a time, never all.
+void StreamedWeights::verify_rows(const Checkpoint& checkpoint) const {
+    const StreamedRange& top = ranges_.front().file;
+    HugeBuffer memory(static_cast<size_t>(kReadBytes + kBlock));
+    uint8_t* block = memory.data();
+    block += (kBlock - reinterpret_cast<intptr_t>(block) % kBlock) % kBlock;
+    for (size_t i = top.resident; i < top.pieces.size(); ++i) {
+        ContentHash hash;
+        for (int64_t at = top.pieces[i].begin; at < top.pieces[i].end; at += kReadBytes) {
+            const int64_t size = std::min(kReadBytes, top.pieces[i].end - at);
+            checkpoint();
+            file_->read(at, size, block);
+            hash.update(block, static_cast<size_t>(size));
+        }
+        check_hash(hash, top.pieces[i]);
+    }
+}
+
+void StreamedWeights::check_hash(const ContentHash& hash, const FilePiece& piece) const {
+    if (hash.digest() != piece.checksum) {
+        throw DamagedFile(file_->path() + ": bytes " + std::to_string(piece.begin) + " to " +
+                          std::to_string(piece.end) + " are damaged");
+    }
+}
+
 void StreamedWeights::check_place(const StreamedPlace& place) const {
-    TMAC_CHECK(place.layer >= -1 && place.layer + 1 < static_cast<int64_t>(ranges_.size()),
+    TMAC_CHECK(place.layer >= kOutside && place.layer + 1 < static_cast<int64_t>(ranges_.size()),
                "[StreamedWeights] there is no layer ", place.layer);
 }
 
@@ -142,6 +165,10 @@ Matrix StreamedWeights::packed_matrix(const std::vector<uint8_t>& header, Stream
     if (matrix.packed->data != nullptr) {
         check_perm(*matrix.packed);
     }
+    const StreamedPlace& where = places_.back();
+    if (where.layer == kOutside && !is_resident(where)) {
+        matrix.rows = std::make_shared<DiskRows>(file_, state_, *matrix.packed, where.offset, where.regions);
+    }
     return matrix;
 }
 
@@ -158,6 +185,9 @@ Matrix StreamedWeights::float_matrix(FloatMatrix shape, StreamedPlace place) {
     matrix.place = static_cast<int32_t>(places_.size());
     places_.push_back(std::move(place));
     point(matrix, nullptr);
+    if (places_.back().layer == kOutside && !is_resident(places_.back())) {
+        matrix.rows = std::make_shared<DiskRows>(file_, state_, matrix.floats, places_.back().offset);
+    }
     return matrix;
 }
 
@@ -188,6 +218,25 @@ bool StreamedWeights::is_resident(const StreamedPlace& place) const {
            std::all_of(place.regions.begin(), place.regions.end(), [split](int64_t offset) { return offset < split; });
 }
 
+void StreamedWeights::require_resident(const Matrix& matrix) const {
+    const auto check = [this](const void* data) {
+        const auto* byte = static_cast<const uint8_t*>(data);
+        TMAC_CHECK(byte >= memory_.data() && byte < memory_.data() + memory_.size(),
+                   "[Model] a draft needs planes that are not in memory: load the model with so many that are");
+    };
+    if (matrix.place < 0) {
+        return;
+    }
+    if (!matrix.packed) {
+        check(matrix.floats.data);
+        return;
+    }
+    check(matrix.packed->data);
+    for (int32_t region = 0; region < matrix.packed->parts.num_regions; ++region) {
+        check(matrix.packed->regions[region]);
+    }
+}
+
 void StreamedWeights::attach(Model& model) {
     TMAC_CHECK(model.layers.size() + 1 == ranges_.size(), "[StreamedWeights] the model has ", model.layers.size(),
                " layers, the file ", ranges_.size() - 1);
@@ -195,8 +244,9 @@ void StreamedWeights::attach(Model& model) {
         TMAC_CHECK(matrix.place < 0 || places_[static_cast<size_t>(matrix.place)].layer == layer,
                    "[StreamedWeights] a matrix of layer ", layer, " lies in that of another one");
     };
-    check(model.embedding, -1);
-    check(model.head, -1);
+    check(model.embedding, kOutside);
+    check(model.head, kOutside);
+    TMAC_CHECK(!model.head.rows, "[StreamedWeights] the head must be resident");
     for (Layer& layer : model.layers) {
         LayerBytes& range = range_of(layer.index);
         for_each_matrix(layer, [&](Matrix& matrix) {
@@ -220,21 +270,37 @@ StreamedWeights::Pass::Pass(StreamedWeights* weights, const Checkpoint& checkpoi
     weights_->stream_->begin();
 }
 
-void StreamedWeights::Pass::enter(int32_t layer) {
-    if (weights_ == nullptr || weights_->range_of(layer).file.split() == weights_->range_of(layer).file.end()) {
-        return;
+StreamedWeights::Pass::~Pass() {
+    if (entered_ != kOutside) {  // an exception: the stream begins anew with the next pass
+        point(entered_, nullptr);
     }
-    const uint8_t* streamed = weights_->stream_->acquire(checkpoint_);
+}
+
+bool StreamedWeights::Pass::reads(int32_t layer) const {
+    return weights_ != nullptr && weights_->range_of(layer).file.split() < weights_->range_of(layer).file.end();
+}
+
+void StreamedWeights::Pass::point(int32_t layer, const uint8_t* streamed) {
     for (Matrix* matrix : weights_->range_of(layer).matrices) {
         weights_->point(*matrix, streamed);
-        if (matrix->packed) {
+        if (streamed != nullptr && matrix->packed) {
             check_perm(*matrix->packed);
         }
     }
 }
 
+void StreamedWeights::Pass::enter(int32_t layer) {
+    if (reads(layer)) {
+        const uint8_t* streamed = weights_->stream_->acquire(checkpoint_);
+        entered_ = layer;
+        point(layer, streamed);
+    }
+}
+
 void StreamedWeights::Pass::leave(int32_t layer) {
-    if (weights_ != nullptr && weights_->range_of(layer).file.split() != weights_->range_of(layer).file.end()) {
+    if (reads(layer)) {
+        point(layer, nullptr);
+        entered_ = kOutside;
         weights_->stream_->release();
     }
 }

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "core/content_hash.h"
 #include "core/direct_file.h"
 #include "core/huge_buffer.h"
 #include "runtime/model.h"
@@ -26,9 +27,12 @@ struct StreamedRange {
     int64_t split() const { return resident == 0 ? begin() : pieces[resident - 1].end; }
 };
 
+/// The layer of what is outside of the layers.
+inline constexpr int32_t kOutside = -1;
+
 /// Where a matrix lies in the file.
 struct StreamedPlace {
-    int32_t layer;                 ///< -1: outside of the layers
+    int32_t layer;                 ///< or kOutside
     int64_t offset;                ///< of a float matrix, or of what stands before the codes of a packed one
     std::vector<int64_t> regions;  ///< of a packed one
 };
@@ -39,7 +43,8 @@ class StreamedWeights : public std::enable_shared_from_this<StreamedWeights> {
 public:
     using Checkpoint = std::function<void()>;
 
-    /// Reads what is resident. `layers`: of each layer its range. `checkpoint` is called meanwhile. Throws
+    /// Reads what is resident. `layers`: of each layer its range. What is not resident of `top`, an embedding, stays on
+    /// the disk, and its rows are read one at a time. `checkpoint` is called meanwhile. Throws
     /// std::runtime_error where the file cannot be read or has another state, DamagedFile, and std::invalid_argument
     /// where the ranges cannot be.
     StreamedWeights(const std::string& path, const DirectFile::State& state, StreamedRange top,
@@ -49,6 +54,9 @@ public:
     /// is not resident are null until attach() and a Pass. The matrix keeps this object. Throws std::invalid_argument.
     Matrix packed_matrix(const std::vector<uint8_t>& header, StreamedPlace place);
     Matrix float_matrix(FloatMatrix shape, StreamedPlace place);
+
+    /// Throws std::invalid_argument unless everything that the matrix points to is resident, as those of a draft must.
+    void require_resident(const Matrix& matrix) const;
 
     /// From now on a Pass sets the pointers of this model's matrices, which stays where it is.
     void attach(Model& model);
@@ -66,14 +74,22 @@ public:
     public:
         /// `weights` may be null: then everything is there anyway.
         Pass(StreamedWeights* weights, const Checkpoint& checkpoint);
-        /// The layer's weights are there until leave().
+        ~Pass();
+        Pass(const Pass&) = delete;
+        Pass& operator=(const Pass&) = delete;
+
+        /// The layer's weights are there until leave(), then the pointers to what is not resident are null again.
         void enter(int32_t layer);
         void leave(int32_t layer);
 
     private:
+        bool reads(int32_t layer) const;
+        void point(int32_t layer, const uint8_t* streamed);
+
         StreamedWeights* weights_;
         const Checkpoint& checkpoint_;
         std::unique_lock<std::timed_mutex> turn_;
+        int32_t entered_ = kOutside;
     };
 
 private:
@@ -86,6 +102,8 @@ private:
     LayerBytes& range_of(int32_t layer) { return ranges_[static_cast<size_t>(layer + 1)]; }
     const LayerBytes& range_of(int32_t layer) const { return ranges_[static_cast<size_t>(layer + 1)]; }
     void read_resident(const Checkpoint& checkpoint);
+    void verify_rows(const Checkpoint& checkpoint) const;
+    void check_hash(const ContentHash& hash, const FilePiece& piece) const;
     void check_place(const StreamedPlace& place) const;
     void check_part(const StreamedPlace& place, int64_t offset, int64_t bytes) const;
     bool is_resident(const StreamedPlace& place) const;

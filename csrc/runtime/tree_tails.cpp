@@ -6,12 +6,13 @@
 
 namespace tmac {
 
-void TreeTails::find(const std::vector<int32_t>& parents, int64_t first) {
+void TreeTails::find(const std::vector<int32_t>& parents, int64_t first_node, int64_t first) {
     paths_.clear();
     tail_begin_ = first / kKeyGroup * kKeyGroup;
-    for (size_t row = 0; row < parents.size(); ++row) {
+    const auto skipped = static_cast<size_t>(first_node);
+    for (size_t last = skipped; last < parents.size(); ++last) {
         std::vector<int64_t> slots;
-        for (auto node = static_cast<int32_t>(row); node >= 0; node = parents[static_cast<size_t>(node)]) {
+        for (auto node = static_cast<int32_t>(last); node >= 0; node = parents[static_cast<size_t>(node)]) {
             slots.push_back(first + node);
         }
         const bool in_place = slots.back() == first && slots.front() - first + 1 == static_cast<int64_t>(slots.size());
@@ -22,7 +23,7 @@ void TreeTails::find(const std::vector<int32_t>& parents, int64_t first) {
             slots.push_back(position);
         }
         std::reverse(slots.begin(), slots.end());
-        paths_.push_back({row, std::move(slots)});
+        paths_.push_back({last - skipped, std::move(slots)});
     }
     tails_.resize(std::max(tails_.size(), paths_.size()));
 }

@@ -151,8 +151,12 @@ void WeightStream::release() {
 }
 
 void WeightStream::set_limit(double bytes_per_second) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    limit_ = bytes_per_second;
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        limit_ = bytes_per_second;
+        free_at_ = {};
+    }
+    work_.notify_all();  // who is held back by the old one
 }
 
 StreamStatistics WeightStream::statistics() const {
@@ -245,7 +249,8 @@ void WeightStream::hold_back(int64_t bytes, std::unique_lock<std::mutex>& lock) 
     const auto time = std::chrono::duration<double>(static_cast<double>(bytes) / limit_);
     free_at_ = std::max(free_at_, Clock::now()) + std::chrono::duration_cast<Clock::duration>(time);
     const Clock::time_point until = free_at_;
-    work_.wait_until(lock, until, [this] { return stopped_ || paused_; });
+    const double limit = limit_;
+    work_.wait_until(lock, until, [this, limit] { return stopped_ || paused_ || limit_ != limit; });
 }
 
 /// The last block of a part has come.

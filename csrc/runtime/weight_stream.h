@@ -49,9 +49,9 @@ struct StreamStatistics {
 /// after pass needs them in the same order, and while one part is used, or a pass ends and the next one begins, the
 /// following ones are read.
 ///
-/// One thread uses it at a time. Everything that is wrong with the file is a std::runtime_error that names it, of the
-/// acquire() whose part it is; the next begin() tries again. A part's first reading is compared with its checksums, and
-/// every reading with the file's state.
+/// One thread uses it at a time. Everything that is wrong with the file is a std::runtime_error that names it, of an
+/// acquire() of the pass that needs what cannot be read, at the latest of that part's; the next begin() tries again. A
+/// part's first reading is compared with its checksums, and every reading with the file's state.
 class WeightStream {
 public:
     using Checkpoint = std::function<void()>;

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from tmac.runtime.constrain import Grammars
 from tmac.runtime.detokenize import byte_tokens
 from tmac.runtime.evaluate import Evaluator, rope_key
 from tmac.runtime.generate import Chunk, Generation, Options, TokenLogprob, checked_ids, is_one_prompt
-from tmac.runtime.native import Decoder, Floats, Tokenizer, core
+from tmac.runtime.native import Decoder, Floats, Tokenizer, core, needed
 from tmac.runtime.passes import Passes
 from tmac.runtime.request import Outbox, Request, Stream, weak_callbacks
 from tmac.runtime.scheduler import Scheduler
@@ -157,10 +156,15 @@ class Engine:
         cache_type = cache_type or ("f32" if activation == "float" else "f16")
         streamed = None
         if memory_limit is not None:
-            streamed = _needed("tmac.runtime.streaming.load").StreamedModel(
-                memory_limit, cache_type=cache_type, positions=max_positions, rows=chunk_size, texts=max_batch
+            streamed = needed("tmac.runtime.streaming.load").StreamedModel(
+                memory_limit,
+                cache_type=cache_type,
+                positions=max_positions,
+                rows=chunk_size,
+                texts=max_batch,
+                context=context_length,
             )
-        parts = _needed("tmac.runtime.loading").load_engine_parts(
+        parts = needed("tmac.runtime.loading").load_engine_parts(
             path,
             make_model=streamed and streamed.load,
             activation=activation,
@@ -483,14 +487,3 @@ class Engine:
     def _use_prompt_cache(self, path: Any) -> None:
         if path is not None:
             self._evaluator.load(path)
-
-
-def _needed(module: str) -> Any:
-    """A module that needs packages of an extra."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name not in ("tokenizers", "jinja2"):
-            raise
-        message = f"tmac.Engine needs {error.name}: pip install 'tmac-cpu[engine]'"
-        raise ImportError(message, name=error.name) from error

@@ -121,6 +121,7 @@ def load_weights(
     activation: Activation | None = None,
     head_bits: int | None = None,
     embedding_bits: int | None = None,
+    plane_layout: bool = False,
     progress: bool | None = None,
 ) -> None:
     """Gives every weight to the builder. Beside those there is never more in memory than a small one for each thread,
@@ -132,6 +133,8 @@ def load_weights(
         activation: "group", "token" or "float" in place of what the checkpoint says; "float" is the exact mode.
         head_bits: rounds an output head that the checkpoint has as floats.
         embedding_bits: the same for the embedding, and for a head that is tied to it unless head_bits differs.
+        plane_layout: packs weights so that their leading planes can be read alone, for `Model.make_draft`; results keep
+            their bits.
         progress: True or False; None shows a bar on a terminal when it takes over two seconds.
 
     Raises:
@@ -139,7 +142,7 @@ def load_weights(
         UnsupportedSpecError: no kernel serves a layer.
         ValueError: an argument cannot be, or floats cannot be rounded.
     """
-    loader, work = _reading(model, activation, head_bits, embedding_bits)
+    loader, work = _reading(model, activation, head_bits, embedding_bits, plane_layout)
     num_threads = min(get_num_threads(), MOST_THREADS)
     large = [each for each in work if _is_large(each)]
     small = [each for each in work if not _is_large(each)]
@@ -166,8 +169,10 @@ def read_layers(
     activation: Activation | None = None,
     head_bits: int | None = None,
     embedding_bits: int | None = None,
+    plane_layout: bool = False,
 ) -> Iterator[tuple[int, Iterator[Ready]]]:
-    """Every weight, layer by layer: `(number, its weights)`, -1 for those outside of the layers, which come first.
+    """Every weight, layer by layer: `(number, its weights)`, -1 for those outside of the layers, which come first, the
+    embedding as the last of them.
 
     The weights of a layer are to be used up before the next one; they are read while they are.
 
@@ -176,15 +181,17 @@ def read_layers(
         activation: in place of what the checkpoint says.
         head_bits: of a head that is rounded.
         embedding_bits: of an embedding that is rounded.
+        plane_layout: packs weights so that their leading planes can be read alone.
 
     Raises:
         FormatError, UnsupportedSpecError, ValueError: as `load_weights`.
     """
-    loader, work = _reading(model, activation, head_bits, embedding_bits)
+    loader, work = _reading(model, activation, head_bits, embedding_bits, plane_layout)
     by_layer: dict[int, list[list[Place]]] = {}
     for group in work:
         by_layer.setdefault(_layer_of(group[0].name), []).append(group)
     num_threads = min(get_num_threads(), MOST_THREADS)
+    by_layer[-1].sort(key=lambda group: group[0].name == "embedding")
     for number, groups in sorted(by_layer.items()):
         yield number, _read_groups(loader, groups, num_threads)
 
@@ -200,13 +207,17 @@ def _layer_of(name: str) -> int:
 
 
 def _reading(
-    model: OpenModel, activation: Activation | None, head_bits: int | None, embedding_bits: int | None
+    model: OpenModel,
+    activation: Activation | None,
+    head_bits: int | None,
+    embedding_bits: int | None,
+    plane_layout: bool,
 ) -> tuple[_Loader, list[list[Place]]]:
     """What reads the weights, and those that are read together."""
     places = _without_same_head(model.places) if model.description.tied else list(model.places)
     places = _with_own_head(places, head_bits, embedding_bits)
     wanted = {"head": low_bit_spec(head_bits, activation), "embedding": low_bit_spec(embedding_bits, activation)}
-    return _Loader(model.checkpoint, activation, wanted), _stacks_together(places)
+    return _Loader(model.checkpoint, activation, wanted, plane_layout), _stacks_together(places)
 
 
 def _is_large(group: Sequence[Place]) -> bool:
@@ -239,11 +250,13 @@ class _Loader:
         checkpoint: for messages.
         activation: in place of what the specs say.
         wanted: name of a weight -> what it is rounded to if the checkpoint has it as floats.
+        plane_layout: as of `load_weights`.
     """
 
     checkpoint: Checkpoint
     activation: Activation | None
     wanted: dict[str, QuantSpec | None]
+    plane_layout: bool = False
 
     def read(self, group: list[Place], num_threads: int = 1) -> list[Ready]:
         """Weights that lie in one tensor, or one weight."""
@@ -259,7 +272,7 @@ class _Loader:
             if weight.exact or len(weight.shape) == 1:
                 codes = layer.read()
                 return Ready(place.name, codes.dequantize().reshape(weight.shape), codes.bias, "F32")
-            packed, bias = pack_layer(layer, self.activation, num_threads)
+            packed, bias = pack_layer(layer, self.activation, num_threads, self.plane_layout)
         except UnsupportedSpecError as error:
             raise UnsupportedSpecError(f"{self.checkpoint.path}: {layer.name}: {error}") from error
         except FormatError:
@@ -279,7 +292,7 @@ class _Loader:
         spec = self.wanted.get(place.name)
         if spec is not None:
             try:
-                return Ready(place.name, pack_floats(tensor, spec).buffer(), bias)
+                return Ready(place.name, pack_floats(tensor, spec, self.plane_layout).buffer(), bias)
             except ValueError as error:
                 raise ValueError(f"{self.checkpoint.path}: {tensor.name} cannot be rounded ({error})") from error
         array, dtype = tensor.read(), tensor.dtype

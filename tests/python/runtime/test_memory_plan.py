@@ -106,6 +106,17 @@ def test_the_ring_holds_the_largest_missing_part():
     assert plan.weights == -(-(3 * 500 + 2100) * BLOCK // HUGE_PAGE) * HUGE_PAGE
 
 
+def test_an_embedding_stays_where_everything_does():
+    layers = layers_of([W8] * 10)
+    everything = make_plan(64 * MB, layers, {}).total
+    for limit, embedding in ((everything + 5 * MB, 5 * MB), (everything + 5 * MB - 1, 0), (everything, 0)):
+        plan = make_plan(limit, layers, {}, embedding=5 * MB)
+        assert (plan.embedding, plan.streamed) == (embedding, 0)
+        assert plan.total <= limit
+    assert make_plan(everything - 1, layers, {}, embedding=5 * MB).embedding == 0
+    assert make_plan(everything, layers, {}, embedding=5 * MB, resident_planes=5).streamed == 0
+
+
 def test_too_little():
     layers = layers_of([W8] * 10)
     fixed = {"process": 30 * MB, "KV cache": 5 * MB}

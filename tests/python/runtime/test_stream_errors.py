@@ -21,6 +21,8 @@ from tmac import _core
 
 PROMPT = [5, 9, 33, 71, 12, 6]
 SLOW = 400_000  # bytes a second: a pass takes about a second
+SNAIL = SLOW / 100
+SOON = 20.0  # seconds in which something ends that would take minutes, however busy the machine is
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 
@@ -83,9 +85,9 @@ def repeat(engine, count):
         engine.logits(PROMPT)
 
 
-def in_mid_pass(engine, act):
+def in_mid_pass(engine, act, rate=SLOW):
     """Does something while a slow pass runs; what the pass raises is raised."""
-    engine.streamed.slow_down(SLOW)
+    engine.streamed.slow_down(rate)
     timer = threading.Timer(0.3, act)
     timer.start()
     try:
@@ -115,7 +117,7 @@ def test_damage_that_nobody_admits(checkpoint, folder, wanted):
     """Found at the first reading, by its checksum."""
     with open_streamed(checkpoint):
         path = packed_path(folder)
-    for layer in sections(path).layers:
+    for layer in (sections(path).layers[0], sections(path).layers[-1]):
         for section in layer:
             changed(path, section.end - 1 - (section.end - section.begin) // 2, keep_time=True)
             with open_streamed(checkpoint) as engine, pytest.raises(_core.DamagedFileError, match="delete") as error:
@@ -201,14 +203,14 @@ def test_a_file_that_is_deleted_or_replaced_can_still_be_read(engine, folder, wa
 def test_ctrl_c_in_mid_pass(engine, wanted):
     begin = time.perf_counter()
     with pytest.raises(KeyboardInterrupt):
-        in_mid_pass(engine, _thread.interrupt_main)
-    assert time.perf_counter() - begin < 2  # 0.3 until the signal
+        in_mid_pass(engine, _thread.interrupt_main, SNAIL)
+    assert time.perf_counter() - begin < SOON
     for _ in range(2):
         assert np.array_equal(engine.logits(PROMPT), wanted)
 
 
 def test_ctrl_c_in_mid_text(engine, checkpoint):
-    engine.streamed.slow_down(SLOW)
+    engine.streamed.slow_down(SNAIL)
     timer = threading.Timer(0.3, _thread.interrupt_main)
     timer.start()
     with pytest.raises(KeyboardInterrupt):
@@ -221,9 +223,9 @@ def test_ctrl_c_in_mid_text(engine, checkpoint):
 
 
 def test_closed_in_mid_read(checkpoint):
-    """By Ctrl-C in a pass that would take a minute, and then at once."""
+    """By Ctrl-C in a pass that would take minutes, and then at once."""
     engine = open_streamed(checkpoint)
-    engine.streamed.slow_down(SLOW / 60)
+    engine.streamed.slow_down(SNAIL)
     timer = threading.Timer(0.3, _thread.interrupt_main)
     begin = time.perf_counter()
     timer.start()
@@ -232,7 +234,7 @@ def test_closed_in_mid_read(checkpoint):
     engine.close()
     del engine
     gc.collect()
-    assert time.perf_counter() - begin < 3
+    assert time.perf_counter() - begin < SOON
 
 
 def test_closed_while_another_thread_generates(checkpoint):
@@ -243,20 +245,20 @@ def test_closed_while_another_thread_generates(checkpoint):
     begin = time.perf_counter()
     engine.close()
     assert request.result().finish_reason == "cancelled"
-    assert time.perf_counter() - begin < 5  # the pass that runs, which is two seconds long, comes to its end
+    assert time.perf_counter() - begin < SOON  # the pass that runs comes to its end
 
 
 def test_dropped_while_it_reads_ahead(checkpoint):
     """The readers of a model that nobody has any more end at once."""
     engine = open_streamed(checkpoint)
     engine.logits(PROMPT)
-    engine.streamed.slow_down(1000)
+    engine.streamed.slow_down(SNAIL / 100)
     threads = threading.active_count()
     engine.close()
     begin = time.perf_counter()
     del engine
     gc.collect()
-    assert time.perf_counter() - begin < 2
+    assert time.perf_counter() - begin < SOON
     assert threading.active_count() <= threads
 
 
@@ -291,12 +293,10 @@ def test_a_forked_child_gets_an_error(checkpoint, repository):
 
 def test_signals_reach_python_while_it_waits(engine):
     """Not only Ctrl-C: handlers run in mid-pass."""
-    seen = []
-    before = signal.signal(signal.SIGTERM, lambda *_: seen.append(time.perf_counter()))
+    before, begin = signal.signal(signal.SIGTERM, lambda *_: 1 // 0), time.perf_counter()
     try:
-        begin = time.perf_counter()
-        in_mid_pass(engine, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(ZeroDivisionError):
+            in_mid_pass(engine, lambda: os.kill(os.getpid(), signal.SIGTERM), SNAIL)
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert seen
-    assert seen[0] - begin < 1.3
+    assert time.perf_counter() - begin < SOON

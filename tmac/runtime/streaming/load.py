@@ -5,18 +5,19 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from tmac import _core
 from tmac.runtime.loading import OpenModel
 from tmac.runtime.streaming.memory import cache_bytes, parse_memory, resident_bytes, workspace_bytes
 from tmac.runtime.streaming.packed_file import PackedFile, packed_file
-from tmac.runtime.streaming.packed_index import Section
+from tmac.runtime.streaming.packed_index import PackedIndex, Section
 from tmac.runtime.streaming.plan import MemoryPlan, make_plan
 
 POSITIONS = 4096  # that the KV cache is made for unless somebody says
 BATCH = 8  # texts at a time, the same
-EVALUATED_ROWS = 32  # whose logits are asked for at a time
+EVALUATED_ROWS = 16  # whose logits are asked for at a time
 SLACK = 16 << 20  # what the interpreter, the threads and the allocator take on top
 SLOWER = "TMAC_STREAM_LIMIT"  # bytes per second
 
@@ -27,13 +28,15 @@ class StreamedModel:
     Args:
         limit: of the whole process: bytes, or a text as `parse_memory` reads it.
         cache_type: of keys and values.
-        positions: of all texts together, None: those of the model's context, at most POSITIONS.
+        positions: of all texts together; None: those of one text, at most POSITIONS.
         rows: of a pass.
         texts: at a time; None: BATCH.
+        context: positions of one text; None: the model's.
         resident_planes: leading planes of every matrix that stay in memory, for a draft; None: whole layers only.
 
     Attributes:
         plan: how memory is divided, once a model is loaded.
+        path: of the packed file, then.
         evaluated_rows: whose logits may be asked for in a pass.
 
     Raises:
@@ -48,12 +51,14 @@ class StreamedModel:
         positions: int | None,
         rows: int,
         texts: int | None,
+        context: int | None = None,
         resident_planes: int | None = None,
     ) -> None:
         self.limit, self.cache_type, self.rows = parse_memory("memory_limit", limit), cache_type, rows
-        self.positions, self.texts = positions, texts or BATCH
+        self.positions, self.texts, self._context = positions, texts or BATCH, context
         self.resident_planes, self.evaluated_rows = resident_planes, EVALUATED_ROWS
         self.plan: MemoryPlan | None = None
+        self.path: Path | None = None
         self._model: Any = None
 
     def load(self, opened: OpenModel, *, progress: bool | None = None, **options: Any) -> Any:
@@ -62,7 +67,7 @@ class StreamedModel:
         Args:
             opened: as `open_model` gives it.
             progress: True or False; None shows a bar on a terminal when it takes over two seconds.
-            options: `activation`, `head_bits` and `embedding_bits` of `load_weights`.
+            options: `activation`, `head_bits`, `embedding_bits` and `plane_layout` of `load_weights`.
 
         Raises:
             ValueError: the limit is too small; the message says how much is needed. Else as `load_weights`.
@@ -70,7 +75,9 @@ class StreamedModel:
             OSError: it cannot be written.
         """
         config = opened.description.config
-        self.positions = self.positions or min(POSITIONS, config["context_length"])
+        prefixes = self.resident_planes is not None or bool(options.get("plane_layout"))
+        options = {**options, "plane_layout": prefixes}
+        self.positions = self.positions or min(POSITIONS, self._context or POSITIONS, config["context_length"])
         file = packed_file(opened, options, progress)
         try:
             self._model = self._load(config, file)
@@ -92,17 +99,19 @@ class StreamedModel:
         self._model.limit_stream(bytes_per_second)
 
     def _load(self, config: dict[str, Any], file: PackedFile) -> Any:
-        index = file.index
+        index, self.path = file.index, file.path
         gc.collect()
         _core.release_memory()
         self.plan = make_plan(
             self.limit,
             index.layers,
             self._fixed(config, file),
+            embedding=_alone(index),
             resident_planes=self.resident_planes,
         )
         builder = _core.ModelBuilder(config)
-        ranges = [(_pieces(index.top), len(index.top))]
+        on_disk = _alone(index) > 0 and self.plan.embedding == 0
+        ranges = [(_pieces(index.top), len(index.top) - on_disk)]
         ranges += [(_pieces(layer), count) for layer, count in zip(index.layers, self.plan.resident, strict=True)]
         try:
             builder.open_packed(str(file.path), file.size, file.modified_ns, ranges, slots=self.plan.slots)
@@ -116,7 +125,7 @@ class StreamedModel:
         assert self.positions is not None
         return {
             "the process": resident_bytes() + SLACK,
-            "head and embedding": sum(section.nbytes for section in index.top) + index.vectors.nbytes,
+            "head": sum(section.nbytes for section in index.top) + index.vectors.nbytes - _alone(index),
             "KV cache": cache_bytes(config, self.cache_type, self.positions),
             "workspace": workspace_bytes(config, self.rows, rows),
         }
@@ -134,6 +143,11 @@ def _place(builder: Any, file: PackedFile) -> None:
             builder.add_placed_floats(each.name, each.layer, each.offset, each.dtype, each.shape, bias)
     for name, vector in vectors.items():
         builder.add_floats(name, vector, "F32")
+
+
+def _alone(index: PackedIndex) -> int:
+    """Bytes of an embedding that is not the head, too: the last section outside of the layers."""
+    return index.top[-1].nbytes if len(index.top) > 1 else 0
 
 
 def _pieces(sections: tuple[Section, ...]) -> list[tuple[int, int, int]]:

@@ -58,7 +58,7 @@ def packed_file(model: OpenModel, options: Mapping[str, Any], progress: bool | N
 
     Args:
         model: as `open_model` gives it.
-        options: `activation`, `head_bits` and `embedding_bits` of `load_weights`.
+        options: `activation`, `head_bits`, `embedding_bits` and `plane_layout` of `load_weights`.
         progress: True or False; None shows a bar on a terminal when it takes over two seconds.
 
     Raises:

@@ -19,6 +19,7 @@ class MemoryPlan:
         limit: of the whole process.
         fixed: what everything else takes, by name; it does not depend on the plan.
         resident: for each layer how many of its sections stay in memory.
+        embedding: of an embedding that is not the head, too: 0 where it stays on the disk.
         weights: of the layers that stay.
         ring: slots for what is read.
         streamed: that a pass reads.
@@ -28,6 +29,7 @@ class MemoryPlan:
     limit: int
     fixed: Mapping[str, int]
     resident: tuple[int, ...]
+    embedding: int
     weights: int
     ring: int
     streamed: int
@@ -36,10 +38,10 @@ class MemoryPlan:
     @property
     def total(self) -> int:
         """What the process will have at most."""
-        return sum(self.fixed.values()) + self.weights + self.ring
+        return sum(self.fixed.values()) + self.embedding + self.weights + self.ring
 
     def __str__(self) -> str:
-        parts = {**self.fixed, "layers in memory": self.weights, "ring": self.ring}
+        parts = {**self.fixed, "embedding": self.embedding, "layers in memory": self.weights, "ring": self.ring}
         named = ", ".join(f"{name} {written(size)}" for name, size in parts.items() if size)
         return f"{written(self.total)} of {written(self.limit)}: {named}; {written(self.streamed)} are read in a pass"
 
@@ -49,18 +51,21 @@ def make_plan(
     layers: Sequence[Sequence[Section]],
     fixed: Mapping[str, int],
     *,
+    embedding: int = 0,
     resident_planes: int | None = None,
     slots: int = 2,
 ) -> MemoryPlan:
     """The plan under which most layers stay in memory as a whole.
 
     What is fixed and the leading planes come first, then as many whole layers as fit. Those that are read lie between
-    them at equal distances, so that there is work while the next one is read.
+    them at equal distances, so that there is work while the next one is read. An embedding whose rows are only looked
+    up comes last: a pass reads no more of it than the rows of its tokens.
 
     Args:
         limit: bytes of the whole process.
         layers: the sections of each layer, in the order of the file.
         fixed: name -> bytes of what is there in any case.
+        embedding: bytes of an embedding that is not the head, too.
         resident_planes: so many leading planes of every matrix, and what belongs to them, stay in memory, for a draft.
         slots: layers that the ring holds.
 
@@ -68,9 +73,11 @@ def make_plan(
         ValueError: even without a whole layer it is too much; the message says how much is needed.
     """
     plans = [
-        divide(limit, layers, fixed, resident_planes=resident_planes, slots=slots, whole=whole)
+        divide(limit, layers, fixed, embedding=each, resident_planes=resident_planes, slots=slots, whole=whole)
         for whole in range(len(layers), -1, -1)
+        for each in ({embedding, 0} if whole == len(layers) else {0})
     ]
+    plans.sort(key=lambda plan: (plan.streamed, -plan.embedding))
     for plan in plans:
         if plan.total <= limit:
             return plan
@@ -85,6 +92,7 @@ def divide(
     layers: Sequence[Sequence[Section]],
     fixed: Mapping[str, int],
     *,
+    embedding: int = 0,
     resident_planes: int | None,
     slots: int,
     whole: int,
@@ -103,7 +111,7 @@ def divide(
         parts += rest > 0
     slots = min(slots, parts)
     ring = slots * _pages(largest)
-    return MemoryPlan(limit, dict(fixed), tuple(resident), _pages(weights), ring, streamed, max(1, slots))
+    return MemoryPlan(limit, dict(fixed), tuple(resident), embedding, _pages(weights), ring, streamed, max(1, slots))
 
 
 def _leading(sections: Sequence[Section], planes: int | None) -> int:
