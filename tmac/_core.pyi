@@ -117,6 +117,19 @@ def describe(buffer: NDArray[np.uint8]) -> dict[str, Any]:
     """{"spec": dict, "in_features", "out_features", "kernel", "prompt_kernel", "layout", "nbytes"}; ValueError for
     bytes that this CPU cannot read."""
 
+PACKED_HEADER_BYTES: int  # of a packed weight, which begins with its header
+
+def packed_regions(buffer: NDArray[np.uint8]) -> list[tuple[int, int, int]]:
+    """[(begin, end, first plane)] of the codes, in bytes from the start of the weight that begins with `buffer` (its
+    header, or more). ValueError as `describe`."""
+
+class ContentHash:
+    """64 bits that tell whether bytes are those that were written; no protection against intent."""
+
+    def __init__(self) -> None: ...
+    def update(self, data: bytes | bytearray | memoryview | NDArray[Any]) -> None: ...
+    def digest(self) -> int: ...
+
 def dequantize(buffer: NDArray[np.uint8], num_threads: int = 0) -> NDArray[np.float32]:
     """[out_features, in_features] in the checkpoint's column order (perm undone)."""
 
@@ -308,6 +321,14 @@ class Model:
     def bytes_per_token(self) -> int:
         """Bytes of weights that one generated token reads: no embedding, of the experts those it is sent to."""
 
+    def stream_statistics(self) -> dict[str, Any] | None:
+        """What a model that reads weights while it runs has done: {"bytes_read", "passes", "seconds_reading",
+        "seconds_waiting": of a pass for weights, "bytes_per_pass", "resident_bytes", "ring_bytes", "direct": past the
+        page cache}. None where everything is in memory. From any thread."""
+
+    def limit_stream(self, bytes_per_second: float) -> None:
+        """Reads no faster from now on, to stand for a slower disk; 0: as fast as it goes."""
+
     @property
     def draft(self) -> Model | None:
         """What `make_draft` has made: a model of its own in the same memory, for decoders of its own too."""
@@ -320,6 +341,8 @@ class Model:
         Raises:
             ValueError: a matrix has no prefix of so many planes or more, as it names, or none has more planes.
         """
+
+class DamagedFileError(RuntimeError): ...
 
 class ModelBuilder:
     """Collects the weights of a model by name (docs/runtime.md). Matrices are not copied and must not change as long as
@@ -338,6 +361,41 @@ class ModelBuilder:
     ) -> None:
         """A matrix [n, k] of "F32", "F16" or "BF16" (as uint16), or a vector [n] of "F32"."""
 
+    def open_packed(
+        self,
+        path: str,
+        size: int,
+        modified_ns: int,
+        ranges: Sequence[tuple[Sequence[tuple[int, int, int]], int]],
+        slots: int = 2,
+        readers: int = 4,
+        block_bytes: int = 1 << 20,
+    ) -> None:
+        """A packed file of this state. `ranges`: of everything outside of the layers, then of each layer, its sections
+        [(begin, end, checksum)] and how many of them, from the first on, are resident; these are read now. `slots`
+        layers are in memory at a time of what is not; `readers` threads read blocks of `block_bytes`. DamagedFileError,
+        RuntimeError where it was changed or cannot be read, ValueError where the ranges cannot be."""
+
+    def add_placed(
+        self,
+        name: str,
+        layer: int,
+        offset: int,
+        header: bytes,
+        regions: Sequence[int],
+        bias: NDArray[np.float32] | None = None,
+    ) -> None:
+        """A packed matrix in the file, in `layer` (-1: in none); what stands before its codes is at `offset`."""
+
+    def add_placed_floats(
+        self,
+        name: str,
+        layer: int,
+        offset: int,
+        dtype: str,
+        shape: tuple[int, int],
+        bias: NDArray[np.float32] | None = None,
+    ) -> None: ...
     def build(self) -> Model:
         """Raises ValueError naming the weight that is missing, unknown, or of another shape than the config says."""
 

@@ -36,28 +36,13 @@ void check_group_types(const PackedHeader& header) {
         "[packed weight] zeros do not fit the spec");
 }
 
-/// What stands before the codes, checked. `whole`: the `size` bytes hold the codes too.
-WeightView check_head(const uint8_t* data, int64_t size, bool whole) {
-    WeightView view{};
-    TMAC_CHECK(size >= static_cast<int64_t>(sizeof(PackedHeader)), "[packed weight] ", size, " bytes are no header");
-    std::memcpy(&view.header, data, sizeof(PackedHeader));
-    TMAC_CHECK(std::memcmp(view.header.magic, kPackedMagic, sizeof(kPackedMagic)) == 0 &&
-                   view.header.checksum == header_checksum(view.header),
-               "[packed weight] these bytes are not a weight packed by this version");
-    validate(view.header.spec);
-    check_group_types(view.header);
-    TMAC_CHECK(static_cast<int>(view.header.layout) < kNumLayouts, "[packed weight] unknown layout");
-    view.kernels = {kernel_of(view.header, view.header.kernel), kernel_of(view.header, view.header.prompt_kernel)};
-    view.parts = packed_parts(view.header);
+WeightView view_bytes(const uint8_t* data, int64_t size, bool whole) {
+    WeightView view = view_header(data, size);
     const int64_t wanted = whole ? view.parts.bytes : view.parts.codes;
     TMAC_CHECK(size == wanted, "[packed weight] the header speaks of ", wanted, " bytes",
                whole ? "" : " before the codes", ", but there are ", size);
     view.data = data;
-    if (const int32_t* perm = view.perm()) {
-        const auto k = static_cast<uint32_t>(view.header.k);
-        TMAC_CHECK(std::all_of(perm, perm + k, [k](int32_t column) { return static_cast<uint32_t>(column) < k; }),
-                   "[packed weight] perm names a column outside 0..", k - 1);
-    }
+    check_perm(view);
     return view;
 }
 
@@ -81,10 +66,33 @@ WeightView view_in_place(const PackedHeader& header, const PackedParts& parts, c
 }
 
 WeightView view_weight(const uint8_t* data, int64_t size) {
-    const WeightView view = check_head(data, size, true);
+    const WeightView view = view_bytes(data, size, true);
     return view_in_place(view.header, view.parts, view.kernels, data);
 }
 
-WeightView view_weight_head(const uint8_t* data, int64_t size) { return check_head(data, size, false); }
+WeightView view_weight_head(const uint8_t* data, int64_t size) { return view_bytes(data, size, false); }
+
+WeightView view_header(const uint8_t* data, int64_t size) {
+    WeightView view{};
+    TMAC_CHECK(size >= static_cast<int64_t>(sizeof(PackedHeader)), "[packed weight] ", size, " bytes are no header");
+    std::memcpy(&view.header, data, sizeof(PackedHeader));
+    TMAC_CHECK(std::memcmp(view.header.magic, kPackedMagic, sizeof(kPackedMagic)) == 0 &&
+                   view.header.checksum == header_checksum(view.header),
+               "[packed weight] these bytes are not a weight packed by this version");
+    validate(view.header.spec);
+    check_group_types(view.header);
+    TMAC_CHECK(static_cast<int>(view.header.layout) < kNumLayouts, "[packed weight] unknown layout");
+    view.kernels = {kernel_of(view.header, view.header.kernel), kernel_of(view.header, view.header.prompt_kernel)};
+    view.parts = packed_parts(view.header);
+    return view;
+}
+
+void check_perm(const WeightView& view) {
+    if (const int32_t* perm = view.perm()) {
+        const auto k = static_cast<uint32_t>(view.header.k);
+        TMAC_CHECK(std::all_of(perm, perm + k, [k](int32_t column) { return static_cast<uint32_t>(column) < k; }),
+                   "[packed weight] perm names a column outside 0..", k - 1);
+    }
+}
 
 }  // namespace tmac

@@ -36,4 +36,11 @@ WeightView view_weight(const uint8_t* data, int64_t size);
 /// used.
 WeightView view_weight_head(const uint8_t* data, int64_t size);
 
+/// The same for the header alone, which the first of `size` bytes hold: `data` is null too. Whoever sets it then calls
+/// check_perm().
+WeightView view_header(const uint8_t* data, int64_t size);
+
+/// Throws std::invalid_argument where the weight has a perm that names a column which is not there.
+void check_perm(const WeightView& view);
+
 }  // namespace tmac

@@ -10,6 +10,7 @@
 #include "ops/convert.h"
 #include "ops/embedding.h"
 #include "runtime/models/families.h"
+#include "runtime/streamed_weights.h"
 
 namespace tmac {
 namespace {
@@ -106,10 +107,13 @@ void Decoder::run(const Model& model, const PassRows& rows, const std::vector<in
     const int threads = num_threads > 0 ? num_threads : get_num_threads();
     Pass pass(model, cache_, rows, phase, threads, workspace_, profile_);
     const Family& family = find_family(model.config.family);
+    StreamedWeights::Pass weights(model.streamed.get(), checkpoint);
     embed(model, pass, tokens);
     for (const Layer& layer : model.layers) {
         checkpoint();
+        weights.enter(layer.index);
         family.run(layer, pass);
+        weights.leave(layer.index);
     }
     compute_logits(model, pass, wanted, logits);
     if (profile_.on) {
@@ -124,8 +128,10 @@ void Decoder::embed(const Model& model, Pass& pass, const std::vector<int32_t>& 
     const StageTimer timer(profile_, Stage::embedding);
     const Matrix& table = model.embedding;
     const Floats2d hidden = pass.hidden();
-    if (table.packed) {
-        const std::vector<int64_t> ids(tokens.begin(), tokens.end());
+    const std::vector<int64_t> ids(tokens.begin(), tokens.end());
+    if (table.rows) {
+        table.rows->read(ids.data(), hidden.tensor(pass.tokens()), pass.num_threads());
+    } else if (table.packed) {
         embedding(*table.packed, ids.data(), hidden.tensor(pass.tokens()), pass.num_threads());
     } else {
         const Tensor rows{const_cast<void*>(table.floats.data), table.floats.type, table.n(), table.k(), table.k()};

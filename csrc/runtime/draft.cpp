@@ -1,12 +1,14 @@
 #include "runtime/draft.h"
 
 #include <algorithm>
+#include <functional>
 #include <string>
 #include <vector>
 
 #include "core/check.h"
 #include "kernels/registry.h"
 #include "ops/prefix.h"
+#include "runtime/streamed_weights.h"
 
 namespace tmac {
 namespace {
@@ -122,11 +124,20 @@ std::shared_ptr<const Model> make_draft(const Model& model, int32_t planes, int 
     draft->embedding = model.embedding;
     draft->head = model.output_head();
     draft->final_norm = model.final_norm;
-    draft->layers = model.layers;
     DraftMaker maker(planes, num_threads);
     maker.cut({{"head", &draft->head}});
-    for (Layer& layer : draft->layers) {
-        cut_layer(maker, layer);
+    const std::function<void()> nothing = [] {};
+    StreamedWeights::Pass weights(model.streamed.get(), nothing);
+    for (const Layer& layer : model.layers) {
+        weights.enter(layer.index);  // all planes are there while the leading ones are fitted
+        Layer& cut = draft->layers.emplace_back(layer);
+        cut_layer(maker, cut);
+        weights.leave(layer.index);
+        for_each_matrix(cut, [&](const Matrix& matrix) {
+            if (model.streamed) {
+                model.streamed->require_resident(matrix);
+            }
+        });
     }
     TMAC_CHECK(maker.any(), "[Model] no matrix has more than ", planes, " planes");
     return draft;

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,14 +14,12 @@ from tmac.runtime.constrain import Grammars
 from tmac.runtime.detokenize import byte_tokens
 from tmac.runtime.evaluate import Evaluator, rope_key
 from tmac.runtime.generate import Chunk, Generation, Options, TokenLogprob, checked_ids, is_one_prompt
-from tmac.runtime.native import Decoder, Floats, Tokenizer
+from tmac.runtime.native import Decoder, Floats, Tokenizer, needed
 from tmac.runtime.passes import Passes
 from tmac.runtime.request import Outbox, Request, Stream, weak_callbacks
 from tmac.runtime.scheduler import Scheduler
 from tmac.runtime.speculation.controller import Controller
 from tmac.runtime.speculation.drafts import Draft
-from tmac.runtime.speculation.names import parse_draft
-from tmac.runtime.speculation.opening import open_decoder
 from tmac.runtime.speculation.speculator import make_speculator
 from tmac.runtime.task import Model, Task
 
@@ -55,6 +52,7 @@ class Engine:
         kept_positions: tokens of evaluated prompts that stay in the cache.
         draft: guesses tokens of a text that is generated alone; the text is the same without it.
         controller: what was measured of the passes and the draft's.
+        streamed: a `StreamedModel`, where the weights do not all stay in memory.
     """
 
     def __init__(
@@ -75,6 +73,7 @@ class Engine:
         kept_positions: int | None = None,
         draft: Draft | None = None,
         controller: Controller | None = None,
+        streamed: Any = None,
     ) -> None:
         self.tokenizer, self.config = tokenizer, dict(config or {})
         self.context_length = integer("context_length", context_length, 1)
@@ -91,11 +90,15 @@ class Engine:
             rope_key=rope_key(model_config),
             windowed=any(model_config.get("windows") or ()),
             num_threads=threads,
-            speculator=make_speculator(decoder, draft, controller, self.vocab_size, threads),
+            speculator=make_speculator(
+                decoder, draft, controller, self.vocab_size, threads, streamed and streamed.io_since()
+            ),
         )
         self._scheduler = Scheduler(self._passes, integer("max_queue", max_queue, 0))
         weakref.finalize(self, self._scheduler.abandon)
-        self._evaluator = Evaluator(self._passes, self._scheduler, model_config, cache_type)
+        self._streamed = streamed
+        rows = None if streamed is None else streamed.evaluated_rows
+        self._evaluator = Evaluator(self._passes, self._scheduler, model_config, cache_type, rows)
         self._grammars = Grammars(tokenizer, self.vocab_size, self.eos_ids)
         self._model = Model(self.vocab_size, self.context_length, self.eos_ids, tokenizer, byte_tokens(tokenizer))
 
@@ -114,8 +117,9 @@ class Engine:
         revision: str | None = None,
         progress: bool | None = None,
         max_positions: int | None = None,
+        memory_limit: int | str | None = None,
         chunk_size: int = 256,
-        max_batch: int = 64,
+        max_batch: int | None = None,
         max_queue: int = 1024,
         kept_positions: int | None = None,
         draft: str | None = None,
@@ -133,9 +137,12 @@ class Engine:
             requantize: types of a GGUF file that may be rounded.
             revision: of a Hub id.
             progress: a bar; None: if it takes long.
-            max_positions: positions of all texts together that the cache may hold; None: no limit.
+            max_positions: positions of all texts together that the cache may hold; None: no limit, or with a
+                `memory_limit` the context's, at most 4096.
+            memory_limit: of the whole process: bytes, or "700M", "1.5G". Layers for which it has no room are read
+                from a packed cache file in every pass (docs/packed_file.md).
             chunk_size: prompt rows in a pass: running texts wait for no more.
-            max_batch: texts that are generated at a time; further ones wait.
+            max_batch: texts that are generated at a time, further ones wait; None: 64, or 8 with a `memory_limit`.
             max_queue: requests of `submit` that may wait.
             kept_positions: tokens of evaluated prompts that stay in the cache for later ones that begin alike.
             draft: guesses tokens, so that a pass may give several (docs/speculation.md): "ngram", "planes:K",
@@ -143,7 +150,8 @@ class Engine:
 
         Raises:
             FormatError: the checkpoint is damaged.
-            ValueError: an argument is wrong, the model is of an unknown family, or the draft does not fit it.
+            ValueError: an argument is wrong, the model is of an unknown family, the draft does not fit it, or
+                `memory_limit` is too small for it.
         """
         check_loading(
             activation=activation,
@@ -158,9 +166,16 @@ class Engine:
             max_queue=max_queue,
             kept_positions=kept_positions,
         )
-        wanted = parse_draft(draft)
-        parts = _loading().load_engine_parts(
+        found = needed("tmac.runtime.opening").open_engine(
             path,
+            draft=draft,
+            memory_limit=memory_limit,
+            cache_type=cache_type or ("f32" if activation == "float" else "f16"),
+            max_positions=max_positions,
+            chunk_size=chunk_size,
+            max_batch=max_batch,
+            kept_positions=KEPT_POSITIONS if kept_positions is None else kept_positions,
+            num_threads=num_threads or 0,
             activation=activation,
             head_bits=head_bits,
             embedding_bits=embedding_bits,
@@ -168,34 +183,25 @@ class Engine:
             revision=revision,
             progress=progress,
             context_length=context_length,
-            plane_layout=wanted.planes > 0,
         )
-        cache_type = cache_type or ("f32" if activation == "float" else "f16")
-        decoder, opened, controller = open_decoder(
-            wanted,
-            parts,
-            _loading().load_engine_parts,
-            cache_type=cache_type,
-            max_positions=max_positions or 0,
-            kept_positions=KEPT_POSITIONS if kept_positions is None else kept_positions,
-            num_threads=num_threads or 0,
-        )
+        parts = found.parts
         return cls(
-            decoder,
+            found.decoder,
             parts.tokenizer,
             model_config=parts.model_config,
             config=parts.config,
             eos_ids=parts.eos_ids,
             context_length=parts.context_length,
             chat_template=parts.chat_template,
-            cache_type=cache_type,
+            cache_type=found.cache_type,
             chunk_size=chunk_size,
             num_threads=num_threads,
-            max_batch=max_batch,
+            max_batch=found.max_batch,
             max_queue=max_queue,
             kept_positions=kept_positions,
-            draft=opened,
-            controller=controller,
+            draft=found.draft,
+            controller=found.controller,
+            streamed=found.streamed,
         )
 
     @overload
@@ -385,6 +391,11 @@ class Engine:
         with self._scheduler.exclusive():
             self._passes.drop_prefixes()
 
+    @property
+    def streamed(self) -> Any:
+        """The `StreamedModel` of an engine with a `memory_limit`: its `plan` and `statistics()`; None without one."""
+        return self._streamed
+
     def close(self) -> None:
         """Cancels everything and gives the cache back. The engine cannot be used any more; twice is once."""
         self._scheduler.close()
@@ -457,14 +468,3 @@ class Engine:
     def _use_prompt_cache(self, path: Any) -> None:
         if path is not None:
             self._evaluator.load(path)
-
-
-def _loading() -> Any:
-    """`tmac.runtime.loading`, which needs packages of an extra."""
-    try:
-        return importlib.import_module("tmac.runtime.loading")
-    except ModuleNotFoundError as error:
-        if error.name not in ("tokenizers", "jinja2"):
-            raise
-        message = f"tmac.Engine needs {error.name}: pip install 'tmac-cpu[engine]'"
-        raise ImportError(message, name=error.name) from error

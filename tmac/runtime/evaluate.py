@@ -31,13 +31,22 @@ class Evaluator:
         scheduler: gives the turns.
         model_config: what the model was built with.
         cache_type: of the decoder.
+        most_rows: whose logits are asked for in a pass; None: as many as a pass has.
     """
 
-    def __init__(self, passes: Passes, scheduler: Scheduler, model_config: Mapping[str, Any], cache_type: str) -> None:
+    def __init__(
+        self,
+        passes: Passes,
+        scheduler: Scheduler,
+        model_config: Mapping[str, Any],
+        cache_type: str,
+        most_rows: int | None = None,
+    ) -> None:
         self._passes, self._scheduler = passes, scheduler
         self._about = json.dumps([dict(model_config), cache_type], sort_keys=True, default=str)
         self._vocab_size = int(model_config["vocab_size"])
         self._fingerprint: str | None = None
+        self._most_rows = most_rows or passes.chunk_size
 
     def logits(self, ids: list[int], take: Callable[[int, Floats], None]) -> None:
         """Calls `take(first row, logits [rows, vocab])` for a text, a chunk at a time."""
@@ -127,8 +136,9 @@ class Evaluator:
         passes = self._passes
         seq = passes.decoder.create()
         try:
-            for begin in range(0, len(ids), passes.chunk_size):
-                tokens = np.array(ids[begin : begin + passes.chunk_size], np.int32)
+            step = passes.chunk_size if take is None else min(passes.chunk_size, self._most_rows)
+            for begin in range(0, len(ids), step):
+                tokens = np.array(ids[begin : begin + step], np.int32)
                 wanted = np.arange(len(tokens) if take is not None else 0, dtype=np.int32)
                 rows = self._with_room(lambda: passes.forward([seq], [tokens], "prompt", [wanted], [len(ids)]))  # noqa: B023
                 if take is not None:

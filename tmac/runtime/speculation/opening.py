@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tmac.runtime.native import Decoder, core
 from tmac.runtime.speculation.combined import CombinedDraft
 from tmac.runtime.speculation.controller import Controller
 from tmac.runtime.speculation.drafts import Draft
 from tmac.runtime.speculation.measure import LEAST_GAIN, gain, measure
-from tmac.runtime.speculation.model_draft import ModelDraft
 from tmac.runtime.speculation.names import DraftName
 from tmac.runtime.speculation.ngram import NgramDraft
 from tmac.runtime.speculation.planes import PlanesDraft
 from tmac.runtime.speculation.rows import tree_runner
 from tmac.runtime.speculation.speculator import MOST_ROWS
-from tmac.runtime.speculation.vocabulary import check_vocabulary
-
-if TYPE_CHECKING:
-    from tmac.runtime.loading import EngineParts
 
 AUTO_PLANES = (4, 3)
 
@@ -52,50 +46,39 @@ def make_planes(model: Any, name: DraftName) -> DraftName:
 
 def open_decoder(
     name: DraftName,
-    parts: EngineParts,
-    load: Callable[[str], EngineParts],
+    model: Any,
+    other: Draft | None,
     *,
+    vocab_size: int,
     cache_type: str,
     max_positions: int,
-    kept_positions: int,
     num_threads: int,
 ) -> tuple[Decoder, Draft | None, Controller | None]:
     """A decoder, its draft if one is wanted, and then what their passes cost.
 
     Args:
         name: which draft.
-        parts: of the target.
-        load: the parts of another checkpoint.
-        cache_type: of both caches.
-        max_positions: of the target's cache; 0: no limit.
-        kept_positions: tokens of ended texts that stay in the cache of another model.
+        model: of the target.
+        other: the draft of another model, where the name has one.
+        vocab_size: of the target.
+        cache_type: of the cache.
+        max_positions: of the cache; 0: no limit.
         num_threads: of passes; 0: those of the process.
 
     Raises:
-        ValueError: the target has no such planes, the other model has another vocabulary.
-        FormatError, OSError: of loading the other model.
+        ValueError: the target has no such planes.
     """
-    name = make_planes(parts.model, name)
-    decoder: Decoder = core.Decoder(parts.model, cache_type=cache_type, max_positions=max_positions)
+    name = make_planes(model, name)
+    decoder: Decoder = core.Decoder(model, cache_type=cache_type, max_positions=max_positions)
     if name.empty:
         return decoder, None, None
     run, controller = tree_runner(decoder, num_threads), Controller(MOST_ROWS)
     draft: Draft | None = PlanesDraft(run, name.planes) if name.planes else None
     kind = draft.name if draft is not None else ""
-    vocab_size = int(parts.model_config["vocab_size"])
     measure(decoder, run, controller, vocab_size=vocab_size, num_threads=num_threads, planes=kind)
     if name.auto and kind and gain(controller, kind) < LEAST_GAIN:
         draft = None
-    if name.model:
-        other = load(name.model)
-        check_vocabulary(parts, other, f"draft={f'model:{name.model}'!r}")
-        draft = ModelDraft(
-            core.Decoder(other.model, cache_type=cache_type),
-            f"model:{name.model}",
-            context_length=other.context_length,
-            kept_positions=kept_positions,
-            num_threads=num_threads,
-        )
+    draft = other or draft
     if name.ngram:
         draft = NgramDraft() if draft is None else CombinedDraft(NgramDraft(), draft)
     return decoder, draft, controller

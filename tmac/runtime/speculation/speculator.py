@@ -259,7 +259,12 @@ class Speculator:
 
 
 def make_speculator(
-    decoder: Decoder, draft: Draft | None, controller: Controller | None, vocab_size: int, num_threads: int
+    decoder: Decoder,
+    draft: Draft | None,
+    controller: Controller | None,
+    vocab_size: int,
+    num_threads: int,
+    io: Callable[[], tuple[float, int]] | None = None,
 ) -> Speculator | None:
     """For a decoder and a draft; None without a draft. Raises ValueError where the decoder evaluates no trees."""
     if draft is None:
@@ -272,6 +277,7 @@ def make_speculator(
         keep=decoder.keep,
         vocab_size=vocab_size,
         controller=controller,
+        io=io,
     )
 
 
