@@ -138,6 +138,9 @@ def merged(stats: Sequence[SpeculationStats]) -> SpeculationStats:
         io_seconds=sum(each.io_seconds for each in stats),
         bytes_read=sum(each.bytes_read for each in stats),
         error=errors[-1] if errors else None,
+        ahead_passes=sum(each.ahead_passes for each in stats),
+        ahead_kept=sum(each.ahead_kept for each in stats),
+        ahead_seconds=sum(each.ahead_seconds for each in stats),
     )
 
 

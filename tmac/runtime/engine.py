@@ -91,7 +91,13 @@ class Engine:
             windowed=any(model_config.get("windows") or ()),
             num_threads=threads,
             speculator=make_speculator(
-                decoder, draft, controller, self.vocab_size, threads, streamed and streamed.io_since()
+                decoder,
+                draft,
+                controller,
+                self.vocab_size,
+                threads,
+                streamed and streamed.io_since(),
+                pipeline=streamed is not None and streamed.streams,
             ),
         )
         self._scheduler = Scheduler(self._passes, integer("max_queue", max_queue, 0))

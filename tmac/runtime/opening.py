@@ -12,12 +12,13 @@ from tmac.runtime.speculation.controller import Controller
 from tmac.runtime.speculation.drafts import Draft
 from tmac.runtime.speculation.model_draft import CHUNK, ModelDraft
 from tmac.runtime.speculation.names import parse_draft
-from tmac.runtime.speculation.opening import AUTO_PLANES, open_decoder
+from tmac.runtime.speculation.opening import AUTO_PLANES, draft_positions, open_decoder
 from tmac.runtime.speculation.vocabulary import check_vocabulary
 from tmac.runtime.streaming.load import StreamedModel
 from tmac.runtime.streaming.memory import cache_bytes, workspace_bytes
 
 MAX_BATCH = 64  # texts at a time, where there is no limit of memory
+PLANES_CONTEXT = 1024  # positions of a text for planes with a decoder of their own; longer ones it reads from behind
 
 
 @dataclass(frozen=True)
@@ -77,15 +78,17 @@ def open_engine(
             context=options.get("context_length"),
             resident_planes=name.planes or None,
             optional_planes=AUTO_PLANES if name.auto else (),
+            planes_bytes=lambda config, context: _pass_bytes(config, cache_type, draft_positions(context)),
+            planes_context=PLANES_CONTEXT,
         )
     if other is not None:
         positions = 0
         if streamed is not None:
-            positions = min(streamed.most_positions, other.context_length)
-            kept_positions = min(kept_positions, positions // 2)
-            streamed.reserved = _pass_bytes(other.model_config, cache_type, positions + kept_positions)
+            context = min(streamed.most_positions, other.context_length)
+            kept_positions, positions = min(kept_positions, context // 2), draft_positions(context)
+            streamed.reserved = _pass_bytes(other.model_config, cache_type, positions)
         guesser = ModelDraft(
-            core.Decoder(other.model, cache_type=cache_type, max_positions=positions and positions + kept_positions),
+            core.Decoder(other.model, cache_type=cache_type, max_positions=positions),
             f"model:{name.model}",
             context_length=other.context_length,
             kept_positions=kept_positions,
@@ -106,6 +109,7 @@ def open_engine(
         cache_type=cache_type,
         max_positions=max_positions or 0,
         num_threads=num_threads,
+        planes_context=streamed.planes_context if streamed is not None else 0,
     )
     return OpenedEngine(parts, decoder, cache_type, max_batch or MAX_BATCH, opened, controller, streamed)
 

@@ -50,10 +50,19 @@ class CombinedText:
         """The second's."""
         return self._second.expand(tree, node)
 
+    def ahead(self, tree: TokenTree, node: int) -> Sequence[Guess]:
+        """The second's."""
+        return self._second.ahead(tree, node)
+
     def kept(self, tree: TokenTree, path: Sequence[int]) -> None:
         """For both."""
         self._first.kept(tree, path)
         self._second.kept(tree, path)
+
+    def carried(self, tree: TokenTree, path: Sequence[int], rest: TokenTree, origin: Sequence[int]) -> None:
+        """For both."""
+        self._first.carried(tree, path, rest, origin)
+        self._second.carried(tree, path, rest, origin)
 
     def close(self) -> None:
         """Both."""
@@ -72,6 +81,7 @@ class CombinedDraft:
     def __init__(self, first: Draft, second: Draft) -> None:
         self.name = f"{first.name}+{second.name}"
         self._first, self._second = first, second
+        self.separate = second.separate
 
     def open(self, seq: int) -> CombinedText:
         """For a new text."""

@@ -73,13 +73,14 @@ class TextControl:
         """A node that is less likely than this is never worth its row."""
         return self.rate * self.passes.slope / self.worth
 
-    def draft_depth(self, kind: str, behind: int, most: int) -> int:
+    def draft_depth(self, kind: str, behind: int, most: int, ready: int = 0) -> int:
         """How many steps of a draft are worth it, as far as the frequency of its right guesses tells; 0: none.
 
         Args:
             kind: of the draft.
             behind: tokens that it must evaluate first.
             most: steps.
+            ready: so many of them were made before.
         """
         rate, passes = self.rate, self.passes
         right, step = self.acceptance.hit(kind), self.drafts.step(kind)
@@ -88,7 +89,7 @@ class TextControl:
         for steps in range(1, min(most, passes.most_rows - 1) + 1):
             chance *= right
             gain += chance
-            seconds = before + steps * step + passes.of(steps + 1) - passes.of(1)
+            seconds = before + max(steps - ready, 0) * step + passes.of(steps + 1) - passes.of(1)
             value = gain * self.worth - rate * seconds
             if value > best:
                 best, depth = value, steps

@@ -47,8 +47,21 @@ class DraftText(Protocol):
     def expand(self, tree: TokenTree, node: int) -> Sequence[Guess]:
         """Guesses after a node, from a pass. The tree's root is the last token of the text."""
 
+    def ahead(self, tree: TokenTree, node: int) -> Sequence[Guess]:
+        """The same in another thread, while a pass of the target runs; of a draft that is `separate` only."""
+
     def kept(self, tree: TokenTree, path: Sequence[int]) -> None:
         """The target agrees with this path from the root, the root included; `sync` follows."""
+
+    def carried(self, tree: TokenTree, path: Sequence[int], rest: TokenTree, origin: Sequence[int]) -> None:
+        """As `kept`, and the text goes on with a guess: the next tree may begin with what lies behind it.
+
+        Args:
+            tree: that was verified.
+            path: that the target agrees with.
+            rest: what lies behind the guess; it is the next tree's root.
+            origin: which node of the tree each node of the rest is.
+        """
 
     def close(self) -> None:
         """The text has ended. Twice is once."""
@@ -60,6 +73,10 @@ class Draft(Protocol):
     @property
     def name(self) -> str:
         """As `draft=` has it."""
+
+    @property
+    def separate(self) -> bool:
+        """Whether its passes may run while the target's do: they share no decoder."""
 
     def open(self, seq: int) -> DraftText:
         """For a new text.
@@ -91,7 +108,14 @@ class NoPasses:
         """Nothing is evaluated."""
         return ()
 
+    def ahead(self, tree: TokenTree, node: int) -> Sequence[Guess]:
+        """Nothing is evaluated."""
+        return ()
+
     def kept(self, tree: TokenTree, path: Sequence[int]) -> None:
+        """Nothing is evaluated."""
+
+    def carried(self, tree: TokenTree, path: Sequence[int], rest: TokenTree, origin: Sequence[int]) -> None:
         """Nothing is evaluated."""
 
     def close(self) -> None:

@@ -4,13 +4,32 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tmac.runtime.speculation.controller import PROBE_NODES, TextControl
 from tmac.runtime.speculation.drafts import DraftText, Guess
 from tmac.runtime.speculation.tree import TokenTree
 
 FREE_SHARE = 0.8  # a free guess that is so likely, beside one of the draft's passes, is as good
+MOST_AHEAD = 32  # passes of the draft while one of the target runs
+LEAST_AHEAD = 0.02  # chance of a node that is followed then
+DEEPEST_AHEAD = 48
+MOST_BEHIND = 16  # tokens that the draft first catches up with, then
+
+
+@dataclass
+class Begun:
+    """What is there of a tree before it grows.
+
+    Args:
+        tree: its guesses.
+        followed: nodes behind which the draft has guessed.
+        end: of the text, whose last token is the root.
+    """
+
+    tree: TokenTree
+    followed: set[int]
+    end: int
 
 
 @dataclass
@@ -21,15 +40,19 @@ class Grown:
         tree: all guesses.
         nodes: to verify, without the root; none: a plain pass is better.
         steps: passes of the draft.
+        ready: nodes behind which it had guessed before.
         frontier: chance of the most promising node that was not followed.
         seconds: that all this took.
+        followed: nodes behind which the draft has guessed.
     """
 
     tree: TokenTree
     nodes: list[int]
     steps: int = 0
+    ready: int = 0
     frontier: float = 0.0
     seconds: float = 0.0
+    followed: set[int] = field(default_factory=set)
 
 
 class Growth:
@@ -42,6 +65,11 @@ class Growth:
         vocab_size: of the target: guesses beyond it are none.
         most_depth: tokens that the text may still become longer than one.
         clock: seconds.
+        begun: where it begins; None: with the root alone.
+
+    Attributes:
+        grown: the tree, complete after `run`.
+        ahead_nodes: that took a pass in `ahead`.
     """
 
     def __init__(
@@ -53,11 +81,13 @@ class Growth:
         vocab_size: int,
         most_depth: int,
         clock: Callable[[], float],
+        begun: Begun | None = None,
     ) -> None:
         self._control, self._text, self._clock = control, text, clock
         self._vocab_size, self._most_depth = vocab_size, most_depth
         self._begin = clock()
-        self._grown = Grown(TokenTree(root), [])
+        self.grown = Grown(begun.tree, [], followed=begun.followed) if begun else Grown(TokenTree(root), [])
+        self.ahead_nodes: list[int] = []
         self._probe = control.probes()
         self._depth: int | None = None  # that is planned for the draft's passes; None: not asked yet
         self._drafts = text.kind is not None
@@ -65,7 +95,7 @@ class Growth:
 
     def run(self) -> Grown:
         """Guesses until no further one is worth it, then chooses."""
-        grown, tree, control = self._grown, self._grown.tree, self._control
+        grown, tree, control = self.grown, self.grown.tree, self._control
         least = control.least_chance()
         followed, most = 0, control.passes.most_rows - 1
         frontier = [(-1.0, 0)]
@@ -78,38 +108,78 @@ class Growth:
             followed += node > 0  # all of them are likelier than what they are followed by
             if tree.depths[node] >= self._most_depth:
                 continue
-            for guess in self._guesses(node, -negative):
-                if 0.0 < guess.confidence <= 1.0 and 0 <= guess.token < self._vocab_size:
-                    step = control.acceptance.chance(guess.kind, guess.confidence)
-                    child = tree.add(node, guess.token, guess.kind, guess.confidence, step)
-                    heapq.heappush(frontier, (-tree.chances[child], child))
+            if node in grown.followed:
+                grown.ready += 1
+            else:
+                self._add(node, self._guesses(node, -negative))
+            for child in tree.children(node):
+                heapq.heappush(frontier, (-tree.chances[child], child))
         if not frontier:
             grown.frontier = 0.0
         grown.seconds = self._clock() - self._begin
         grown.nodes = control.choose(tree, grown.seconds, probe=self._probe) if len(tree) > 1 else []
         return grown
 
+    def ahead(self, stopped: Callable[[], bool]) -> None:
+        """Goes on behind the most promising nodes, whatever is verified meanwhile: in another thread than `run`.
+
+        Args:
+            stopped: asked before each pass of the draft.
+        """
+        grown, tree, text = self.grown, self.grown.tree, self._text
+        if not self._caught_up:
+            if text.behind() > MOST_BEHIND or stopped():
+                return
+            text.catch_up()
+        deepest = min(self._most_depth, DEEPEST_AHEAD)
+        frontier = [(-tree.chances[node], node) for node in range(len(tree)) if node not in grown.followed]
+        heapq.heapify(frontier)
+        while frontier and len(self.ahead_nodes) < MOST_AHEAD and -frontier[0][0] >= LEAST_AHEAD and not stopped():
+            node = heapq.heappop(frontier)[1]
+            if tree.depths[node] >= deepest:
+                continue
+            free = text.free(tree, node)
+            before = len(tree)
+            if self._is_as_good(free):
+                self._add(node, free)
+            else:
+                self._add(node, text.ahead(tree, node))
+                self.ahead_nodes.append(node)
+            grown.followed.add(node)
+            for child in range(before, len(tree)):
+                heapq.heappush(frontier, (-tree.chances[child], child))
+
+    def _add(self, node: int, guesses: Sequence[Guess]) -> None:
+        tree = self.grown.tree
+        for guess in guesses:
+            if 0.0 < guess.confidence <= 1.0 and 0 <= guess.token < self._vocab_size:
+                step = self._control.acceptance.chance(guess.kind, guess.confidence)
+                tree.add(node, guess.token, guess.kind, guess.confidence, step)
+
+    def _is_as_good(self, free: Sequence[Guess]) -> bool:
+        """Whether one of the guesses that took no pass is about as likely as one that takes a pass."""
+        acceptance = self._control.acceptance
+        least = FREE_SHARE * acceptance.hit(self._text.kind or "")
+        return any(acceptance.chance(each.kind, each.confidence) >= least for each in free)
+
     def _guesses(self, node: int, chance: float) -> Sequence[Guess]:
-        free = self._text.free(self._grown.tree, node)
-        if not self._drafts:
+        free = self._text.free(self.grown.tree, node)
+        if not self._drafts or self._is_as_good(free):
             return free
         kind = self._text.kind or ""
-        if free:
-            acceptance = self._control.acceptance
-            if max(acceptance.chance(each.kind, each.confidence) for each in free) >= FREE_SHARE * acceptance.hit(kind):
-                return free
         if not self._worth_a_pass(kind, chance):
             self._drafts = False  # no other node is more promising
             return free
         return self._expand(kind, node)
 
     def _worth_a_pass(self, kind: str, chance: float) -> bool:
-        control, grown = self._control, self._grown
+        control, grown = self._control, self.grown
         behind = 0 if self._caught_up else self._text.behind()
+        steps = grown.ready + grown.steps
         if self._depth is None:
-            self._depth = control.draft_depth(kind, behind, self._most_depth)
+            self._depth = control.draft_depth(kind, behind, self._most_depth, grown.ready)
         spent = self._clock() - self._begin + control.drafts.behind(kind, behind)
-        if self._depth and control.expands(kind, chance, grown.steps, self._depth, spent):
+        if self._depth and control.expands(kind, chance, steps, self._depth, spent):
             return True
         passes = control.passes
         rest = (PROBE_NODES - grown.steps) * control.drafts.step(kind) + passes.of(PROBE_NODES + 1) - passes.of(1)
@@ -123,7 +193,8 @@ class Growth:
             control.drafts.add_behind(kind, rows, clock() - begin)
             self._caught_up = True
         begin = clock()
-        guesses = self._text.expand(self._grown.tree, node)
+        guesses = self._text.expand(self.grown.tree, node)
         control.drafts.add_step(kind, clock() - begin)
-        self._grown.steps += 1
+        self.grown.steps += 1
+        self.grown.followed.add(node)
         return guesses

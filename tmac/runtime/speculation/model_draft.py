@@ -10,7 +10,7 @@ from tmac.runtime.interrupts import allowed_interrupts
 from tmac.runtime.native import Decoder, is_cache_full
 from tmac.runtime.prefixes import WORTH_SHARING, Prefix, Prefixes, common_prefix
 from tmac.runtime.speculation.drafts import Guess
-from tmac.runtime.speculation.rows import TreeRows, tree_runner
+from tmac.runtime.speculation.rows import RunTree, TreeRows, tree_runner
 from tmac.runtime.speculation.tree import TokenTree
 
 CHUNK = 256  # rows of a pass of the prompt
@@ -31,6 +31,7 @@ class ModelText:
         self.kind: str | None = kind
         self._model = model
         self._rows = TreeRows(tree_runner(model.decoder, model.num_threads), draft=False)
+        self._run_alone = tree_runner(model.decoder, 1)
         self._seq: int | None = None
         self._source: list[int] = []
         self._window = min(WINDOW, max(model.context_length // 2, 1))
@@ -39,7 +40,8 @@ class ModelText:
 
     def sync(self, tokens: list[int]) -> None:
         """The text so far. Cuts the sequence back where the text is another one."""
-        self._rows.forget()
+        if not self._goes_on(tokens):
+            self._settle()
         if tokens is not self._source:
             if self._seq is not None:
                 common = common_prefix(np.array(self._source[: self._end]), np.array(tokens))
@@ -50,17 +52,22 @@ class ModelText:
 
     def behind(self) -> int:
         """Tokens that `catch_up` would evaluate."""
+        if self._rows.trunk:
+            return 0
         left = len(self._source) - 1 - self._end
         return self._window if self._must_restart(left) else left
 
     def prompt(self, tokens: list[int], end: int) -> None:
         """Evaluates a prompt from its beginning, however long it is."""
         self.sync(tokens)
+        self._settle()
         if len(tokens) <= self._model.context_length:
             self._evaluate(min(end, len(tokens) - 1), "prompt")
 
     def catch_up(self) -> None:
         """Evaluates all tokens but the last; of a text that the draft has not followed, only the end."""
+        if self._rows.trunk:
+            return
         last = len(self._source) - 1
         if self._must_restart(last - self._end):
             self.close()
@@ -73,16 +80,20 @@ class ModelText:
 
     def expand(self, tree: TokenTree, node: int) -> Sequence[Guess]:
         """Guesses of a pass of the draft."""
-        assert self._seq is not None
-        return self._rows.guesses(self._seq, tree, node, self.kind or "")
+        return self._guesses(tree, node, None)
+
+    def ahead(self, tree: TokenTree, node: int) -> Sequence[Guess]:
+        """The same with one thread: the target keeps the others."""
+        return self._guesses(tree, node, self._run_alone)
 
     def kept(self, tree: TokenTree, path: Sequence[int]) -> None:
         """What the draft has evaluated of the path need not be evaluated again."""
-        rows = self._rows.rows(list(path))
-        if rows and self._seq is not None:
-            self._model.decoder.keep(self._seq, rows)
-            self._end += len(rows)
-        self._rows.forget()
+        self._settle(self._rows.rows(path) if self._rows.tree in (None, tree) else ())
+
+    def carried(self, tree: TokenTree, path: Sequence[int], rest: TokenTree, origin: Sequence[int]) -> None:
+        """What the draft has evaluated behind the path stays, too."""
+        if self._rows.tree not in (None, tree) or not self._rows.carry(path, rest, origin):
+            self.kept(tree, path)
 
     def close(self) -> None:
         """Gives the sequence to the ones that are kept for later texts, or back."""
@@ -95,9 +106,32 @@ class ModelText:
         self._rows.forget()
         self._begin = self._end = 0
 
+    def _guesses(self, tree: TokenTree, node: int, run: RunTree | None) -> Sequence[Guess]:
+        assert self._seq is not None
+        if self._rows.tree not in (None, tree):
+            self._settle()
+        if len(self._source) - 1 - self._begin + tree.depths[node] >= self._model.context_length:
+            return ()
+        return self._rows.guesses(self._seq, tree, node, self.kind or "", run)
+
+    def _goes_on(self, tokens: list[int]) -> bool:
+        """Whether the rows are those of the tree behind this text."""
+        end = self._end + len(self._rows.trunk)
+        return bool(self._rows.trunk) and tokens is self._source and end == len(tokens) - 1 and not self._is_full()
+
+    def _settle(self, rows: Sequence[int] = ()) -> None:
+        """The sequence takes over the rows of the trunk, and the ones behind it; all others are dropped."""
+        rows = [*self._rows.trunk, *rows]
+        self._rows.forget()
+        if rows and self._seq is not None:
+            self._model.decoder.keep(self._seq, rows)
+            self._end += len(rows)
+
+    def _is_full(self) -> bool:
+        return len(self._source) - self._begin >= self._model.context_length - DECODE_ROWS
+
     def _must_restart(self, left: int) -> bool:
-        full = len(self._source) - self._begin >= self._model.context_length - DECODE_ROWS
-        return (left > FAR or full) and len(self._source) - 1 - self._begin > self._window
+        return (left > FAR or self._is_full()) and len(self._source) - 1 - self._begin > self._window
 
     def _evaluate(self, end: int, phase: str = "") -> None:
         """Tokens of the text up to `end`; few ones are taken for generated ones, without a phase."""
@@ -133,6 +167,8 @@ class ModelDraft:
         kept_positions: tokens of ended texts that stay in its cache, for later ones that begin alike.
         num_threads: of its passes; 0: those of the process.
     """
+
+    separate = True
 
     def __init__(
         self,

@@ -132,6 +132,7 @@ class NgramDraft:
     """Drafts from the text itself."""
 
     name = KIND
+    separate = False
 
     def open(self, seq: int) -> NgramText:
         """For a new text."""

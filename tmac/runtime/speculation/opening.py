@@ -8,11 +8,13 @@ from tmac.runtime.native import Decoder, core
 from tmac.runtime.speculation.combined import CombinedDraft
 from tmac.runtime.speculation.controller import Controller
 from tmac.runtime.speculation.drafts import Draft
+from tmac.runtime.speculation.grow import MOST_AHEAD
 from tmac.runtime.speculation.measure import LEAST_GAIN, gain, measure
+from tmac.runtime.speculation.model_draft import ModelDraft
 from tmac.runtime.speculation.names import DraftName
 from tmac.runtime.speculation.ngram import NgramDraft
 from tmac.runtime.speculation.planes import PlanesDraft
-from tmac.runtime.speculation.rows import tree_runner
+from tmac.runtime.speculation.rows import MOST_CARRIED, tree_runner
 from tmac.runtime.speculation.speculator import MOST_ROWS
 
 AUTO_PLANES = (4, 3)
@@ -44,6 +46,11 @@ def make_planes(model: Any, name: DraftName) -> DraftName:
     return DraftName(ngram=True, auto=True) if name.auto else name
 
 
+def draft_positions(context: int) -> int:
+    """Of the cache of a draft's own decoder: of a text, of kept ones, and of the trees behind a text."""
+    return context + context // 2 + MOST_CARRIED + MOST_ROWS + MOST_AHEAD
+
+
 def open_decoder(
     name: DraftName,
     model: Any,
@@ -53,6 +60,7 @@ def open_decoder(
     cache_type: str,
     max_positions: int,
     num_threads: int,
+    planes_context: int = 0,
 ) -> tuple[Decoder, Draft | None, Controller | None]:
     """A decoder, its draft if one is wanted, and then what their passes cost.
 
@@ -64,6 +72,7 @@ def open_decoder(
         cache_type: of the cache.
         max_positions: of the cache; 0: no limit.
         num_threads: of passes; 0: those of the process.
+        planes_context: positions of a text in a decoder that planes have of their own; 0: they share the target's.
 
     Raises:
         ValueError: the target has no such planes.
@@ -73,7 +82,14 @@ def open_decoder(
     if name.empty:
         return decoder, None, None
     run, controller = tree_runner(decoder, num_threads), Controller(MOST_ROWS)
-    draft: Draft | None = PlanesDraft(run, name.planes) if name.planes else None
+    draft: Draft | None = None
+    if name.planes and planes_context:
+        own = core.Decoder(model.draft, cache_type=cache_type, max_positions=draft_positions(planes_context))
+        kind = f"planes:{name.planes}"
+        kept = planes_context // 2
+        draft = ModelDraft(own, kind, context_length=planes_context, kept_positions=kept, num_threads=num_threads)
+    elif name.planes:
+        draft = PlanesDraft(run, name.planes)
     kind = draft.name if draft is not None else ""
     measure(decoder, run, controller, vocab_size=vocab_size, num_threads=num_threads, planes=kind)
     if name.auto and kind and gain(controller, kind) < LEAST_GAIN:

@@ -47,6 +47,8 @@ class PlanesDraft:
         planes: how many.
     """
 
+    separate = False
+
     def __init__(self, run: RunTree, planes: int) -> None:
         self.name, self._run = f"planes:{planes}", run
 

@@ -7,6 +7,7 @@ decoding, token by token, whatever the draft guesses: decoding passes give the s
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -16,7 +17,8 @@ from typing import Protocol
 from tmac.runtime.native import Decoder, Floats, is_cache_full
 from tmac.runtime.speculation.controller import Controller, TextControl
 from tmac.runtime.speculation.drafts import Draft, DraftText
-from tmac.runtime.speculation.grow import Grown, Growth
+from tmac.runtime.speculation.grow import Begun, Grown, Growth
+from tmac.runtime.speculation.pipeline import Beside, SecondThread, Work
 from tmac.runtime.speculation.rows import RunTree, tree_runner
 from tmac.runtime.speculation.stats import SpeculationStats
 
@@ -52,6 +54,7 @@ class _State:
     text: DraftText | None = None
     seq: int | None = None  # that the text was opened for
     failed: bool = False
+    begun: Begun | None = None  # what is there of the next tree
 
 
 class Speculator:
@@ -65,6 +68,7 @@ class Speculator:
         controller: what has been measured already.
         clock: seconds.
         io: seconds and bytes that the target's passes have waited for a disk and read from it, since the last call.
+        pipeline: the draft, if it is `separate`, goes on in a thread of its own while passes of the target verify.
     """
 
     def __init__(
@@ -77,9 +81,12 @@ class Speculator:
         controller: Controller | None = None,
         clock: Callable[[], float] = time.perf_counter,
         io: Callable[[], tuple[float, int]] | None = None,
+        pipeline: bool = False,
     ) -> None:
         self.draft, self.controller = draft, controller or Controller(MOST_ROWS)
         self._run, self._keep, self._vocab_size, self._clock, self._io = run, keep, vocab_size, clock, io
+        self.pipeline = pipeline and draft.separate
+        self._second = SecondThread()
         self._states: dict[SpeculatedText, _State] = {}
 
     def prompt(self, task: SpeculatedText, end: int) -> None:
@@ -99,9 +106,11 @@ class Speculator:
             Exception: of the target's pass.
         """
         state = self._open(task)
-        grown = None if state.control.rests() else self._grow(state, task)
-        if grown is not None and grown.nodes and self._verify(state, task, grown, accept):
+        growth = None if state.control.rests() else self._grow(state, task)
+        state.begun = None
+        if growth is not None and growth.grown.nodes and self._verify(state, task, growth, accept):
             return
+        grown = growth.grown if growth is not None else None
         begin, before = self._clock(), task.generated
         state.stats.passes += 1
         state.stats.budgets.append(0)
@@ -111,8 +120,10 @@ class Speculator:
         state.stats.plain_seconds += seconds
         self._count_io(state)
         if task.generated > before:
-            if grown is not None:
+            if growth is not None and grown is not None:
                 state.control.learn(grown.tree, 0, task.tokens[-1])
+                if self.pipeline and task.seq is not None:
+                    self._follow(state, task, growth, [0], 1)
             state.control.plain_done(seconds, grown.seconds if grown is not None else 0.0)
         else:
             state.stats.tokens -= 1
@@ -121,7 +132,7 @@ class Speculator:
         """The text has lost its sequence; it goes on later."""
         state = self._states.get(task)
         if state is not None and state.text is not None:
-            text, state.text = state.text, None
+            text, state.text, state.begun = state.text, None, None
             try:
                 text.close()
             except Exception as error:  # noqa: BLE001 - of the draft, which the text does without
@@ -133,7 +144,8 @@ class Speculator:
         self._states.pop(task, None)
 
     def clear(self) -> None:
-        """Releases what is kept for later texts."""
+        """Releases what is kept for later texts, and ends the thread."""
+        self._second.close()
         self.draft.clear()
 
     def _open(self, task: SpeculatedText) -> _State:
@@ -158,18 +170,22 @@ class Speculator:
         try:
             call(state.text)
         except Exception as error:  # noqa: BLE001 - whatever a draft does, the text is the same
-            if not is_cache_full(error):
-                text, state.text, state.failed = state.text, None, True
-                state.stats.error = _message(error)
-                with suppress(Exception):  # it has failed already
-                    text.close()
+            self._leave(state, error)
 
-    def _grow(self, state: _State, task: SpeculatedText) -> Grown | None:
-        """The tree, None if there can be none."""
+    def _leave(self, state: _State, error: Exception) -> None:
+        if state.text is not None and not is_cache_full(error):
+            text, state.text, state.failed = state.text, None, True
+            state.stats.error = _message(error)
+            with suppress(Exception):  # it has failed already
+                text.close()
+
+    def _grow(self, state: _State, task: SpeculatedText) -> Growth | None:
+        """A tree that has grown, None if there can be none."""
         most_depth = task.room - 1
         if state.text is None or most_depth < 1:
             return None
-        found: list[Grown] = []
+        begun = state.begun if state.begun is not None and state.begun.end == len(task.tokens) else None
+        found: list[Growth] = []
 
         def grow(text: DraftText) -> None:
             text.sync(task.tokens)
@@ -180,28 +196,33 @@ class Speculator:
                 vocab_size=self._vocab_size,
                 most_depth=most_depth,
                 clock=self._clock,
+                begun=begun,
             )
-            found.append(growth.run())
+            growth.run()
+            found.append(growth)
 
         self._guard(state, grow)
         if not found:
             return None
-        state.stats.draft_passes += found[0].steps
-        state.stats.draft_seconds += found[0].seconds
+        state.stats.draft_passes += found[0].grown.steps
+        state.stats.draft_seconds += found[0].grown.seconds
         return found[0]
 
-    def _verify(self, state: _State, task: SpeculatedText, grown: Grown, accept: Callable[[Floats], None]) -> bool:
+    def _verify(self, state: _State, task: SpeculatedText, growth: Growth, accept: Callable[[Floats], None]) -> bool:
         """The target's pass, and the walk. False, and nothing has happened, if the cache has no room for the tree."""
         assert task.seq is not None
-        tree, begin = grown.tree, self._clock()
+        grown, begin = growth.grown, self._clock()
+        tree = grown.tree
         tokens, parents, nodes = tree.pruned(grown.nodes)
         try:
-            logits = self._run(task.seq, tokens, parents, first=0, draft=False)
+            with self._second.running(self._ahead(state, growth, begin)) as beside:
+                logits = self._run(task.seq, tokens, parents, first=0, draft=False)
         except Exception as error:
             if is_cache_full(error):
                 return False
             raise
         verified = self._clock()
+        self._count_ahead(state, growth, beside)
         state.control.passes.add(len(nodes), verified - begin)
         state.stats.verify_seconds += verified - begin
         state.stats.verified([tree.depths[node] for node in grown.nodes])
@@ -214,13 +235,52 @@ class Speculator:
             state.control.passes.token.add((walked - verified) / produced)
         if task.seq is not None:
             self._keep(task.seq, rows)
-            path = [nodes[row] for row in rows]
-            self._guard(state, lambda text: text.kept(tree, path))
+            self._follow(state, task, growth, [nodes[row] for row in rows], produced)
         state.control.tree_done(produced, self._clock() - begin + grown.seconds)
-        if grown.steps:
+        if grown.steps or grown.ready:
             depth = max(tree.depths[node] for node in grown.nodes)
             state.control.adapt_alpha(grown.frontier, len(rows) - 1, depth)
         return True
+
+    def _ahead(self, state: _State, growth: Growth, begin: float) -> Work | None:
+        """What the draft does during the pass that has begun: no step that would probably end after the pass."""
+        if not self.pipeline or state.text is None:
+            return None
+        passes = state.control.passes
+        end = begin + passes.of(len(growth.grown.nodes) + 1) if passes.known else math.inf
+
+        def work(stopped: Callable[[], bool]) -> None:
+            steps, since = 0, self._clock()
+
+            def is_over() -> bool:
+                nonlocal steps
+                now = self._clock()
+                steps, before = steps + 1, steps
+                return stopped() or (before > 0 and now + (now - since) / before > end)
+
+            growth.ahead(is_over)
+
+        return work
+
+    def _count_ahead(self, state: _State, growth: Growth, beside: Beside) -> None:
+        state.stats.ahead_seconds += beside.seconds
+        state.stats.ahead_passes += len(growth.ahead_nodes)
+        if beside.error is not None:
+            self._leave(state, beside.error)
+
+    def _follow(self, state: _State, task: SpeculatedText, growth: Growth, path: list[int], produced: int) -> None:
+        """The draft keeps what was right: the path, and in a pipeline what lies behind the token after it."""
+        tree = growth.grown.tree
+        child = tree.child(path[-1], task.tokens[-1]) if self.pipeline and produced == len(path) else None
+        if child is None:
+            self._guard(state, lambda text: text.kept(tree, path))
+            return
+        rest, origin = tree.subtree(child, state.control.acceptance.chance)
+        self._guard(state, lambda text: text.carried(tree, path, rest, origin))
+        there = {old: node for node, old in enumerate(origin)}
+        followed = {there[node] for node in growth.grown.followed if node in there}
+        state.stats.ahead_kept += sum(node in there for node in growth.ahead_nodes)
+        state.begun = Begun(rest, followed, len(task.tokens))
 
     def _walk(
         self,
@@ -265,6 +325,8 @@ def make_speculator(
     vocab_size: int,
     num_threads: int,
     io: Callable[[], tuple[float, int]] | None = None,
+    *,
+    pipeline: bool = False,
 ) -> Speculator | None:
     """For a decoder and a draft; None without a draft. Raises ValueError where the decoder evaluates no trees."""
     if draft is None:
@@ -278,6 +340,7 @@ def make_speculator(
         vocab_size=vocab_size,
         controller=controller,
         io=io,
+        pipeline=pipeline,
     )
 
 

@@ -14,7 +14,7 @@ class SpeculationStats:
         draft: its name.
         passes: of the target.
         tokens: that they gave.
-        draft_passes: of the draft.
+        draft_passes: of the draft, that the text waited for.
         drafted: guesses that were verified, by depth: the first are those right behind the text.
         accepted: of these, those that the target agreed with.
         budgets: for each pass, how many guesses were verified; 0 is plain decoding.
@@ -24,6 +24,9 @@ class SpeculationStats:
         io_seconds: of these, waiting for weights that stream from a disk.
         bytes_read: from the disk.
         error: what the draft failed with; the text went on without it.
+        ahead_passes: of the draft, while passes of the target ran.
+        ahead_kept: of these, the ones behind a token that the target then gave: the next guesses began with them.
+        ahead_seconds: that they took, hidden behind the target's.
     """
 
     draft: str
@@ -39,6 +42,9 @@ class SpeculationStats:
     io_seconds: float = 0.0
     bytes_read: int = 0
     error: str | None = None
+    ahead_passes: int = 0
+    ahead_kept: int = 0
+    ahead_seconds: float = 0.0
 
     @property
     def tokens_per_pass(self) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from tmac.runtime.native import Ids
@@ -66,6 +68,22 @@ class TokenTree:
         while self.parents[found[-1]] >= 0:
             found.append(self.parents[found[-1]])
         return found[::-1]
+
+    def subtree(self, root: int, step: Callable[[str, float], float]) -> tuple[TokenTree, list[int]]:
+        """A node and all behind it as a tree of its own, and which node of this one each of its nodes is.
+
+        Args:
+            root: its root.
+            step: kind and confidence of a guess -> how likely the target agrees, if it agrees with the parent.
+        """
+        found, origin, place = TokenTree(self.tokens[root]), [root], {root: 0}
+        for node in range(root + 1, len(self.tokens)):
+            parent = place.get(self.parents[node])
+            if parent is not None:
+                kind, confidence = self.kinds[node], self.confidences[node]
+                place[node] = found.add(parent, self.tokens[node], kind, confidence, step(kind, confidence))
+                origin.append(node)
+        return found, origin
 
     def best(self) -> list[int]:
         """All nodes but the root, the likeliest first, parents before their children: any beginning is a tree."""

@@ -35,9 +35,12 @@ class StreamedModel:
         context: positions of one text; None: the model's.
         resident_planes: leading planes of every matrix that stay in memory, for a draft; None: whole layers only.
         optional_planes: numbers of leading planes of which the first one that fits stays, where not everything does.
+        planes_bytes: configuration and positions of a text -> what a decoder of the leading planes takes.
+        planes_context: positions that it has at most.
 
     Attributes:
         plan: how memory is divided, once a model is loaded.
+        planes_context: positions of a text that a decoder of the leading planes has room for, then; 0: there is none.
         resident_planes: that stay, then.
         reserved: bytes that something else in this process will still take.
         path: of the packed file, then.
@@ -58,10 +61,13 @@ class StreamedModel:
         context: int | None = None,
         resident_planes: int | None = None,
         optional_planes: Sequence[int] = (),
+        planes_bytes: Callable[[Mapping[str, Any], int], int] | None = None,
+        planes_context: int = 0,
     ) -> None:
         self.limit, self.cache_type, self.rows = parse_memory("memory_limit", limit), cache_type, rows
         self.positions, self.texts, self._context = positions, texts or BATCH, context
         self.resident_planes, self.evaluated_rows = resident_planes, EVALUATED_ROWS
+        self._planes_bytes, self.planes_context = planes_bytes, planes_context
         self._optional_planes, self.reserved = tuple(optional_planes), 0
         self.plan: MemoryPlan | None = None
         self.path: Path | None = None
@@ -128,7 +134,7 @@ class StreamedModel:
         index, self.path = file.index, file.path
         gc.collect()
         _core.release_memory()
-        self.plan = self._plan(index, self._fixed(config, file))
+        self.plan = self._plan(index, config, self._fixed(config, file))
         builder = _core.ModelBuilder(config)
         on_disk = _alone(index) > 0 and self.plan.embedding == 0
         ranges = [(_pieces(index.top), len(index.top) - on_disk)]
@@ -140,17 +146,28 @@ class StreamedModel:
             raise _core.DamagedFileError(f"{file.path}: {error}") from error
         return builder.build()
 
-    def _plan(self, index: PackedIndex, fixed: Mapping[str, int]) -> MemoryPlan:
-        embedding = _alone(index)
-        if not self._optional_planes:
-            return make_plan(self.limit, index.layers, fixed, embedding=embedding, resident_planes=self.resident_planes)
-        whole = make_plan(self.limit, index.layers, fixed, embedding=embedding)
+    def _plan(self, index: PackedIndex, config: Mapping[str, Any], fixed: Mapping[str, int]) -> MemoryPlan:
+        def plan(planes: int | None, **more: int) -> MemoryPlan:
+            divided = {name: size + more.get(name, 0) for name, size in fixed.items()}
+            return make_plan(self.limit, index.layers, divided, embedding=_alone(index), resident_planes=planes)
+
+        context, self.planes_context = min(self.planes_context, self.most_positions, config["context_length"]), 0
+        whole = plan(None) if self._optional_planes else plan(self.resident_planes)
         for planes in self._optional_planes if whole.streamed else ():
             with suppress(ValueError):
-                found = make_plan(self.limit, index.layers, fixed, embedding=embedding, resident_planes=planes)
-                self.resident_planes = planes
-                return found
+                found = plan(planes)
+                self.resident_planes, whole = planes, found
+                break
+        if whole.streamed and self.resident_planes is not None and self._planes_bytes is not None and context:
+            with suppress(ValueError):  # then the planes share the target's decoder
+                whole = plan(self.resident_planes, draft=self._planes_bytes(config, context))
+                self.planes_context = context
         return whole
+
+    @property
+    def streams(self) -> bool:
+        """Whether passes read from the disk."""
+        return self.plan is not None and self.plan.streamed > 0
 
     def _fixed(self, config: Mapping[str, Any], file: PackedFile) -> dict[str, int]:
         index, rows = file.index, max(self.texts, self.evaluated_rows)

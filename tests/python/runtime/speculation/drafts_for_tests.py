@@ -22,7 +22,7 @@ class Eager(TextControl):
     def least_chance(self):
         return 0.0
 
-    def draft_depth(self, kind, behind, most):
+    def draft_depth(self, kind, behind, most, ready=0):
         return 15
 
     def expands(self, kind, chance, steps, depth, spent):
@@ -68,6 +68,9 @@ class TreeText(NoPasses):
     def expand(self, tree, node):
         return self.found(tree, node)
 
+    def ahead(self, tree, node):
+        return self.found(tree, node)
+
     def found(self, tree, node):
         before = self.tokens[:-1] + [tree.tokens[each] for each in tree.path(node)]
         return [Guess(token, confidence, self.kind or "free") for token, confidence in self.guess(before)]
@@ -82,6 +85,7 @@ class TreeDraft:
     """
 
     name = "test"
+    separate = True
 
     def __init__(self, guess, kind=None):
         self.guess, self.kind, self.opened, self.closed = guess, kind, 0, 0

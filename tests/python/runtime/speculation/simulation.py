@@ -94,6 +94,8 @@ class World:
 
     # The draft.
 
+    separate = False
+
     def open(self, seq):
         return self
 
@@ -150,7 +152,7 @@ class Fixed(TextControl):
     def least_chance(self):
         return 0.0
 
-    def draft_depth(self, kind, behind, most):
+    def draft_depth(self, kind, behind, most, ready=0):
         return self.count
 
     def expands(self, kind, chance, steps, depth, spent):
