@@ -22,7 +22,7 @@ from pathlib import Path
 from benchmarks.machine import machine
 from benchmarks.report import command
 from benchmarks.speculative_runs import in_memory
-from benchmarks.speculative_runs.checkpoints import PEER_TYPE, peer_file, rounded_checkpoint
+from benchmarks.speculative_runs.checkpoints import peer_file, rounded_checkpoint
 from benchmarks.speculative_runs.limits import find_limits
 from benchmarks.speculative_runs.page import page, write_page
 from benchmarks.speculative_runs.process import PROGRAM
@@ -88,7 +88,9 @@ def setting_of(options: argparse.Namespace) -> Setting:
     if "W8" in options.weights:
         models["W8"] = rounded_checkpoint(options.model, options.work, W8)
     programs = options.llama_cpp.resolve() if options.llama_cpp else None
-    peer = peer_file(options.model, options.work, programs) if programs and STREAMED in options.tables else None
+    peers = {"W4": options.model.resolve()} if programs else {}
+    if programs and STREAMED in options.tables and "W8" in options.weights:
+        peers["W8"] = peer_file(options.model, options.work, programs).resolve()
     return Setting(
         {name: path.resolve() for name, path in models.items()},
         options.draft_model.resolve() if options.draft_model else None,
@@ -102,7 +104,7 @@ def setting_of(options: argparse.Namespace) -> Setting:
         share=options.share,
         disks=tuple(options.disks),
         programs=programs,
-        peer=peer.resolve() if peer else None,
+        peers=peers,
         drafts=tuple(options.drafts) if options.drafts else None,
     )
 
@@ -131,7 +133,7 @@ def measure(options: argparse.Namespace, arguments: list[str] | None) -> RunFile
     if options.draft_model:
         run.head["models"]["model"] = options.draft_model.name
     if setting.programs:
-        run.head["versions"]["llama.cpp"] = f"{peer_version(setting.programs)} {PEER_TYPE}"
+        run.head["versions"]["llama.cpp"] = peer_version(setting.programs)
     for weights in options.weights:
         for name, table in ((VERIFY, in_memory.verify), (AGREEMENT, in_memory.agreement), (MEMORY, in_memory.memory)):
             if name in options.tables:

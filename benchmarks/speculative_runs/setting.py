@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.speculative_runs.rows import AGREEMENT, MEMORY, PLAIN, STREAMED, VERIFY
@@ -34,7 +34,7 @@ class Setting:
     share: of the weights that the limit of memory holds.
     disks: "as it is", or bytes per second as `parse_memory` reads them.
     programs: the folder of llama.cpp's; None: there is none.
-    peer: the file for them.
+    peers: the files for them by the name of the weights.
     drafts: in the place of those of the tables.
     """
 
@@ -50,7 +50,7 @@ class Setting:
     share: float = 0.6
     disks: tuple[str, ...] = (AS_IT_IS, "500M")
     programs: Path | None = None
-    peer: Path | None = None
+    peers: Mapping[str, Path] = field(default_factory=dict)
     drafts: tuple[str, ...] | None = None
 
     @property

@@ -107,8 +107,8 @@ class Target:
 
 
 def streamed(setting: Setting, run: RunFile, limits: Limits, weights: str) -> None:
-    """Rows for every draft, text and disk. Each draft is measured in turn with plain decoding under the same limit, and
-    with the peer, where there is one."""
+    """Rows for every draft, text and disk. Each draft is measured in turn with plain decoding under the same limit, the
+    first one with the peer too, where there is one."""
     target = Target(setting, weights)
     for draft in setting.drafts_of(STREAMED, weights):
         keys = [(STREAMED, weights, draft, text, disk) for disk in setting.disks for text in setting.streamed_texts]
@@ -149,7 +149,9 @@ def _in_turn(
     setting: Setting, limits: Limits, engines: tuple[Engine, Engine], peer: Group, key: tuple[str, ...]
 ) -> dict[str, list[dict[str, Any]]]:
     """What each run of each engine gave: the plain one, the one with a draft, and the peer."""
-    text, disk = key[3:]
+    _, weights, draft, text, disk = key
+    first = setting.drafts_of(STREAMED, weights)[0]  # the peer is slow, and knows of no draft
+    with_peer = (draft, text) == (first, PEER_TEXT) and setting.programs is not None and weights in setting.peers
     found: dict[str, list[dict[str, Any]]] = {each.draft: [] for each in engines}
     for number in range(setting.runs):
         for each in engines if number % 2 == 0 else engines[::-1]:
@@ -157,24 +159,23 @@ def _in_turn(
             found[each.draft].append(each.write(text, tokens))
             last = found[each.draft][-1]["seconds_per_token"]
             print(f"  {' '.join(key)}, run {number}, {each.draft}: {1000 * last:.1f} ms per token", flush=True)
-        if text == PEER_TEXT and setting.programs is not None and setting.peer is not None:
-            seconds = _peer_seconds(setting, limits, peer, disk)
+        if with_peer:
+            seconds = _peer_seconds(setting, limits, peer, weights, disk)
             if seconds is not None:
                 print(f"  {' '.join(key)}, run {number}, {MMAP}: {1000 * seconds:.1f} ms per token", flush=True)
                 found.setdefault(MMAP, []).append({"seconds_per_token": seconds})
     return found
 
 
-def _peer_seconds(setting: Setting, limits: Limits, group: Group, disk: str) -> float | None:
+def _peer_seconds(setting: Setting, limits: Limits, group: Group, weights: str, disk: str) -> float | None:
     """None where the limits cannot hold for a file that is mapped."""
-    assert setting.peer is not None
     assert setting.programs is not None
-    rate = 0 if disk == AS_IT_IS else parse_memory("--disks", disk)
-    if limits.memory is None or not (group.slow_down(setting.peer, rate) or not rate):
+    path, rate = setting.peers[weights], 0 if disk == AS_IT_IS else parse_memory("--disks", disk)
+    if limits.memory is None or not (group.slow_down(path, rate) or not rate):
         return None
-    drop_cache(setting.peer)
+    drop_cache(path)
     prompt, tokens = PROMPTS[PEER_TEXT], setting.few_tokens
-    return llama_seconds(setting.programs, setting.peer, prompt, tokens, setting.threads, group)
+    return llama_seconds(setting.programs, path, prompt, tokens, setting.threads, group)
 
 
 def _check(measured: Mapping[str, list[dict[str, Any]]], expected: list[int]) -> None:
