@@ -207,7 +207,7 @@ def _row(
         "base_pass_bytes": plain.streamed,
         "bytes_read": statistics.median(each["bytes_read"] for each in runs),
         "io_seconds": statistics.median(each["speculation"]["io_seconds"] for each in runs),
-        "peak_bytes": max(each["peak_bytes"] for each in runs),
+        "peak_bytes": max(each["peak_bytes"] or 0 for each in runs),
         "group_peak_bytes": drafted.group.peak(),
     }
     if MMAP in seconds:

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,6 @@ from tmac.cli.bench_prompts import PROMPTS
 from tmac.runtime.draft_speed import compare
 from tmac.runtime.engine import Engine
 from tmac.runtime.speculation.rows import tree_runner
-from tmac.runtime.streaming.memory import peak_bytes
 
 CONTEXT = 1024  # positions of a text
 PASS_PROMPT = 64  # tokens before the passes that are timed
@@ -147,6 +147,18 @@ class Worker:
                     raise RuntimeError(f"[passes] row {place} of {len(ids)} has other bits than a pass over one token")
         finally:
             decoder.release(other)
+
+
+def peak_bytes() -> int | None:
+    """The most memory that this process has had; None where the system does not say.
+
+    `ru_maxrss` is no help: it begins with what the process had that started this one.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:")), None)
 
 
 def chain(ids: Any) -> tuple[Any, Any]:

@@ -159,7 +159,8 @@ def test_the_worker_measures_a_model(checkpoint, tmp_path, prompts, monkeypatch)
     assert plain["token_ids"] == drafted["token_ids"]
     assert (len(plain["token_ids"]), plain["speculation"], plain["bytes_read"]) == (8, None, 0)
     assert drafted["speculation"]["tokens"] >= 7
-    assert plain["seconds_per_token"] > 0 < plain["peak_bytes"]
+    assert plain["seconds_per_token"] > 0
+    assert plain["peak_bytes"] is None or plain["peak_bytes"] > 1 << 20
     found = answer(worker, {"do": "compare", "texts": ["prose"], "tokens": 6, "runs": 1, "draft": True})
     assert len(found["prose"]["draft_samples_ts"]) == 1
     ids = [*answer(worker, {"do": "encode", "text": "code"})["ids"], *plain["token_ids"]]
