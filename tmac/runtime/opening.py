@@ -12,7 +12,8 @@ from tmac.runtime.speculation.controller import Controller
 from tmac.runtime.speculation.drafts import Draft
 from tmac.runtime.speculation.model_draft import CHUNK, ModelDraft
 from tmac.runtime.speculation.names import parse_draft
-from tmac.runtime.speculation.opening import AUTO_PLANES, draft_positions, open_decoder
+from tmac.runtime.speculation.opening import AUTO_PLANES, PLANES_CHUNK, draft_positions, open_decoder
+from tmac.runtime.speculation.speculator import MOST_ROWS
 from tmac.runtime.speculation.vocabulary import check_vocabulary
 from tmac.runtime.streaming.load import StreamedModel
 from tmac.runtime.streaming.memory import cache_bytes, workspace_bytes
@@ -78,7 +79,9 @@ def open_engine(
             context=options.get("context_length"),
             resident_planes=name.planes or None,
             optional_planes=AUTO_PLANES if name.auto else (),
-            planes_bytes=lambda config, context: _pass_bytes(config, cache_type, draft_positions(context)),
+            planes_bytes=lambda config, context: _pass_bytes(
+                config, cache_type, draft_positions(context), PLANES_CHUNK
+            ),
             planes_context=PLANES_CONTEXT,
         )
     if other is not None:
@@ -86,7 +89,7 @@ def open_engine(
         if streamed is not None:
             context = min(streamed.most_positions, other.context_length)
             kept_positions, positions = min(kept_positions, context // 2), draft_positions(context)
-            streamed.reserved = _pass_bytes(other.model_config, cache_type, positions)
+            streamed.reserved = _pass_bytes(other.model_config, cache_type, positions, CHUNK)
         guesser = ModelDraft(
             core.Decoder(other.model, cache_type=cache_type, max_positions=positions),
             f"model:{name.model}",
@@ -114,6 +117,6 @@ def open_engine(
     return OpenedEngine(parts, decoder, cache_type, max_batch or MAX_BATCH, opened, controller, streamed)
 
 
-def _pass_bytes(config: Mapping[str, Any], cache_type: str, positions: int) -> int:
+def _pass_bytes(config: Mapping[str, Any], cache_type: str, positions: int, rows: int) -> int:
     """What a draft takes beside its weights."""
-    return cache_bytes(config, cache_type, positions) + workspace_bytes(config, CHUNK, 1)
+    return cache_bytes(config, cache_type, positions) + workspace_bytes(config, rows, MOST_ROWS)

@@ -158,6 +158,8 @@ class Growth:
 
     def _is_as_good(self, free: Sequence[Guess]) -> bool:
         """Whether one of the guesses that took no pass is about as likely as one that takes a pass."""
+        if not free:
+            return False
         acceptance = self._control.acceptance
         least = FREE_SHARE * acceptance.hit(self._text.kind or "")
         return any(acceptance.chance(each.kind, each.confidence) >= least for each in free)

@@ -141,7 +141,7 @@ class ModelText:
         decoder = self._model.decoder
         self._end = self._begin + decoder.length(self._seq)  # a pass may have been interrupted behind its end
         while self._end < end:
-            tokens = self._source[self._end : min(self._end + CHUNK, end)]
+            tokens = self._source[self._end : min(self._end + self._model.chunk, end)]
             few = "decode" if len(tokens) <= DECODE_ROWS else "prompt"
             self._model.forward(self._seq, tokens, phase or few)
             self._end = self._begin + decoder.length(self._seq)
@@ -166,6 +166,7 @@ class ModelDraft:
         context_length: positions that the draft was made for.
         kept_positions: tokens of ended texts that stay in its cache, for later ones that begin alike.
         num_threads: of its passes; 0: those of the process.
+        chunk: rows of a pass of the prompt.
     """
 
     separate = True
@@ -178,9 +179,10 @@ class ModelDraft:
         context_length: int,
         kept_positions: int = 4096,
         num_threads: int = 0,
+        chunk: int = CHUNK,
     ) -> None:
         self.decoder, self.name, self.context_length = decoder, name, context_length
-        self.num_threads = num_threads
+        self.num_threads, self.chunk = num_threads, chunk
         self._prefixes, self._kept_positions = Prefixes(decoder, kept_positions), kept_positions
 
     def open(self, seq: int) -> ModelText:

@@ -18,6 +18,7 @@ from tmac.runtime.speculation.rows import MOST_CARRIED, tree_runner
 from tmac.runtime.speculation.speculator import MOST_ROWS
 
 AUTO_PLANES = (4, 3)
+PLANES_CHUNK = 32  # rows of a prompt in a pass of planes with a decoder of their own: its buffers are small
 
 
 def make_planes(model: Any, name: DraftName) -> DraftName:
@@ -86,8 +87,14 @@ def open_decoder(
     if name.planes and planes_context:
         own = core.Decoder(model.draft, cache_type=cache_type, max_positions=draft_positions(planes_context))
         kind = f"planes:{name.planes}"
-        kept = planes_context // 2
-        draft = ModelDraft(own, kind, context_length=planes_context, kept_positions=kept, num_threads=num_threads)
+        draft = ModelDraft(
+            own,
+            kind,
+            context_length=planes_context,
+            kept_positions=planes_context // 2,
+            num_threads=num_threads,
+            chunk=PLANES_CHUNK,
+        )
     elif name.planes:
         draft = PlanesDraft(run, name.planes)
     kind = draft.name if draft is not None else ""

@@ -19,6 +19,7 @@ from tmac.runtime.streaming.plan import MemoryPlan, make_plan
 POSITIONS = 4096  # that the KV cache is made for unless somebody says
 BATCH = 8  # texts at a time, the same
 EVALUATED_ROWS = 16  # whose logits are asked for at a time
+MOST_FOR_PLANES = 1.1  # times as much may be read in a pass for the sake of a decoder that the planes have
 SLACK = 16 << 20  # what the interpreter, the threads and the allocator take on top
 SLOWER = "TMAC_STREAM_LIMIT"  # bytes per second
 
@@ -160,8 +161,9 @@ class StreamedModel:
                 break
         if whole.streamed and self.resident_planes is not None and self._planes_bytes is not None and context:
             with suppress(ValueError):  # then the planes share the target's decoder
-                whole = plan(self.resident_planes, draft=self._planes_bytes(config, context))
-                self.planes_context = context
+                found = plan(self.resident_planes, draft=self._planes_bytes(config, context))
+                if found.streamed <= MOST_FOR_PLANES * whole.streamed:
+                    self.planes_context, whole = context, found
         return whole
 
     @property
