@@ -224,10 +224,11 @@ def test_work_is_used_in_order_and_errors_end_it():
 
 
 def test_a_closed_iterator_stops_its_threads():
-    used = []
-    work = in_order(range(10**15), lambda item: item, used.append)  # more than any machine gets through
+    items, used = range(10**15), []  # more than any machine gets through
+    work = in_order(items, lambda item: item, used.append)
     next(work)
     work.close()
     count = len(used)
+    assert count < len(items)
     time.sleep(0.05)
     assert len(used) == count
