@@ -81,7 +81,7 @@ def test_auto_keeps_the_planes_that_fit(room, planes):
     megabyte = HUGE_PAGE // BLOCK // 2
     index = index_of([[0, *[10 * megabyte] * 5]] * 8)
     model = StreamedModel(room << 20, cache_type="f16", positions=1, rows=1, texts=1, optional_planes=(4, 3))
-    plan = model._plan(index, {})
+    plan = model._plan(index, {"context_length": 1}, {})
     assert model.resident_planes == planes
     assert plan.total <= room << 20
     assert (plan.streamed == 0) == (room == 400)

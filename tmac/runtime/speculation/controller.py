@@ -127,7 +127,8 @@ class TextControl:
         order = tree.best()[: self.passes.most_rows - 1]
         rate, worth, one = self.rate, self.worth, self.passes.of(1)
         best, count, gain = MARGIN, 0, 0.0
-        probe = probe and bool(order) and tree.chances[order[0]] >= LEAST_PROBED
+        if probe and (not order or tree.chances[order[0]] < LEAST_PROBED):
+            probe, self._since = False, self._spacing - AGAIN  # nothing to learn from: later
         for number, node in enumerate(order, 1):
             seconds = self.passes.of(number + 1) - one
             if not self.affords(spent + seconds):

@@ -102,7 +102,7 @@ class Growth:
         while frontier and followed < most:
             negative, node = frontier[0]
             grown.frontier = -negative
-            if node and -negative <= least and not self._probe:
+            if node and -negative <= least and not (self._probe and followed < PROBE_NODES):
                 break
             heapq.heappop(frontier)
             followed += node > 0  # all of them are likelier than what they are followed by
