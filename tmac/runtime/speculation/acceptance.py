@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 
 EDGES = (0.05, 0.15, 0.3, 0.45, 0.6, 0.7, 0.8, 0.88, 0.94, 0.98)
-FIRST_HIT = 0.7  # of any guess after a node, before it is measured: a new draft is given a try
+FIRST_HIT = 0.85  # of any guess after a node, before it is measured: a new draft is given a try
 ANY = -1  # the bin of "one of the guesses was right"
 
 

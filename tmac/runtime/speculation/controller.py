@@ -19,6 +19,8 @@ PROBE_NODES = 2
 LEAST_PROBED = 0.25  # chance of the best guess: one that is hardly ever right says nothing
 TREES_TO_PLAIN = 32  # so many passes with guesses, then one without: its time is what all is compared with
 RATE_MEMORY = 0.97
+TRUST = 0.75  # share of the tokens that are expected, which may be risked
+TRUSTED = 0.2  # a round that took longer or shorter by a larger share was disturbed: what it is known to take counts
 
 
 class Controller:
@@ -59,15 +61,20 @@ class TextControl:
 
     def rests(self) -> bool:
         """Whether this pass is to be a plain one, whatever the draft says."""
-        return not self.passes.known or self._trees >= TREES_TO_PLAIN
+        return not self.passes.known or self._trees >= TREES_TO_PLAIN or self.passes.in_doubt
 
     def probes(self) -> bool:
         """Whether it is time to try again what was not worth it when it was tried last."""
         return self._since >= self._spacing
 
-    def affords(self, seconds: float) -> bool:
-        """Whether so much may be lost now."""
-        return seconds <= self.account.balance * self.passes.plain()
+    def affords(self, seconds: float, promised: float = 0.0) -> bool:
+        """Whether so much may be risked now.
+
+        Args:
+            seconds: that are lost if no guess is right.
+            promised: tokens that are expected for them.
+        """
+        return seconds <= (max(self.account.balance, 0.0) + TRUST * promised) * self.passes.plain()
 
     def least_chance(self) -> float:
         """A node that is less likely than this is never worth its row."""
@@ -86,16 +93,16 @@ class TextControl:
         right, step = self.acceptance.hit(kind), self.drafts.step(kind)
         best, depth, gain, chance = MARGIN, 0, 0.0, 1.0
         before = self.drafts.behind(kind, behind)
-        for steps in range(1, min(most, passes.most_rows - 1) + 1):
+        for steps in range(1, min(most, passes.reach - 1) + 1):
             chance *= right
             gain += chance
             seconds = before + max(steps - ready, 0) * step + passes.of(steps + 1) - passes.of(1)
             value = gain * self.worth - rate * seconds
-            if value > best:
+            if value > best and self.affords(seconds, gain):
                 best, depth = value, steps
         return depth
 
-    def expands(self, kind: str, chance: float, steps: int, depth: int, spent: float) -> bool:
+    def expands(self, kind: str, chance: float, steps: int, depth: int, spent: float, promised: float) -> bool:
         """Whether the draft goes on behind its most promising node, or the target verifies (LLMCad's fallback).
 
         Args:
@@ -104,6 +111,7 @@ class TextControl:
             steps: that the draft has made.
             depth: that is planned.
             spent: seconds, in this round.
+            promised: tokens that are expected of the guesses so far.
         """
         if steps and chance < self.alpha:
             return False
@@ -114,28 +122,25 @@ class TextControl:
             planned = min(depth + 1, passes.most_rows)
             slope = (passes.of(planned) - passes.of(1)) / (planned - 1)
         worth = chance * self.acceptance.hit(kind) * self.worth > rate * (step + slope)
-        return worth and self.affords(spent + step + passes.of(rows) - passes.of(1))
+        return worth and (steps < depth or self.affords(spent + step + passes.of(rows) - passes.of(1), promised))
 
-    def choose(self, tree: TokenTree, spent: float, *, probe: bool) -> list[int]:
+    def choose(self, tree: TokenTree, *, probe: bool) -> list[int]:
         """The nodes to verify, with each its parent; none is a plain pass.
 
         Args:
             tree: of guesses.
-            spent: seconds, on the guesses.
             probe: try some, if there are any and they may be lost.
         """
-        order = tree.best()[: self.passes.most_rows - 1]
+        order = tree.best()[: self.passes.reach - 1]
         rate, worth, one = self.rate, self.worth, self.passes.of(1)
         best, count, gain = MARGIN, 0, 0.0
         if probe and (not order or tree.chances[order[0]] < LEAST_PROBED):
             probe, self._since = False, self._spacing - AGAIN  # nothing to learn from: later
         for number, node in enumerate(order, 1):
             seconds = self.passes.of(number + 1) - one
-            if not self.affords(spent + seconds):
-                break
             gain += tree.chances[node]
             value = gain * worth - rate * seconds
-            if value > best or (probe and number <= PROBE_NODES):
+            if (value > best or (probe and number <= PROBE_NODES)) and self.affords(seconds, gain):
                 best, count = max(value, best), number
         return order[:count]
 
@@ -162,10 +167,16 @@ class TextControl:
         self._since += 1
         self._count(1, 1.0 + spent / self.passes.plain())
 
-    def tree_done(self, tokens: int, seconds: float) -> None:
-        """A pass with guesses gave so many tokens; all of the round took so long."""
+    def tree_done(self, tokens: int, seconds: float, expected: float) -> None:
+        """A pass with guesses gave so many tokens.
+
+        Args:
+            tokens: that it gave.
+            seconds: that all of the round took.
+            expected: what it was to take, from what such passes took before.
+        """
         self._trees += 1
-        time = seconds / self.passes.plain()
+        time = min(max(seconds, (1.0 - TRUSTED) * expected), (1.0 + TRUSTED) * expected) / self.passes.plain()
         self._count(tokens, time)
         if tokens > time:
             self._spacing = AGAIN

@@ -6,24 +6,26 @@ from collections.abc import Hashable
 from itertools import pairwise
 
 GAIN = 0.2  # of the newest measurement
+SLOW_GAIN = 0.1  # the same of what a round measures several times
 FIRST_SLOPE = 0.05  # of a pass for one row: what a further row is taken to cost before any pass has shown it
-OUTLIER = 3.0  # a pass that took so many times longer than expected says no more than this
+OUTLIER = 2.0  # a pass that took so many times longer than expected says no more than this
 JUMP = 1.7  # so many times longer or shorter is another machine, so to speak: others have come or gone
 EARLY = 3  # measurements that are averaged before the newest ones count more
+WORTH = 2  # measurements that what lies between others is worth, before it is measured itself
 
 
 class Running:
     """A mean in which the newest values count most, and single outliers little."""
 
-    def __init__(self, value: float = 0.0) -> None:
-        self.value, self.count = value, 0
+    def __init__(self, value: float = 0.0, count: int = 0, gain: float = GAIN) -> None:
+        self.value, self.count, self._gain = value, count, gain
 
     def add(self, value: float) -> None:
         """The next measurement."""
         if self.count >= EARLY and self.value > 0:
             value = min(value, OUTLIER * self.value)
         self.count += 1
-        self.value += max(GAIN, 1.0 / self.count) * (value - self.value)
+        self.value += max(self._gain, 1.0 / self.count) * (value - self.value)
 
 
 class PassCosts:
@@ -40,8 +42,10 @@ class PassCosts:
         self.most_rows = most_rows
         self.one = Running()
         self.token = Running()  # choosing a token and delivering it, beside the pass
-        self._ratios: dict[int, Running] = {}
-        self._recent: set[int] = set()  # rows of passes since the last one of one row
+        self._relative: dict[Hashable, Running] = {}  # to a pass of one row; passes of more rows by their number
+        self._counted: set[int] = set()  # rows of passes
+        self._recent: set[Hashable] = set()  # of what was measured since the last pass of one row
+        self._strange: float | None = None  # the last pass of one row, if there was none like it
         self._curve = [1.0] * (most_rows + 1)
         self._update()
 
@@ -57,18 +61,52 @@ class PassCosts:
     def add(self, rows: int, seconds: float) -> None:
         """A pass took so long."""
         if rows == 1:
-            if not 1.0 / JUMP < seconds / (self.one.value or seconds) < JUMP:
-                self._blame_all(seconds / self.one.value)
-            self.one.add(seconds)
-            self._recent.clear()
-        elif self.one.value > 0:
-            self._ratios.setdefault(rows, Running()).add(seconds / self.one.value)
-            self._recent.add(rows)
+            self._add_one(seconds)
+        elif self.known:
+            if rows not in self._relative and self._counted:
+                self._relative[rows] = Running(self._curve[rows], WORTH)
+            self._counted.add(rows)
+            self.add_relative(rows, seconds)
             self._update()
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the last pass of one row was so far from the others that another one should say which is true."""
+        return self._strange is not None
+
+    def _add_one(self, seconds: float) -> None:
+        usual, strange = self.one.value or seconds, self._strange
+        is_strange = not 1.0 / JUMP < seconds / usual < JUMP
+        if is_strange and strange is None:
+            self._strange = seconds
+            return
+        self._strange = None
+        if is_strange and strange is not None and (strange > usual) == (seconds > usual):
+            seconds = min(strange, seconds) if seconds > usual else max(strange, seconds)
+            self._blame_all(seconds / usual)
+            self.one.value = seconds
+        self.one.add(seconds)
+        self._recent.clear()
+
+    def add_relative(self, what: Hashable, seconds: float) -> None:
+        """Something else took so long, which a slower machine makes slower as it does a pass; there was one of one
+        row."""
+        self._relative.setdefault(what, Running(gain=SLOW_GAIN)).add(seconds / self.one.value)
+        self._recent.add(what)
+
+    def relative(self, what: Hashable) -> float | None:
+        """Seconds of that; None before the first time."""
+        known = self._relative.get(what)
+        return self.one.value * known.value if known is not None else None
 
     def of(self, rows: int) -> float:
         """Seconds of a pass with so many rows."""
         return self.one.value * self._curve[rows]
+
+    @property
+    def reach(self) -> int:
+        """Rows of a pass that it is not rash to try: up to twice as many as were measured."""
+        return min(2 * max(self._counted, default=2), self.most_rows)
 
     @property
     def slope(self) -> float:
@@ -76,13 +114,15 @@ class PassCosts:
         return self.one.value * self._slope
 
     def _blame_all(self, factor: float) -> None:
-        """Passes of one row take so many times longer now: the ones of more rows since the last did for that reason."""
-        for rows in self._recent:
-            self._ratios[rows].value = max(self._ratios[rows].value / factor, 1.0)
+        """Passes of one row take so many times longer now: what was measured since the last did so for that reason."""
+        for what in self._recent:
+            least = 1.0 if what in self._counted else 0.0
+            self._relative[what].value = max(self._relative[what].value / factor, least)
         self._update()
 
     def _update(self) -> None:
-        points = monotone([(1, 1.0, 1e9), *((n, r.value, float(r.count)) for n, r in sorted(self._ratios.items()))])
+        ratios = ((rows, self._relative[rows]) for rows in sorted(self._counted))
+        points = monotone([(1, 1.0, 1e9), *((rows, each.value, float(each.count)) for rows, each in ratios)])
         last, value = points[-1]
         slope = (value - 1.0) / (last - 1) if last > 1 else FIRST_SLOPE
         points.append((max(self.most_rows, last) + 1, value + slope * (max(self.most_rows, last) + 1 - last)))
@@ -116,24 +156,23 @@ class DraftCosts:
 
     def __init__(self, passes: PassCosts) -> None:
         self._passes = passes
-        self._steps: dict[Hashable, Running] = {}
-        self._rows: dict[Hashable, Running] = {}
 
     def step(self, kind: str) -> float:
         """Of one step of the draft."""
-        known = self._steps.get(kind)
-        return known.value if known is not None else 0.5 * self._passes.one.value
+        known = self._passes.relative(("step", kind))
+        return known if known is not None else 0.5 * self._passes.one.value
 
     def add_step(self, kind: str, seconds: float) -> None:
         """A step took so long."""
-        self._steps.setdefault(kind, Running()).add(seconds)
+        if self._passes.known:
+            self._passes.add_relative(("step", kind), seconds)
 
     def behind(self, kind: str, rows: int) -> float:
         """Of evaluating so many tokens that the draft has not seen."""
-        known = self._rows.get(kind)
-        return rows * (known.value if known is not None else 0.2 * self.step(kind))
+        known = self._passes.relative(("behind", kind))
+        return rows * (known if known is not None else 0.2 * self.step(kind))
 
     def add_behind(self, kind: str, rows: int, seconds: float) -> None:
         """They took so long."""
-        if rows:
-            self._rows.setdefault(kind, Running()).add(seconds / rows)
+        if rows and self._passes.known:
+            self._passes.add_relative(("behind", kind), seconds / rows)

@@ -43,6 +43,7 @@ class Grown:
         ready: nodes behind which it had guessed before.
         frontier: chance of the most promising node that was not followed.
         seconds: that all this took.
+        expected: what it was to take, from what the draft's passes took before.
         followed: nodes behind which the draft has guessed.
     """
 
@@ -52,6 +53,7 @@ class Grown:
     ready: int = 0
     frontier: float = 0.0
     seconds: float = 0.0
+    expected: float = 0.0
     followed: set[int] = field(default_factory=set)
 
 
@@ -90,6 +92,7 @@ class Growth:
         self.ahead_nodes: list[int] = []
         self._probe = control.probes()
         self._depth: int | None = None  # that is planned for the draft's passes; None: not asked yet
+        self._promised = sum(self.grown.tree.chances[1:])  # tokens that are expected of the guesses so far
         self._drafts = text.kind is not None
         self._caught_up = False
 
@@ -97,7 +100,7 @@ class Growth:
         """Guesses until no further one is worth it, then chooses."""
         grown, tree, control = self.grown, self.grown.tree, self._control
         least = control.least_chance()
-        followed, most = 0, control.passes.most_rows - 1
+        followed, most = 0, control.passes.reach - 1
         frontier = [(-1.0, 0)]
         while frontier and followed < most:
             negative, node = frontier[0]
@@ -117,7 +120,8 @@ class Growth:
         if not frontier:
             grown.frontier = 0.0
         grown.seconds = self._clock() - self._begin
-        grown.nodes = control.choose(tree, grown.seconds, probe=self._probe) if len(tree) > 1 else []
+        grown.expected += grown.seconds
+        grown.nodes = control.choose(tree, probe=self._probe) if len(tree) > 1 else []
         return grown
 
     def ahead(self, stopped: Callable[[], bool]) -> None:
@@ -154,7 +158,8 @@ class Growth:
         for guess in guesses:
             if 0.0 < guess.confidence <= 1.0 and 0 <= guess.token < self._vocab_size:
                 step = self._control.acceptance.chance(guess.kind, guess.confidence)
-                tree.add(node, guess.token, guess.kind, guess.confidence, step)
+                known, child = len(tree), tree.add(node, guess.token, guess.kind, guess.confidence, step)
+                self._promised += tree.chances[child] if child == known else 0.0
 
     def _is_as_good(self, free: Sequence[Guess]) -> bool:
         """Whether one of the guesses that took no pass is about as likely as one that takes a pass."""
@@ -181,7 +186,7 @@ class Growth:
         if self._depth is None:
             self._depth = control.draft_depth(kind, behind, self._most_depth, grown.ready)
         spent = self._clock() - self._begin + control.drafts.behind(kind, behind)
-        if self._depth and control.expands(kind, chance, steps, self._depth, spent):
+        if self._depth and control.expands(kind, chance, steps, self._depth, spent, self._promised):
             return True
         passes = control.passes
         rest = (PROBE_NODES - grown.steps) * control.drafts.step(kind) + passes.of(PROBE_NODES + 1) - passes.of(1)
@@ -192,11 +197,15 @@ class Growth:
         if not self._caught_up:
             rows, begin = self._text.behind(), clock()
             self._text.catch_up()
-            control.drafts.add_behind(kind, rows, clock() - begin)
+            took = clock() - begin
+            self.grown.expected += control.drafts.behind(kind, rows) - took
+            control.drafts.add_behind(kind, rows, took)
             self._caught_up = True
         begin = clock()
         guesses = self._text.expand(self.grown.tree, node)
-        control.drafts.add_step(kind, clock() - begin)
+        took = clock() - begin
+        self.grown.expected += control.drafts.step(kind) - took
+        control.drafts.add_step(kind, took)
         self.grown.steps += 1
         self.grown.followed.add(node)
         return guesses

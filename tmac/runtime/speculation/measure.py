@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -43,43 +45,38 @@ def measure(
     """
     seq = decoder.create()
     begin = clock()
-
-    def timed(call: Callable[[], object], take: Callable[[float], None]) -> bool:
-        """The shortest of some calls: others use this machine too."""
-        times = []
-        for _ in range(REPEATS):
-            at = clock()
-            call()
-            times.append(clock() - at)
-        take(min(times))
-        return clock() - begin < LONGEST
+    ids = np.array([(7919 * place + 13) % vocab_size for place in range(max(PROMPT, *ROWS))], np.int32)
 
     def plain() -> None:
         with allowed_interrupts():
             decoder.forward([seq], [ids[:1]], "decode", [np.zeros(1, np.int32)], num_threads=num_threads)
 
-    ids = np.array([(7919 * place + 13) % vocab_size for place in range(max(PROMPT, *ROWS))], np.int32)
+    def chain(rows: int, *, draft: bool = False) -> None:
+        run(seq, ids[:rows], np.arange(-1, rows - 1, dtype=np.int32), first=0, draft=draft)
+
+    passes, drafts = controller.passes, controller.drafts
+    what: list[tuple[Callable[[], None], Callable[[float], None]]] = [(plain, partial(passes.add, 1))]
+    if planes:
+        what.append((partial(chain, 1, draft=True), partial(drafts.add_step, planes)))
+    what += [(partial(chain, rows), partial(passes.add, rows)) for rows in ROWS if rows <= passes.most_rows]
+    shortest: dict[int, float] = {}  # others use this machine too
     try:
         with allowed_interrupts():
             decoder.forward([seq], [ids[:PROMPT]], "prompt", [np.empty(0, np.int32)], num_threads=num_threads)
-        go_on = timed(plain, lambda seconds: controller.passes.add(1, seconds))
-        if planes and go_on:
-            root = ids[:1], np.array([-1], np.int32)
-            go_on = timed(
-                lambda: run(seq, *root, first=0, draft=True), lambda each: controller.drafts.add_step(planes, each)
-            )
-        for rows in ROWS:
-            if go_on and rows <= controller.passes.most_rows:
-                chain = ids[:rows], np.arange(-1, rows - 1, dtype=np.int32)
-                go_on = timed(
-                    lambda: run(seq, *chain, first=0, draft=False),  # noqa: B023
-                    lambda each: controller.passes.add(rows, each),  # noqa: B023
-                )
+        for place in REPEATS * list(range(len(what))):  # in turn: a slow moment is one for all of them
+            at = clock()
+            what[place][0]()
+            now = clock()
+            shortest[place] = min(now - at, shortest.get(place, math.inf))
+            if now - begin > LONGEST:
+                break
     except RuntimeError as error:
         if not is_cache_full(error):
             raise
     finally:
         decoder.release(seq)
+    for place, seconds in shortest.items():
+        what[place][1](seconds)
 
 
 def gain(controller: Controller, kind: str, right: float = HOPED) -> float:

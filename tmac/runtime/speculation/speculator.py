@@ -223,6 +223,7 @@ class Speculator:
             raise
         verified = self._clock()
         self._count_ahead(state, growth, beside)
+        expected = state.control.passes.of(len(nodes))
         state.control.passes.add(len(nodes), verified - begin)
         state.stats.verify_seconds += verified - begin
         state.stats.verified([tree.depths[node] for node in grown.nodes])
@@ -236,7 +237,8 @@ class Speculator:
         if task.seq is not None:
             self._keep(task.seq, rows)
             self._follow(state, task, growth, [nodes[row] for row in rows], produced)
-        state.control.tree_done(produced, self._clock() - begin + grown.seconds)
+        after = self._clock() - verified
+        state.control.tree_done(produced, verified - begin + after + grown.seconds, expected + after + grown.expected)
         if grown.steps or grown.ready:
             depth = max(tree.depths[node] for node in grown.nodes)
             state.control.adapt_alpha(grown.frontier, len(rows) - 1, depth)

@@ -25,16 +25,16 @@ class Eager(TextControl):
     def draft_depth(self, kind, behind, most, ready=0):
         return 15
 
-    def expands(self, kind, chance, steps, depth, spent):
+    def expands(self, kind, chance, steps, depth, spent, promised):
         return self.random.random() < 0.8
 
-    def choose(self, tree, spent, *, probe):
+    def choose(self, tree, *, probe):
         return tree.best()[: self.random.choice([0, 1, 2, 5, 15])]
 
     def plain_done(self, seconds, spent):
         pass
 
-    def tree_done(self, tokens, seconds):
+    def tree_done(self, tokens, seconds, expected):
         pass
 
 

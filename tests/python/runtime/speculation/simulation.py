@@ -36,6 +36,8 @@ class Scenario:
         behind: seconds of each token that the draft must catch up with.
         honest: the draft's confidence is how often it is right; else it always says 0.9.
         tokens: of the text.
+        noise: of the target's passes, as a share of them.
+        disturbed: other programs use the machine: everything takes a changing multiple of its time.
     """
 
     right: object
@@ -46,6 +48,36 @@ class Scenario:
     honest: bool = True
     tokens: int = 640
     noise: float = 0.05
+    disturbed: bool = False
+
+
+class Disturbance:
+    """How many times slower a machine is that others use too: for long times, and for moments.
+
+    The shares are those of passes that were timed on two cores of a shared host, of whose time others took a third.
+    """
+
+    def __init__(self, seed):
+        self.random = random.Random(seed)
+        self.level = self.burst = 1.0
+        self.level_end = self.burst_end = 0.0
+
+    def seconds(self, now, work):
+        """How long some work takes that begins now."""
+        begin = now
+        while work > 1e-9:
+            if now >= self.level_end:
+                self.level, self.level_end = (
+                    self.random.choice((1.0, 1.0, 1.6, 2.2)),
+                    now + self.random.expovariate(1 / 80),
+                )
+            if now >= self.burst_end:
+                self.burst = self.random.choices((1.0, 1.1, 1.6, 2.6), (40, 30, 20, 10))[0]
+                self.burst_end = now + self.random.expovariate(1)
+            factor = self.level * self.burst
+            done = min(work, (min(self.level_end, self.burst_end) - now) / factor + 1e-9)
+            now, work = now + done * factor, work - done
+        return now - begin
 
 
 class World:
@@ -57,6 +89,10 @@ class World:
         self.speculation, self.times = None, [0.0]
         self.kind, self.name = ("sim" if scenario.step else None), "sim"
         self.seen = 0
+        self.disturbance = Disturbance(seed + 1000) if scenario.disturbed else None
+
+    def spend(self, seconds):
+        self.now += self.disturbance.seconds(self.now, seconds) if self.disturbance else seconds
 
     # The text: the token at each place is its place.
 
@@ -79,7 +115,7 @@ class World:
 
     def passes(self, rows):
         noise = self.random.uniform(1 - self.scenario.noise, 1 + self.scenario.noise)
-        self.now += self.scenario.verify(self.generated)(rows) * noise
+        self.spend(self.scenario.verify(self.generated)(rows) * noise)
 
     def plain(self):
         self.passes(1)
@@ -110,14 +146,14 @@ class World:
 
     def catch_up(self):
         rows = min(self.behind(), 64)
-        self.now += rows * self.scenario.behind
+        self.spend(rows * self.scenario.behind)
         self.seen = len(self.tokens)
 
     def free(self, tree, node):
         return self.guess(tree, node) if self.scenario.step is None and self.there else ()
 
     def expand(self, tree, node):
-        self.now += self.scenario.step(self.generated)
+        self.spend(self.scenario.step(self.generated))
         return self.guess(tree, node)
 
     def guess(self, tree, node):
@@ -155,13 +191,13 @@ class Fixed(TextControl):
     def draft_depth(self, kind, behind, most, ready=0):
         return self.count
 
-    def expands(self, kind, chance, steps, depth, spent):
+    def expands(self, kind, chance, steps, depth, spent, promised):
         return steps < self.count
 
-    def choose(self, tree, spent, *, probe):
+    def choose(self, tree, *, probe):
         return tree.best()[: self.count]
 
-    def tree_done(self, tokens, seconds):
+    def tree_done(self, tokens, seconds, expected):
         pass
 
 
@@ -169,6 +205,8 @@ class FixedController(Controller):
     def __init__(self, count):
         super().__init__(16)
         self.count = count
+        for rows in (1, 16):  # so that none is too many to try
+            self.passes.add(rows, 1.0)
 
     def start(self):
         return Fixed(self, self.count)

@@ -41,11 +41,62 @@ def test_passes_between_those_that_were_measured_are_interpolated():
     assert costs.of(2) > costs.of(1) == 10.0
     costs.add(4, 16.0)
     assert [costs.of(rows) for rows in (1, 2, 3, 4, 7)] == pytest.approx([10, 12, 14, 16, 22])
-    costs.add(8, 12.0)  # noise: more rows cannot be cheaper
-    assert costs.of(8) == costs.of(4) == pytest.approx(14)
+    for _ in range(9):
+        costs.add(8, 12.0)  # noise: more rows cannot be cheaper
+    assert costs.of(8) == costs.of(4) > 12
     costs.add(1, 10.0)
+    before = costs.of(4)
     costs.one.value = 20.0  # a longer text: all of it is slower
-    assert costs.of(4) == pytest.approx(28)
+    assert costs.of(4) == pytest.approx(2 * before)
+
+
+def test_numbers_of_rows_begin_with_what_lies_between_others():
+    costs = PassCosts(16)
+    for rows, seconds in ((1, 10.0), (2, 12.0), (8, 24.0)):
+        costs.add(rows, seconds)
+    costs.add(5, 36.0)  # one disturbed pass
+    assert costs.of(5) == pytest.approx(18 + (36 - 18) / 3)
+
+
+def test_no_more_rows_are_tried_than_twice_what_was_measured():
+    costs = PassCosts(16)
+    found = [costs.reach]
+    for rows in (1, 3, 6, 12, 16):
+        costs.add(rows, 10.0)
+        found.append(costs.reach)
+    assert found == [4, 4, 6, 12, 16, 16]
+
+
+def test_one_strange_pass_is_doubted_and_two_are_believed():
+    costs = PassCosts(16)
+    for rows, seconds in ((1, 10.0), (4, 12.0), (1, 10.0), (4, 36.0)):
+        costs.add(rows, seconds)
+    dear = costs.of(4)
+    costs.add(1, 30.0)
+    assert costs.in_doubt
+    assert costs.of(1) == 10.0
+    costs.add(1, 10.0)  # it was one strange pass
+    assert not costs.in_doubt
+    assert costs.of(4) == pytest.approx(dear)
+    costs.add(4, 36.0)
+    for _ in range(2):
+        costs.add(1, 30.0)
+    assert not costs.in_doubt
+    assert costs.of(1) == pytest.approx(30.0)
+    assert costs.of(4) == pytest.approx(30.0)  # what was slow since the last pass of one row was so for that reason
+
+
+def test_a_slower_machine_makes_a_draft_slower_too():
+    costs = PassCosts(16)
+    costs.add(1, 10.0)
+    drafts = DraftCosts(costs)
+    drafts.add_step("a", 4.0)
+    for _ in range(2):
+        costs.add(1, 20.0)
+    assert drafts.step("a") == pytest.approx(4.0)  # it was measured in the same slow moment
+    for _ in range(2):
+        costs.add(1, 40.0)
+    assert drafts.step("a") == pytest.approx(8.0)
 
 
 def test_a_draft_costs_half_a_pass_before_it_is_measured():
