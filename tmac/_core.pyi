@@ -324,10 +324,11 @@ class Model:
     def stream_statistics(self) -> dict[str, Any] | None:
         """What a model that reads weights while it runs has done: {"bytes_read", "passes", "seconds_reading",
         "seconds_waiting": of a pass for weights, "bytes_per_pass", "resident_bytes", "ring_bytes", "direct": past the
-        page cache}. None where everything is in memory. From any thread."""
+        page cache}. None where everything is in memory. From any thread. Raises RuntimeError in a forked child."""
 
     def limit_stream(self, bytes_per_second: float) -> None:
-        """Reads no faster from now on, to stand for a slower disk; 0: as fast as it goes."""
+        """Reads no faster from now on, to stand for a slower disk; 0: as fast as it goes. Raises RuntimeError in a
+        forked child, of a model that reads."""
 
     @property
     def draft(self) -> Model | None:
@@ -336,13 +337,20 @@ class Model:
     def make_draft(self, bits: int, num_threads: int = 0) -> None:
         """Lets the leading `bits` planes of every matrix draft (`Decoder.forward_tree(draft=True)`), in the memory of
         the model: of a matrix whose layout has no such prefix the next wider one, of narrower ones all planes. What
-        the planes stand for is fitted for each matrix by least squares.
+        the planes stand for is fitted by least squares, with one scale for matrices of the same input (q, k and v,
+        gate and up) and an offset for each. A model that reads weights while it runs is read once, all of it.
+        Ctrl-C ends it; the model keeps the draft that it had then, as with every error.
 
         Raises:
-            ValueError: a matrix has no prefix of so many planes or more, as it names, or none has more planes.
+            ValueError: a matrix has no prefix of so many planes or more, as it names, or none has more planes; the
+                model is a draft itself; the planes are not in memory, of a model that reads while it runs.
+            RuntimeError: the model's file cannot be read or was changed, or this is a forked child.
+            DamagedFileError: the file is damaged.
         """
 
-class DamagedFileError(RuntimeError): ...
+class DamagedFileError(RuntimeError):
+    """Bytes of a packed file are not those that were written, as their checksum tells. Deleted, the file is made again
+    when the model is loaded."""
 
 class ModelBuilder:
     """Collects the weights of a model by name (docs/runtime.md). Matrices are not copied and must not change as long as
@@ -374,7 +382,8 @@ class ModelBuilder:
         """A packed file of this state. `ranges`: of everything outside of the layers, then of each layer, its sections
         [(begin, end, checksum)] and how many of them, from the first on, are resident; these are read now. `slots`
         layers are in memory at a time of what is not; `readers` threads read blocks of `block_bytes`. DamagedFileError,
-        RuntimeError where it was changed or cannot be read, ValueError where the ranges cannot be."""
+        RuntimeError where it was changed or cannot be read, ValueError where the ranges cannot be or a file is open
+        already: a model has one."""
 
     def add_placed(
         self,
@@ -395,7 +404,9 @@ class ModelBuilder:
         dtype: str,
         shape: tuple[int, int],
         bias: NDArray[np.float32] | None = None,
-    ) -> None: ...
+    ) -> None:
+        """A matrix of "F32", "F16" or "BF16" and `shape` (n, k) in the file, at `offset`, in `layer` (-1: in none)."""
+
     def build(self) -> Model:
         """Raises ValueError naming the weight that is missing, unknown, or of another shape than the config says."""
 
@@ -429,7 +440,9 @@ class Decoder:
         """Appends tokens to sequences and gives the logits [rows, vocab_size] of the wanted rows of each chunk.
 
         `rope_lengths`: the length of each prompt as a whole, for rotary frequencies that depend on it. Where it fails
-        or is interrupted, the sequences are as before. Raises CacheFullError above `max_positions`."""
+        or is interrupted, the sequences are as before. Raises CacheFullError above `max_positions`; where the model
+        reads weights while it runs, RuntimeError if its file cannot be read or was changed, or in a forked child, and
+        DamagedFileError."""
 
     def forward_tree(
         self,
@@ -444,7 +457,8 @@ class Decoder:
 
         Nodes before `first` keep what earlier calls have computed; their tokens and parents must be the same, and
         nothing else may have been run or done with the sequence since. `draft`: with the weights of
-        `Model.make_draft`, over the same cache; a call with first=0 and without `draft` overwrites such nodes.
+        `Model.make_draft`, over the same cache; a call with first=0 and without `draft` overwrites such nodes. Raises
+        what forward() does.
         """
 
     def keep(self, sequence: int, nodes: Sequence[int]) -> None:
