@@ -327,8 +327,7 @@ class Model:
         page cache}. None where everything is in memory. From any thread. Raises RuntimeError in a forked child."""
 
     def limit_stream(self, bytes_per_second: float) -> None:
-        """Reads no faster from now on, to stand for a slower disk; 0: as fast as it goes. Raises RuntimeError in a
-        forked child, of a model that reads."""
+        """Reads no faster from now on, to stand for a slower disk; 0: as fast as it goes. RuntimeError as above."""
 
     @property
     def draft(self) -> Model | None:
@@ -338,19 +337,17 @@ class Model:
         """Lets the leading `bits` planes of every matrix draft (`Decoder.forward_tree(draft=True)`), in the memory of
         the model: of a matrix whose layout has no such prefix the next wider one, of narrower ones all planes. What
         the planes stand for is fitted by least squares, with one scale for matrices of the same input (q, k and v,
-        gate and up) and an offset for each. A model that reads weights while it runs is read once, all of it.
-        Ctrl-C ends it; the model keeps the draft that it had then, as with every error.
+        gate and up) and an offset for each. A model that reads weights while it runs is read once. Where it fails or
+        is interrupted, the draft is as before.
 
         Raises:
-            ValueError: a matrix has no prefix of so many planes or more, as it names, or none has more planes; the
-                model is a draft itself; the planes are not in memory, of a model that reads while it runs.
-            RuntimeError: the model's file cannot be read or was changed, or this is a forked child.
-            DamagedFileError: the file is damaged.
+            ValueError: a matrix has no such prefix, as it names, or none has more planes; the model is a draft itself;
+                the planes are not in memory.
+            RuntimeError, DamagedFileError: as `Decoder.forward`.
         """
 
 class DamagedFileError(RuntimeError):
-    """Bytes of a packed file are not those that were written, as their checksum tells. Deleted, the file is made again
-    when the model is loaded."""
+    """A packed file holds other bytes than were written. Deleted, it is made again when the model is loaded."""
 
 class ModelBuilder:
     """Collects the weights of a model by name (docs/runtime.md). Matrices are not copied and must not change as long as
@@ -360,13 +357,7 @@ class ModelBuilder:
     def add_packed(self, name: str, buffer: NDArray[np.uint8], bias: NDArray[np.float32] | None = None) -> None:
         """The bytes of a PackedWeight."""
 
-    def add_floats(
-        self,
-        name: str,
-        array: NDArray[Any],
-        dtype: str,
-        bias: NDArray[np.float32] | None = None,
-    ) -> None:
+    def add_floats(self, name: str, array: NDArray[Any], dtype: str, bias: NDArray[np.float32] | None = None) -> None:
         """A matrix [n, k] of "F32", "F16" or "BF16" (as uint16), or a vector [n] of "F32"."""
 
     def open_packed(
@@ -440,9 +431,9 @@ class Decoder:
         """Appends tokens to sequences and gives the logits [rows, vocab_size] of the wanted rows of each chunk.
 
         `rope_lengths`: the length of each prompt as a whole, for rotary frequencies that depend on it. Where it fails
-        or is interrupted, the sequences are as before. Raises CacheFullError above `max_positions`; where the model
-        reads weights while it runs, RuntimeError if its file cannot be read or was changed, or in a forked child, and
-        DamagedFileError."""
+        or is interrupted, the sequences are as before. Raises CacheFullError above `max_positions`; of a model
+        that reads weights while it runs RuntimeError (its file was changed or cannot be read, or this is a forked
+        child) and DamagedFileError."""
 
     def forward_tree(
         self,
@@ -458,8 +449,7 @@ class Decoder:
         Nodes before `first` keep what earlier calls have computed; their tokens and parents must be the same, and
         nothing else may have been run or done with the sequence since. `draft`: with the weights of
         `Model.make_draft`, over the same cache; a call with first=0 and without `draft` overwrites such nodes. Raises
-        what forward() does.
-        """
+        what forward() does."""
 
     def keep(self, sequence: int, nodes: Sequence[int]) -> None:
         """The sequence goes on with these nodes of its last tree, a path from a root, none of them of the draft."""
