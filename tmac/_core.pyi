@@ -324,10 +324,10 @@ class Model:
     def stream_statistics(self) -> dict[str, Any] | None:
         """What a model that reads weights while it runs has done: {"bytes_read", "passes", "seconds_reading",
         "seconds_waiting": of a pass for weights, "bytes_per_pass", "resident_bytes", "ring_bytes", "direct": past the
-        page cache}. None where everything is in memory. From any thread."""
+        page cache}. None where everything is in memory. From any thread. Raises RuntimeError in a forked child."""
 
     def limit_stream(self, bytes_per_second: float) -> None:
-        """Reads no faster from now on, to stand for a slower disk; 0: as fast as it goes."""
+        """Reads no faster from now on, to stand for a slower disk; 0: as fast as it goes. RuntimeError as above."""
 
     @property
     def draft(self) -> Model | None:
@@ -336,13 +336,18 @@ class Model:
     def make_draft(self, bits: int, num_threads: int = 0) -> None:
         """Lets the leading `bits` planes of every matrix draft (`Decoder.forward_tree(draft=True)`), in the memory of
         the model: of a matrix whose layout has no such prefix the next wider one, of narrower ones all planes. What
-        the planes stand for is fitted for each matrix by least squares.
+        the planes stand for is fitted by least squares, with one scale for matrices of the same input (q, k and v,
+        gate and up) and an offset for each. A model that reads weights while it runs is read once. Where it fails or
+        is interrupted, the draft is as before.
 
         Raises:
-            ValueError: a matrix has no prefix of so many planes or more, as it names, or none has more planes.
+            ValueError: a matrix has no such prefix, as it names, or none has more planes; the model is a draft itself;
+                the planes are not in memory.
+            RuntimeError, DamagedFileError: as `Decoder.forward`.
         """
 
-class DamagedFileError(RuntimeError): ...
+class DamagedFileError(RuntimeError):
+    """A packed file holds other bytes than were written. Deleted, it is made again when the model is loaded."""
 
 class ModelBuilder:
     """Collects the weights of a model by name (docs/runtime.md). Matrices are not copied and must not change as long as
@@ -352,13 +357,7 @@ class ModelBuilder:
     def add_packed(self, name: str, buffer: NDArray[np.uint8], bias: NDArray[np.float32] | None = None) -> None:
         """The bytes of a PackedWeight."""
 
-    def add_floats(
-        self,
-        name: str,
-        array: NDArray[Any],
-        dtype: str,
-        bias: NDArray[np.float32] | None = None,
-    ) -> None:
+    def add_floats(self, name: str, array: NDArray[Any], dtype: str, bias: NDArray[np.float32] | None = None) -> None:
         """A matrix [n, k] of "F32", "F16" or "BF16" (as uint16), or a vector [n] of "F32"."""
 
     def open_packed(
@@ -374,7 +373,8 @@ class ModelBuilder:
         """A packed file of this state. `ranges`: of everything outside of the layers, then of each layer, its sections
         [(begin, end, checksum)] and how many of them, from the first on, are resident; these are read now. `slots`
         layers are in memory at a time of what is not; `readers` threads read blocks of `block_bytes`. DamagedFileError,
-        RuntimeError where it was changed or cannot be read, ValueError where the ranges cannot be."""
+        RuntimeError where it was changed or cannot be read, ValueError where the ranges cannot be or a file is open
+        already: a model has one."""
 
     def add_placed(
         self,
@@ -395,7 +395,9 @@ class ModelBuilder:
         dtype: str,
         shape: tuple[int, int],
         bias: NDArray[np.float32] | None = None,
-    ) -> None: ...
+    ) -> None:
+        """A matrix of "F32", "F16" or "BF16" and `shape` (n, k) in the file, at `offset`, in `layer` (-1: in none)."""
+
     def build(self) -> Model:
         """Raises ValueError naming the weight that is missing, unknown, or of another shape than the config says."""
 
@@ -429,7 +431,9 @@ class Decoder:
         """Appends tokens to sequences and gives the logits [rows, vocab_size] of the wanted rows of each chunk.
 
         `rope_lengths`: the length of each prompt as a whole, for rotary frequencies that depend on it. Where it fails
-        or is interrupted, the sequences are as before. Raises CacheFullError above `max_positions`."""
+        or is interrupted, the sequences are as before. Raises CacheFullError above `max_positions`; of a model
+        that reads weights while it runs RuntimeError (its file was changed or cannot be read, or this is a forked
+        child) and DamagedFileError."""
 
     def forward_tree(
         self,
@@ -444,8 +448,8 @@ class Decoder:
 
         Nodes before `first` keep what earlier calls have computed; their tokens and parents must be the same, and
         nothing else may have been run or done with the sequence since. `draft`: with the weights of
-        `Model.make_draft`, over the same cache; a call with first=0 and without `draft` overwrites such nodes.
-        """
+        `Model.make_draft`, over the same cache; a call with first=0 and without `draft` overwrites such nodes. Raises
+        what forward() does."""
 
     def keep(self, sequence: int, nodes: Sequence[int]) -> None:
         """The sequence goes on with these nodes of its last tree, a path from a root, none of them of the draft."""

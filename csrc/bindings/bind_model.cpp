@@ -182,6 +182,7 @@ public:
     void open_packed(const std::string& path, int64_t size, int64_t modified_ns,
                      const std::vector<std::pair<std::vector<std::tuple<int64_t, int64_t, uint64_t>>, size_t>>& ranges,
                      int32_t slots, int32_t readers, int64_t block_bytes) {
+        TMAC_CHECK(streamed_ == nullptr, "[ModelBuilder] a model has one packed file, and it is open already");
         TMAC_CHECK(ranges.size() >= 2, "[ModelBuilder] ", ranges.size(), " ranges are no layers");
         std::vector<StreamedRange> layers;
         for (const auto& [pieces, resident] : ranges) {
@@ -277,8 +278,8 @@ void bind_model(py::module_& module) {
         .def(
             "make_draft",
             [](Model& model, int bits, int num_threads) {
-                const ReleasedGil release;
-                model.draft.set(make_draft(model, bits, num_threads));
+                ReleasedGil release;
+                model.draft.set(make_draft(model, bits, num_threads, SignalCheck(release)));
             },
             py::arg("bits"), py::arg("num_threads") = 0)
         .def_property_readonly("draft",

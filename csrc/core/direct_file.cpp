@@ -5,7 +5,7 @@
 #include <system_error>
 #include <utility>
 
-#include "core/huge_buffer.h"
+#include "core/block_buffer.h"
 
 #if defined(_WIN32)
 #define NOMINMAX
@@ -33,10 +33,8 @@ DirectFile::DirectFile(std::string path) : path_(std::move(path)) {
     if (!direct_) {
         return;
     }
-    HugeBuffer memory(2 * kBlock);
-    uint8_t* probe = memory.data();
-    probe += (kBlock - reinterpret_cast<intptr_t>(probe) % kBlock) % kBlock;
-    if (read_some(0, kBlock, probe) < 0) {  // some file systems refuse only now
+    BlockBuffer probe(kBlock, BlockBuffer::Pages::plain);
+    if (read_some(0, kBlock, probe.data()) < 0) {  // some file systems refuse only now
         close();
         open(false);
     }

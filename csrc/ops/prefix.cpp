@@ -109,7 +109,11 @@ std::vector<int32_t> prefixes_of(const WeightView& weight, const Selection& sele
     return found;
 }
 
+bool is_prefix(const WeightView& weight) { return weight.code_scale != 1.0F || weight.code_base != 0.0F; }
+
 WeightView make_prefix(const WeightView& weight, int32_t planes, const PrefixFit& fit, const Selection& selection) {
+    TMAC_CHECK(!is_prefix(weight), "[prefix] the weight is the leading planes of another one, whose prefixes alone ",
+               "can be made");
     const KernelPair kernels = prefix_kernels(weight, planes, selection);
     if (kernels.decode == nullptr) {
         std::ostringstream possible;

@@ -42,8 +42,12 @@ std::vector<PrefixFit> fit_together(const std::vector<PrefixMoments>& moments, c
 /// How many leading planes are a weight that the selection has kernels for, ascending; of a ternary weight none.
 std::vector<int32_t> prefixes_of(const WeightView& weight, const Selection& selection);
 
+/// Whether a view is one of make_prefix().
+bool is_prefix(const WeightView& weight);
+
 /// The first `planes` planes as a weight in the same memory: a view that reads no other region. Throws
-/// std::invalid_argument, naming what is possible, where that is none of prefixes_of().
+/// std::invalid_argument, naming what is possible, where that is none of prefixes_of(), and where the weight is a
+/// prefix itself.
 WeightView make_prefix(const WeightView& weight, int32_t planes, const PrefixFit& fit, const Selection& selection);
 
 /// Bytes that a product with the view reads: of a prefix the leading regions alone.

@@ -26,8 +26,8 @@ public:
 private:
     class Bytes;
 
-    void read_packed(const int64_t* ids, const std::vector<int64_t>& rows, const Tensor& y) const;
-    void read_floats(int64_t id, float* out) const;
+    void read_packed(const int64_t* ids, const std::vector<int64_t>& rows, const Tensor& y, Bytes& bytes) const;
+    void read_floats(int64_t id, float* out, Bytes& bytes) const;
 
     std::shared_ptr<const DirectFile> file_;
     DirectFile::State state_;

@@ -30,11 +30,6 @@ struct Cut {
     }
 };
 
-bool in_memory(const WeightView& view) {
-    return std::find(view.regions, view.regions + view.parts.num_regions, nullptr) ==
-           view.regions + view.parts.num_regions;
-}
-
 class DraftMaker {
 public:
     DraftMaker(int32_t planes, int num_threads) : planes_(planes), num_threads_(num_threads) {}
@@ -45,6 +40,8 @@ public:
         for (const NamedMatrix& each : matrices) {
             if (each.matrix->packed && each.view().header.spec.bits > planes_ &&
                 each.view().header.spec.codebook == Codebook::uniform) {
+                TMAC_CHECK(!is_prefix(each.view()), "[Model] ", each.name,
+                           " is that of a draft: a draft is made of the model itself");
                 cuts.push_back({each, planes_of(each)});
             }
         }
@@ -79,8 +76,7 @@ private:
         const PrefixFit middle = middle_fit(first.of.view(), first.planes);
         std::vector<PrefixMoments> moments;
         for (const Cut& each : cuts) {
-            moments.push_back(in_memory(each.of.view()) ? prefix_moments(each.of.view(), each.planes, num_threads_)
-                                                        : PrefixMoments{});
+            moments.push_back(prefix_moments(each.of.view(), each.planes, num_threads_));
         }
         const std::vector<PrefixFit> fits = fit_together(moments, middle);
         for (size_t i = 0; i < cuts.size(); ++i) {
@@ -117,7 +113,8 @@ void cut_layer(DraftMaker& maker, Layer& layer) {
 
 }  // namespace
 
-std::shared_ptr<const Model> make_draft(const Model& model, int32_t planes, int num_threads) {
+std::shared_ptr<const Model> make_draft(const Model& model, int32_t planes, int num_threads,
+                                        const std::function<void()>& checkpoint) {
     TMAC_CHECK(planes >= 1 && planes <= 7, "[Model] a draft has 1 to 7 planes, not ", planes);
     auto draft = std::make_shared<Model>();
     draft->config = model.config;
@@ -126,9 +123,9 @@ std::shared_ptr<const Model> make_draft(const Model& model, int32_t planes, int 
     draft->final_norm = model.final_norm;
     DraftMaker maker(planes, num_threads);
     maker.cut({{"head", &draft->head}});
-    const std::function<void()> nothing = [] {};
-    StreamedWeights::Pass weights(model.streamed.get(), nothing);
+    StreamedWeights::Pass weights(model.streamed.get(), checkpoint);
     for (const Layer& layer : model.layers) {
+        checkpoint();
         weights.enter(layer.index);  // all planes are there while the leading ones are fitted
         Layer& cut = draft->layers.emplace_back(layer);
         cut_layer(maker, cut);

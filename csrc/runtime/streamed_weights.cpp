@@ -13,7 +13,6 @@
 namespace tmac {
 namespace {
 
-constexpr int64_t kBlock = DirectFile::kBlock;
 constexpr int64_t kReadBytes = int64_t{1} << 20;    // at once, by one thread
 constexpr int64_t kBatchBytes = int64_t{64} << 20;  // between two checkpoints
 constexpr int64_t kAlignment = 64;                  // of parts
@@ -22,14 +21,7 @@ constexpr std::chrono::milliseconds kPatience{20};
 void check_range(const StreamedRange& range, int64_t file_size) {
     TMAC_CHECK(range.resident <= range.pieces.size(), "[StreamedWeights] ", range.resident, " of ", range.pieces.size(),
                " pieces cannot be resident");
-    int64_t at = range.begin();
-    for (const FilePiece& piece : range.pieces) {
-        TMAC_CHECK(piece.begin == at && piece.begin >= 0 && piece.begin <= piece.end && piece.end <= file_size &&
-                       piece.begin % kBlock == 0 && piece.end % kBlock == 0,
-                   "[StreamedWeights] bytes ", piece.begin, " to ", piece.end, " of a file of ", file_size,
-                   " do not follow those before in whole blocks");
-        at = piece.end;
-    }
+    check_pieces(range.pieces, file_size);
 }
 
 }  // namespace
@@ -55,8 +47,8 @@ StreamedWeights::StreamedWeights(const std::string& path, const DirectFile::Stat
         }
         ranges_.push_back({std::move(range), nullptr, {}});
     }
-    memory_ = HugeBuffer(static_cast<size_t>(resident + kBlock));
-    uint8_t* at = memory_.data() + (kBlock - reinterpret_cast<intptr_t>(memory_.data()) % kBlock) % kBlock;
+    memory_ = BlockBuffer(resident, BlockBuffer::Pages::huge);
+    uint8_t* at = memory_.data();
     for (LayerBytes& range : ranges_) {
         range.resident = at;
         at += range.file.split() - range.file.begin();
@@ -99,34 +91,23 @@ void StreamedWeights::read_resident(const Checkpoint& checkpoint) {
                [&](size_t i) { file_->read(blocks[i].offset, blocks[i].size, blocks[i].to); });
     in_batches(pieces.size(), 4, [&](size_t i) {
         const auto& [piece, data] = pieces[i];
-        ContentHash hash;
-        hash.update(data, static_cast<size_t>(piece->end - piece->begin));
-        check_hash(hash, *piece);
+        check_bytes(data, *piece, file_->path());
     });
 }
 
 /// Of what is outside of the layers and stays on the disk, some rows are read at a time, never all.
 void StreamedWeights::verify_rows(const Checkpoint& checkpoint) const {
     const StreamedRange& top = ranges_.front().file;
-    HugeBuffer memory(static_cast<size_t>(kReadBytes + kBlock));
-    uint8_t* block = memory.data();
-    block += (kBlock - reinterpret_cast<intptr_t>(block) % kBlock) % kBlock;
+    BlockBuffer block(kReadBytes, BlockBuffer::Pages::plain);
     for (size_t i = top.resident; i < top.pieces.size(); ++i) {
         ContentHash hash;
         for (int64_t at = top.pieces[i].begin; at < top.pieces[i].end; at += kReadBytes) {
             const int64_t size = std::min(kReadBytes, top.pieces[i].end - at);
             checkpoint();
-            file_->read(at, size, block);
-            hash.update(block, static_cast<size_t>(size));
+            file_->read(at, size, block.data());
+            hash.update(block.data(), static_cast<size_t>(size));
         }
-        check_hash(hash, top.pieces[i]);
-    }
-}
-
-void StreamedWeights::check_hash(const ContentHash& hash, const FilePiece& piece) const {
-    if (hash.digest() != piece.checksum) {
-        throw DamagedFile(file_->path() + ": bytes " + std::to_string(piece.begin) + " to " +
-                          std::to_string(piece.end) + " are damaged");
+        check_hash(hash, top.pieces[i], file_->path());
     }
 }
 
@@ -221,7 +202,7 @@ bool StreamedWeights::is_resident(const StreamedPlace& place) const {
 void StreamedWeights::require_resident(const Matrix& matrix) const {
     const auto check = [this](const void* data) {
         const auto* byte = static_cast<const uint8_t*>(data);
-        TMAC_CHECK(byte >= memory_.data() && byte < memory_.data() + memory_.size(),
+        TMAC_CHECK(byte >= memory_.data() && byte < memory_.data() + memory_.allocated(),
                    "[Model] a draft needs planes that are not in memory: load the model with so many that are");
     };
     if (matrix.place < 0) {
@@ -241,8 +222,14 @@ void StreamedWeights::attach(Model& model) {
     TMAC_CHECK(model.layers.size() + 1 == ranges_.size(), "[StreamedWeights] the model has ", model.layers.size(),
                " layers, the file ", ranges_.size() - 1);
     const auto check = [this](const Matrix& matrix, int32_t layer) {
-        TMAC_CHECK(matrix.place < 0 || places_[static_cast<size_t>(matrix.place)].layer == layer,
-                   "[StreamedWeights] a matrix of layer ", layer, " lies in that of another one");
+        if (matrix.place < 0) {
+            return;
+        }
+        const auto place = static_cast<size_t>(matrix.place);
+        TMAC_CHECK(matrix.owner.get() == this && place < places_.size(), "[StreamedWeights] a matrix of layer ", layer,
+                   " lies in another file");
+        TMAC_CHECK(places_[place].layer == layer, "[StreamedWeights] a matrix of layer ", layer,
+                   " lies in that of another one");
     };
     check(model.embedding, kOutside);
     check(model.head, kOutside);
@@ -263,11 +250,13 @@ StreamedWeights::Pass::Pass(StreamedWeights* weights, const Checkpoint& checkpoi
     if (weights_ == nullptr) {
         return;
     }
+    weights_->stream_->check_process();  // in a forked child, nobody ends the pass that went on at the fork
     turn_ = std::unique_lock<std::timed_mutex>(weights_->turn_, std::defer_lock);
     while (!turn_.try_lock_for(kPatience)) {
         checkpoint_();
+        weights_->stream_->check_process();
     }
-    weights_->stream_->begin();
+    weights_->stream_->begin(checkpoint_);
 }
 
 StreamedWeights::Pass::~Pass() {

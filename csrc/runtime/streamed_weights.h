@@ -7,9 +7,9 @@
 #include <string>
 #include <vector>
 
-#include "core/content_hash.h"
+#include "core/block_buffer.h"
 #include "core/direct_file.h"
-#include "core/huge_buffer.h"
+#include "runtime/file_piece.h"
 #include "runtime/model.h"
 #include "runtime/weight_stream.h"
 
@@ -61,7 +61,7 @@ public:
     /// From now on a Pass sets the pointers of this model's matrices, which stays where it is.
     void attach(Model& model);
 
-    int64_t resident_bytes() const { return static_cast<int64_t>(memory_.size()); }
+    int64_t resident_bytes() const { return memory_.allocated(); }
     int64_t ring_bytes() const { return stream_ ? stream_->ring_bytes() : 0; }
     /// That a pass reads.
     int64_t bytes_per_pass() const { return bytes_per_pass_; }
@@ -103,7 +103,6 @@ private:
     const LayerBytes& range_of(int32_t layer) const { return ranges_[static_cast<size_t>(layer + 1)]; }
     void read_resident(const Checkpoint& checkpoint);
     void verify_rows(const Checkpoint& checkpoint) const;
-    void check_hash(const ContentHash& hash, const FilePiece& piece) const;
     void check_place(const StreamedPlace& place) const;
     void check_part(const StreamedPlace& place, int64_t offset, int64_t bytes) const;
     bool is_resident(const StreamedPlace& place) const;
@@ -113,7 +112,7 @@ private:
     std::shared_ptr<const DirectFile> file_;
     DirectFile::State state_;
     std::vector<LayerBytes> ranges_;  ///< [1 + layers]
-    HugeBuffer memory_;
+    BlockBuffer memory_;
     std::vector<StreamedPlace> places_;  ///< of the matrices, by Matrix::place
     std::unique_ptr<WeightStream> stream_;
     int64_t bytes_per_pass_ = 0;

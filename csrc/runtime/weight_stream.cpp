@@ -2,11 +2,15 @@
 
 #include <algorithm>
 #include <chrono>
+#include <condition_variable>
+#include <exception>
+#include <mutex>
 #include <stdexcept>
+#include <thread>
 #include <utility>
 
+#include "core/block_buffer.h"
 #include "core/check.h"
-#include "core/content_hash.h"
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <unistd.h>
@@ -15,7 +19,10 @@
 namespace tmac {
 namespace {
 
+using Clock = std::chrono::steady_clock;
+
 constexpr std::chrono::milliseconds kPatience{20};  // between two checkpoints
+constexpr double kLongest = 1e6;                    // seconds that a limit holds back: what a Clock can count
 
 int64_t process_id() {
 #if defined(__unix__) || defined(__APPLE__)
@@ -27,25 +34,89 @@ int64_t process_id() {
 
 int64_t bytes_of(const FilePart& part) { return part.back().end - part.front().begin; }
 
-void check_part(const FilePart& part, int64_t file_size) {
-    TMAC_CHECK(!part.empty(), "[WeightStream] a part has no pieces");
-    int64_t at = part.front().begin;
-    for (const FilePiece& piece : part) {
-        TMAC_CHECK(piece.begin == at && piece.begin >= 0 && piece.end >= piece.begin && piece.end <= file_size &&
-                       piece.begin % DirectFile::kBlock == 0 && piece.end % DirectFile::kBlock == 0,
-                   "[WeightStream] a piece at ", piece.begin, " to ", piece.end, " of a file of ", file_size,
-                   " bytes does not follow the one before it in whole blocks");
-        at = piece.end;
-    }
-    TMAC_CHECK(bytes_of(part) > 0, "[WeightStream] a part is empty");
+Clock::duration clock_time(double seconds) {
+    return std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
 }
 
-double seconds(std::chrono::steady_clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
+double seconds(Clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
 
 }  // namespace
 
-WeightStream::WeightStream(std::shared_ptr<const DirectFile> file, const DirectFile::State& state,
-                           std::vector<FilePart> parts, const StreamOptions& options)
+/// All of a stream: on the heap, so that a forked child can leave it there.
+class WeightStream::Ring {
+public:
+    Ring(std::shared_ptr<const DirectFile> file, const DirectFile::State& state, std::vector<FilePart> parts,
+         const StreamOptions& options);
+    ~Ring();
+    Ring(const Ring&) = delete;
+    Ring& operator=(const Ring&) = delete;
+
+    bool is_of_this_process() const { return process_ == process_id(); }
+    void check_process() const;
+    void begin(const Checkpoint& checkpoint);
+    const uint8_t* acquire(const Checkpoint& checkpoint);
+    void release();
+    void set_limit(double bytes_per_second);
+    StreamStatistics statistics() const;
+    int64_t bytes() const;
+
+private:
+    struct Slot {
+        BlockBuffer memory;
+        int64_t left = 0;  ///< bytes that are still to be read
+        bool ready = false;
+    };
+    struct Block {
+        size_t part;
+        Slot* slot;
+        int64_t offset;  ///< within the part
+        int64_t size;
+    };
+
+    const FilePart& part_of(int64_t turn) const { return parts_[static_cast<size_t>(turn) % parts_.size()]; }
+    Slot& slot_of(int64_t turn) { return slots_[static_cast<size_t>(turn) % slots_.size()]; }
+    template <class Done>
+    void wait(std::unique_lock<std::mutex>& lock, const Checkpoint& checkpoint, Done done);
+    void restart(std::unique_lock<std::mutex>& lock, const Checkpoint& checkpoint);
+    void start_readers();
+    void run_reader();
+    bool has_work() const;
+    Block take_block();
+    void read_block(const Block& block, std::unique_lock<std::mutex>& lock);
+    void hold_back(int64_t bytes, std::unique_lock<std::mutex>& lock);
+    void finish_part(const Block& block, std::unique_lock<std::mutex>& lock);
+    void verify(const Block& block) const;
+    void count_reader(int change);
+
+    const std::shared_ptr<const DirectFile> file_;
+    const DirectFile::State state_;
+    const std::vector<FilePart> parts_;
+    const StreamOptions options_;
+    const int64_t process_;
+    std::vector<Slot> slots_;
+    std::vector<std::thread> readers_;
+
+    mutable std::mutex mutex_;       ///< of everything below
+    std::condition_variable work_;   ///< readers wait for a free slot, or are held back
+    std::condition_variable ready_;  ///< the user waits for a part, or for readers to come to rest
+    int64_t used_ = 0;               ///< turns that were released: turn t is part t % parts, in slot t % slots
+    int64_t next_ = 0;               ///< turn of the next block to read
+    int64_t next_offset_ = 0;        ///< within its part
+    int32_t active_ = 0;             ///< readers that have a block
+    int32_t reading_ = 0;            ///< of them, those that read or are held back
+    bool held_ = false;              ///< the part of turn used_ is in use
+    bool paused_ = false;
+    bool stopped_ = false;
+    std::exception_ptr error_;
+    std::vector<bool> verified_;  ///< parts
+    double limit_ = 0.0;
+    Clock::time_point free_at_{};  ///< when the limit lets the next byte in
+    Clock::time_point reading_since_{};
+    StreamStatistics statistics_;
+};
+
+WeightStream::Ring::Ring(std::shared_ptr<const DirectFile> file, const DirectFile::State& state,
+                         std::vector<FilePart> parts, const StreamOptions& options)
     : file_(std::move(file)),
       state_(state),
       parts_(std::move(parts)),
@@ -57,24 +128,16 @@ WeightStream::WeightStream(std::shared_ptr<const DirectFile> file, const DirectF
                "[WeightStream] parts, slots, readers and whole blocks are wanted");
     int64_t largest = 0;
     for (const FilePart& part : parts_) {
-        check_part(part, state_.size);
+        check_pieces(part, state_.size);
+        TMAC_CHECK(!part.empty() && bytes_of(part) > 0, "[WeightStream] a part is empty");
         largest = std::max(largest, bytes_of(part));
     }
     for (int32_t i = 0; i < options_.slots; ++i) {
-        Slot& slot = slots_.emplace_back();
-        slot.memory = HugeBuffer(static_cast<size_t>(largest + DirectFile::kBlock));
-        const auto address = reinterpret_cast<intptr_t>(slot.memory.data());
-        slot.data = slot.memory.data() + (DirectFile::kBlock - address % DirectFile::kBlock) % DirectFile::kBlock;
+        slots_.emplace_back().memory = BlockBuffer(largest, BlockBuffer::Pages::huge);
     }
 }
 
-WeightStream::~WeightStream() {
-    if (process_ != process_id()) {  // a fork: the threads are not here, and one of them may hold the mutex
-        for (std::thread& reader : readers_) {
-            reader.detach();
-        }
-        return;
-    }
+WeightStream::Ring::~Ring() {
     {
         const std::lock_guard<std::mutex> lock(mutex_);
         stopped_ = true;
@@ -85,26 +148,40 @@ WeightStream::~WeightStream() {
     }
 }
 
-void WeightStream::begin() {
-    if (process_ != process_id()) {
+void WeightStream::Ring::check_process() const {
+    if (!is_of_this_process()) {
         throw std::runtime_error(file_->path() +
                                  ": a forked child cannot read from it: load the model in the process that uses it");
     }
+}
+
+void WeightStream::Ring::begin(const Checkpoint& checkpoint) {
     if (readers_.empty()) {
         start_readers();
     }
     std::unique_lock<std::mutex> lock(mutex_);
-    if (held_ || error_ || used_ % static_cast<int64_t>(parts_.size()) != 0) {
-        restart(lock);
+    if (held_ || error_ || paused_ || used_ % static_cast<int64_t>(parts_.size()) != 0) {
+        restart(lock, checkpoint);
     }
     statistics_.passes += 1;
 }
 
-/// Waits until the readers have put down what they have, and begins anew.
-void WeightStream::restart(std::unique_lock<std::mutex>& lock) {
+/// Until done(); without the lock at checkpoints, whose signal handlers may fork.
+template <class Done>
+void WeightStream::Ring::wait(std::unique_lock<std::mutex>& lock, const Checkpoint& checkpoint, Done done) {
+    while (!ready_.wait_for(lock, kPatience, done)) {
+        lock.unlock();
+        checkpoint();
+        check_process();
+        lock.lock();
+    }
+}
+
+/// Waits until the readers have put down what they have, and begins anew. Left by a checkpoint, it stays paused.
+void WeightStream::Ring::restart(std::unique_lock<std::mutex>& lock, const Checkpoint& checkpoint) {
     paused_ = true;
     work_.notify_all();
-    ready_.wait(lock, [this] { return active_ == 0; });
+    wait(lock, checkpoint, [this] { return active_ == 0; });
     paused_ = held_ = false;
     used_ = next_ = next_offset_ = 0;
     error_ = nullptr;
@@ -114,33 +191,27 @@ void WeightStream::restart(std::unique_lock<std::mutex>& lock) {
     work_.notify_all();
 }
 
-void WeightStream::start_readers() {
+void WeightStream::Ring::start_readers() {
     for (int32_t i = 0; i < options_.readers; ++i) {
         readers_.emplace_back([this] { run_reader(); });
     }
 }
 
-const uint8_t* WeightStream::acquire(const Checkpoint& checkpoint) {
+const uint8_t* WeightStream::Ring::acquire(const Checkpoint& checkpoint) {
     std::unique_lock<std::mutex> lock(mutex_);
     TMAC_CHECK(!held_, "[WeightStream] the part before is still in use");
     Slot& slot = slot_of(used_);
     const Clock::time_point since = Clock::now();
-    while (!slot.ready && !error_) {
-        if (!ready_.wait_for(lock, kPatience, [&] { return slot.ready || error_; })) {
-            lock.unlock();
-            checkpoint();
-            lock.lock();
-        }
-    }
+    wait(lock, checkpoint, [&] { return slot.ready || error_; });
     statistics_.waiting += seconds(Clock::now() - since);
     if (!slot.ready) {
         std::rethrow_exception(error_);
     }
     held_ = true;
-    return slot.data;
+    return slot.memory.data();
 }
 
-void WeightStream::release() {
+void WeightStream::Ring::release() {
     {
         const std::lock_guard<std::mutex> lock(mutex_);
         held_ = false;
@@ -150,7 +221,7 @@ void WeightStream::release() {
     work_.notify_all();
 }
 
-void WeightStream::set_limit(double bytes_per_second) {
+void WeightStream::Ring::set_limit(double bytes_per_second) {
     {
         const std::lock_guard<std::mutex> lock(mutex_);
         limit_ = bytes_per_second;
@@ -159,22 +230,22 @@ void WeightStream::set_limit(double bytes_per_second) {
     work_.notify_all();  // who is held back by the old one
 }
 
-StreamStatistics WeightStream::statistics() const {
+StreamStatistics WeightStream::Ring::statistics() const {
     const std::lock_guard<std::mutex> lock(mutex_);
     StreamStatistics found = statistics_;
     found.reading += reading_ > 0 ? seconds(Clock::now() - reading_since_) : 0.0;
     return found;
 }
 
-int64_t WeightStream::ring_bytes() const {
+int64_t WeightStream::Ring::bytes() const {
     int64_t sum = 0;
     for (const Slot& slot : slots_) {
-        sum += static_cast<int64_t>(slot.memory.size());
+        sum += slot.memory.allocated();
     }
     return sum;
 }
 
-void WeightStream::run_reader() {
+void WeightStream::Ring::run_reader() {
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
         work_.wait(lock, [this] { return stopped_ || has_work(); });
@@ -196,11 +267,11 @@ void WeightStream::run_reader() {
     }
 }
 
-bool WeightStream::has_work() const {
+bool WeightStream::Ring::has_work() const {
     return !paused_ && !error_ && next_ < used_ + static_cast<int64_t>(slots_.size());
 }
 
-WeightStream::Block WeightStream::take_block() {
+WeightStream::Ring::Block WeightStream::Ring::take_block() {
     const FilePart& part = part_of(next_);
     Slot& slot = slot_of(next_);
     if (next_offset_ == 0) {
@@ -217,12 +288,13 @@ WeightStream::Block WeightStream::take_block() {
     return block;
 }
 
-void WeightStream::read_block(const Block& block, std::unique_lock<std::mutex>& lock) {
+void WeightStream::Ring::read_block(const Block& block, std::unique_lock<std::mutex>& lock) {
     count_reader(1);
     lock.unlock();
     std::exception_ptr failed;
     try {
-        file_->read(parts_[block.part].front().begin + block.offset, block.size, block.slot->data + block.offset);
+        file_->read(parts_[block.part].front().begin + block.offset, block.size,
+                    block.slot->memory.data() + block.offset);
     } catch (...) {
         failed = std::current_exception();
     }
@@ -242,19 +314,20 @@ void WeightStream::read_block(const Block& block, std::unique_lock<std::mutex>& 
 }
 
 /// Waits until a disk of the limit's speed would have read the bytes.
-void WeightStream::hold_back(int64_t bytes, std::unique_lock<std::mutex>& lock) {
+void WeightStream::Ring::hold_back(int64_t bytes, std::unique_lock<std::mutex>& lock) {
     if (limit_ <= 0.0) {
         return;
     }
-    const auto time = std::chrono::duration<double>(static_cast<double>(bytes) / limit_);
-    free_at_ = std::max(free_at_, Clock::now()) + std::chrono::duration_cast<Clock::duration>(time);
+    const Clock::time_point now = Clock::now();
+    const Clock::duration time = clock_time(std::min(static_cast<double>(bytes) / limit_, kLongest));
+    free_at_ = std::min(std::max(free_at_, now) + time, now + clock_time(kLongest));
     const Clock::time_point until = free_at_;
     const double limit = limit_;
     work_.wait_until(lock, until, [this, limit] { return stopped_ || paused_ || limit_ != limit; });
 }
 
 /// The last block of a part has come.
-void WeightStream::finish_part(const Block& block, std::unique_lock<std::mutex>& lock) {
+void WeightStream::Ring::finish_part(const Block& block, std::unique_lock<std::mutex>& lock) {
     const bool known = verified_[block.part];
     lock.unlock();
     if (!known) {
@@ -268,21 +341,14 @@ void WeightStream::finish_part(const Block& block, std::unique_lock<std::mutex>&
     block.slot->ready = true;
 }
 
-void WeightStream::verify(const Block& block) const {
+void WeightStream::Ring::verify(const Block& block) const {
     const FilePart& part = parts_[block.part];
     for (const FilePiece& piece : part) {
-        ContentHash hash;
-        hash.update(block.slot->data + (piece.begin - part.front().begin),
-                    static_cast<size_t>(piece.end - piece.begin));
-        if (hash.digest() != piece.checksum) {
-            throw DamagedFile(file_->path() + ": bytes " + std::to_string(piece.begin) + " to " +
-                              std::to_string(piece.end) +
-                              " are damaged: delete the file, it is made again when the model is loaded");
-        }
+        check_bytes(block.slot->memory.data() + (piece.begin - part.front().begin), piece, file_->path());
     }
 }
 
-void WeightStream::count_reader(int change) {
+void WeightStream::Ring::count_reader(int change) {
     if (reading_ == 0) {
         reading_since_ = Clock::now();
     }
@@ -291,5 +357,34 @@ void WeightStream::count_reader(int change) {
         statistics_.reading += seconds(Clock::now() - reading_since_);
     }
 }
+
+WeightStream::WeightStream(std::shared_ptr<const DirectFile> file, const DirectFile::State& state,
+                           std::vector<FilePart> parts, const StreamOptions& options)
+    : ring_(std::make_unique<Ring>(std::move(file), state, std::move(parts), options)) {}
+
+WeightStream::~WeightStream() {
+    if (!ring_->is_of_this_process()) {  // to destroy what its threads wait on would wait for them
+        static_cast<void>(ring_.release());
+    }
+}
+
+WeightStream::Ring& WeightStream::ring() const {
+    ring_->check_process();
+    return *ring_;
+}
+
+void WeightStream::check_process() const { ring_->check_process(); }
+
+void WeightStream::begin(const Checkpoint& checkpoint) { ring().begin(checkpoint); }
+
+const uint8_t* WeightStream::acquire(const Checkpoint& checkpoint) { return ring().acquire(checkpoint); }
+
+void WeightStream::release() { ring().release(); }
+
+void WeightStream::set_limit(double bytes_per_second) { ring().set_limit(bytes_per_second); }
+
+StreamStatistics WeightStream::statistics() const { return ring().statistics(); }
+
+int64_t WeightStream::ring_bytes() const { return ring_->bytes(); }
 
 }  // namespace tmac

@@ -255,6 +255,10 @@ TEST_CASE("a prefix that a layout does not have is refused, with those that it h
     CHECK(prefixes_of(whole, isa) == std::vector<int32_t>{1, 2, 3, 4, 5, 6, 7});
     CHECK_THROWS_WITH(make_prefix(whole, 8, middle_fit(whole, 8), isa), TMAC_CONTAINS("1, 2, 3, 4, 5, 6, 7"));
     CHECK_THROWS_AS(make_prefix(whole, 0, {1, 0}, isa), std::invalid_argument);
+    const WeightView prefix = make_prefix(whole, 4, middle_fit(whole, 4), isa);
+    CHECK(is_prefix(prefix));
+    CHECK_FALSE(is_prefix(whole));
+    CHECK_THROWS_WITH(make_prefix(prefix, 2, middle_fit(prefix, 2), isa), TMAC_CONTAINS("planes of another one"));
     const Kernel* vnni = find_kernel("qgemm_mad_w8_avx512_vnni");
     if (vnni != nullptr && selection().runnable(*vnni)) {
         const WeightView nibbles = view_of(eight, vnni, packed);

@@ -1,6 +1,8 @@
 #include "runtime/draft.h"
 
+#include <functional>
 #include <numeric>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -13,6 +15,8 @@ namespace tmac {
 namespace {
 
 using Logits = std::vector<float>;
+
+const std::function<void()> kNothing = [] {};
 
 std::vector<int32_t> some_tokens(uint32_t seed, int64_t count) {
     Random random(seed);
@@ -88,7 +92,7 @@ TEST_CASE("drafted nodes are those of the leading planes over the model's cache,
         CAPTURE(each.family, each.window, int{each.bits}, each.planes);
         TinyModel tiny(each.family, shape_of(each));
         const auto model = std::const_pointer_cast<Model>(tiny.build());
-        model->draft.set(make_draft(*model, each.planes, 1));
+        model->draft.set(make_draft(*model, each.planes, 1, kNothing));
         REQUIRE(model->draft.get()->bytes_per_token() < model->bytes_per_token());
         for (const CacheType type : {CacheType::f32, CacheType::f16, CacheType::i8}) {
             Decoder decoder(model, type, 0);
@@ -128,7 +132,7 @@ TEST_CASE("what the draft has computed is neither kept nor built upon by the mod
     const int64_t id = decoder.cache().create();
     run(decoder, id, some_tokens(33, 20), Phase::prompt);
     CHECK_THROWS_WITH(run_tree(decoder, id, {{1}, {-1}, 0, true}), TMAC_CONTAINS("make_draft() makes one"));
-    model->draft.set(make_draft(*model, 4, 2));
+    model->draft.set(make_draft(*model, 4, 2, kNothing));
     run_tree(decoder, id, {{1, 2}, {-1, 0}, 0, true});
     CHECK_THROWS_WITH(decoder.keep(id, {0}), TMAC_CONTAINS("computed with the draft"));
     CHECK_THROWS_WITH(run_tree(decoder, id, {{1, 2, 3}, {-1, 0, 1}, 2, false}), TMAC_CONTAINS("begins at first=0"));
@@ -152,7 +156,7 @@ TEST_CASE("what the draft has computed is neither kept nor built upon by the mod
 TEST_CASE("matrices that share an input share the scale of their planes, and are encoded alike", "[draft]") {
     TinyModel tiny("llama", shape_of({"llama"}));
     const std::shared_ptr<const Model> model = tiny.build();
-    const std::shared_ptr<const Model> draft = make_draft(*model, 4, 1);
+    const std::shared_ptr<const Model> draft = make_draft(*model, 4, 1, kNothing);
     const Layer& layer = draft->layers.front();
     CHECK(layer.q.packed->header.spec.bits == 4);
     CHECK(layer.q.packed->code_scale == layer.v.packed->code_scale);
@@ -170,13 +174,30 @@ TEST_CASE("models without such a prefix are refused, with what there is", "[draf
     shape.spec.bits = 2;
     shape.spec.codebook = Codebook::ternary;
     shape.spec.fixed_zero = 1.0F;
-    CHECK_THROWS_WITH(make_draft(*TinyModel("bitnet", shape).build(), 1, 1),
+    CHECK_THROWS_WITH(make_draft(*TinyModel("bitnet", shape).build(), 1, 1, kNothing),
                       TMAC_CONTAINS("no matrix has more than 1"));
     TinyModel narrow("llama", shape_of({"llama", 0, 0, 4, 3}));
     const std::shared_ptr<const Model> model = narrow.build();
-    CHECK_THROWS_WITH(make_draft(*model, 4, 1), TMAC_CONTAINS("no matrix has more than 4 planes"));
-    CHECK_THROWS_WITH(make_draft(*model, 0, 1), TMAC_CONTAINS("1 to 7 planes, not 0"));
-    CHECK_THROWS_WITH(make_draft(*model, 8, 1), TMAC_CONTAINS("1 to 7 planes, not 8"));
+    CHECK_THROWS_WITH(make_draft(*model, 4, 1, kNothing), TMAC_CONTAINS("no matrix has more than 4 planes"));
+    CHECK_THROWS_WITH(make_draft(*model, 0, 1, kNothing), TMAC_CONTAINS("1 to 7 planes, not 0"));
+    CHECK_THROWS_WITH(make_draft(*model, 8, 1, kNothing), TMAC_CONTAINS("1 to 7 planes, not 8"));
+}
+
+TEST_CASE("a draft is made of the model itself, not of another draft", "[draft]") {
+    TinyModel tiny("llama", shape_of({"llama"}));
+    const std::shared_ptr<const Model> draft = make_draft(*tiny.build(), 4, 1, kNothing);
+    CHECK_THROWS_WITH(make_draft(*draft, 2, 1, kNothing), TMAC_CONTAINS("head is that of a draft"));
+    CHECK_THROWS_WITH(make_draft(*draft, 4, 1, kNothing), TMAC_CONTAINS("no matrix has more than 4 planes"));
+}
+
+TEST_CASE("making a draft asks before every layer whether to go on", "[draft]") {
+    TinyModel tiny("llama", shape_of({"llama"}));
+    const std::shared_ptr<const Model> model = tiny.build();
+    int calls = 0;
+    make_draft(*model, 4, 1, [&] { ++calls; });
+    CHECK(calls == 2);
+    const auto stop = [] { throw std::runtime_error("stop"); };
+    CHECK_THROWS_WITH(make_draft(*model, 4, 1, stop), TMAC_CONTAINS("stop"));
 }
 
 }  // namespace tmac

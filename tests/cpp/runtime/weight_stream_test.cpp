@@ -31,7 +31,7 @@ struct Opened {
 
     /// One pass, compared with the bytes.
     void check_pass(const StreamFile& wanted) {
-        stream.begin();
+        stream.begin(kNothing);
         for (const FilePart& part : parts) {
             const uint8_t* found = stream.acquire(kNothing);
             CHECK(std::equal(found, found + (part.back().end - part.front().begin),
@@ -68,7 +68,7 @@ TEST_CASE("WeightStream begins anew where a pass was left") {
     Opened opened(file);
     for (size_t left_at = 0; left_at < 4; ++left_at) {
         for (const bool held : {false, true}) {
-            opened.stream.begin();
+            opened.stream.begin(kNothing);
             for (size_t i = 0; i < left_at; ++i) {
                 opened.stream.acquire(kNothing);
                 opened.stream.release();
@@ -85,7 +85,7 @@ TEST_CASE("WeightStream waits no longer than a checkpoint lets it") {
     const StreamFile file(14);
     Opened opened(file);
     opened.stream.set_limit(1000.0);
-    opened.stream.begin();
+    opened.stream.begin(kNothing);
     int calls = 0;
     CHECK_THROWS_AS(opened.stream.acquire([&] {
         if (++calls == 3) {
@@ -111,6 +111,41 @@ TEST_CASE("WeightStream keeps to a limit, and ends while it is held back") {
     CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(20));
 }
 
+TEST_CASE("WeightStream begins anew after a begin() that a checkpoint ended") {
+    const StreamFile file(14);
+    Opened opened(file);
+    for (int i = 0; i < 20; ++i) {
+        opened.stream.begin(kNothing);
+        opened.stream.acquire(kNothing);
+        try {  // readers are mostly at rest before anybody asks
+            opened.stream.begin([] { throw std::domain_error("enough"); });
+        } catch (const std::domain_error&) {
+        }
+        opened.check_pass(file);
+    }
+}
+
+TEST_CASE("WeightStream is held back by any limit") {
+    const StreamFile file(14);
+    for (const double limit : {1e-9, 1e-300, 5e-324}) {
+        CAPTURE(limit);
+        Opened opened(file);
+        opened.stream.set_limit(limit);
+        for (int pass = 0; pass < 3; ++pass) {
+            opened.stream.begin(kNothing);
+            int calls = 0;
+            const auto stop = [&calls] {
+                if (++calls == 3) {
+                    throw std::domain_error("enough");
+                }
+            };
+            CHECK_THROWS_AS(opened.stream.acquire(stop), std::domain_error);
+        }
+        opened.stream.set_limit(0.0);
+        opened.check_pass(file);
+    }
+}
+
 TEST_CASE("WeightStream names a file that is damaged, changed or shorter, and tries again") {
     StreamFile file(14);
     SECTION("damaged, and nobody says so") {
@@ -119,7 +154,7 @@ TEST_CASE("WeightStream names a file that is damaged, changed or shorter, and tr
         const auto direct = std::make_shared<const DirectFile>(file.path());
         WeightStream stream(direct, direct->state(), parts, {2, 3, kBlock});
         const auto whole_pass = [&stream] {
-            stream.begin();
+            stream.begin(kNothing);
             for (int part = 0; part < 4; ++part) {
                 stream.acquire(kNothing);
                 stream.release();
