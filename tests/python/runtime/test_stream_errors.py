@@ -8,13 +8,12 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 from runtime_models import config_of, model_of
-from streamed import open_streamed, streaming
+from streamed import open_streamed, replaced_descriptor, streaming
 
 import tmac
 from tmac import _core
@@ -160,26 +159,6 @@ def _foreign_head(original):
         return number
 
     return head
-
-
-@contextmanager
-def replaced_descriptor(path, other):
-    """Whatever reads the file by its descriptor reads another one."""
-    target = str(path)
-    (number,) = (int(each.name) for each in Path("/proc/self/fd").iterdir() if _link(each) == target)
-    kept, new = os.dup(number), os.open(other, os.O_RDONLY)
-    os.dup2(new, number)
-    try:
-        yield
-    finally:
-        os.dup2(kept, number)
-        os.close(kept)
-        os.close(new)
-
-
-def _link(path):
-    with suppress(OSError):
-        return str(path.readlink())
 
 
 @linux
