@@ -1,6 +1,9 @@
 """Engines whose weights are read while they run, however small the model is."""
 
+import os
+from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 
 import tmac
 from tmac.runtime.streaming import load
@@ -18,3 +21,23 @@ def streaming(monkeypatch, whole=0, planes=None, slots=2):
 def open_streamed(path, **options):
     """An engine that reads what its plan says."""
     return tmac.Engine.from_pretrained(path, memory_limit=LIMIT, **options)
+
+
+@contextmanager
+def replaced_descriptor(path, other):
+    """Whatever reads the file by its descriptor reads another one."""
+    target = str(path)
+    (number,) = (int(each.name) for each in Path("/proc/self/fd").iterdir() if _link(each) == target)
+    kept, new = os.dup(number), os.open(other, os.O_RDONLY)
+    os.dup2(new, number)
+    try:
+        yield
+    finally:
+        os.dup2(kept, number)
+        os.close(kept)
+        os.close(new)
+
+
+def _link(path):
+    with suppress(OSError):
+        return str(path.readlink())

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import transformers
@@ -181,9 +182,17 @@ def test_what_this_process_has():
 RUN = """
 import json, sys
 import tmac
-limit = json.loads(sys.argv[2])
-with tmac.Engine.from_pretrained(sys.argv[1], memory_limit=limit, max_positions=256, context_length=256) as engine:
-    texts = engine.generate([[5, 6, 7], list(range(1, 60))], max_new_tokens=6, ignore_eos=True)
+limit, draft, options = json.loads(sys.argv[2]), json.loads(sys.argv[3]), {"max_new_tokens": 6, "ignore_eos": True}
+sizes = {"memory_limit": limit, "max_positions": 256, "context_length": 256}
+with tmac.Engine.from_pretrained(sys.argv[1], draft=draft, **sizes) as engine:
+    if draft:
+        sys.path.insert(0, sys.argv[4])
+        from drafts_for_tests import EagerController
+        engine._passes._speculator.controller = EagerController()
+    texts = engine.generate([[5, 6, 7], list(range(1, 60))], **options)
+    texts.append(engine.generate(list(range(1, 60)), **{**options, "max_new_tokens": 10}))
+    stats = texts[-1].speculation
+    assert not draft or stats.error is None and stats.draft_passes + stats.ahead_passes > 2, stats
     logits = engine.logits(list(range(1, 100)))
     plan = engine.streamed and engine.streamed.plan
 with open("/proc/self/status") as file:
@@ -205,10 +214,11 @@ def larger(tmp_path_factory):
     return folder
 
 
-def run(model, limit, cache):
+def run(model, limit, cache, draft=None):
     environment = {**os.environ, "TMAC_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}
+    tests = Path(__file__).parent / "speculation"
     return subprocess.run(
-        [sys.executable, "-c", RUN, str(model), json.dumps(limit)],
+        [sys.executable, "-c", RUN, str(model), json.dumps(limit), json.dumps(draft), str(tests)],
         capture_output=True,
         text=True,
         env=environment,
@@ -216,26 +226,67 @@ def run(model, limit, cache):
     )
 
 
+def least_of(model, cache, draft=None):
+    """The limit that a process says that it needs."""
+    failed = run(model, "1M", cache, draft)
+    needed = re.search(r"ValueError: memory_limit: this model needs at least (\w+), found 1M", failed.stderr)
+    assert needed, failed.stderr
+    return parse_memory("x", needed[1])
+
+
+def outcome(done):
+    """(texts and the sum of logits, peak, bytes that a pass reads)"""
+    assert done.returncode == 0, done.stderr
+    *found, peak, streamed = json.loads(done.stdout)
+    return found, peak, streamed
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_the_process_keeps_to_its_limit(larger, tmp_path):
     """With as little as it says that it needs, and with a bit more; making the packed file included."""
-    failed = run(larger, "1M", tmp_path)
-    needed = re.search(r"ValueError: memory_limit: this model needs at least (\w+), found 1M", failed.stderr)
-    least = parse_memory("x", needed[1])
+    least = least_of(larger, tmp_path)
     found = []
     for limit in (least + 2 * MB, least + 40 * MB, None):
         for path in (tmp_path / "packed").iterdir():
             path.unlink()
-        done = run(larger, limit, tmp_path)
-        assert done.returncode == 0, done.stderr
-        found.append(json.loads(done.stdout))
-    (texts, total, peak, streamed), (other_texts, other_total, other_peak, other_streamed), resident = found
+        found.append(outcome(run(larger, limit, tmp_path)))
+    (small, peak, streamed), (more, other_peak, other_streamed), (resident, whole, _) = found
     assert peak <= least + 2 * MB
     assert other_peak <= least + 40 * MB
     assert 0 < other_streamed < streamed
-    assert texts == other_texts == resident[0]
-    assert total == other_total == resident[1]
-    assert resident[2] > peak + 30 * MB  # what was saved
+    assert small == more == resident
+    assert whole > peak + 30 * MB  # what was saved
+
+
+@pytest.fixture(scope="module")
+def eight_bits(tmp_path_factory):
+    """A model of 30 MB, what it gives, and what it needs without a draft."""
+    import torch
+    from tokenizers import Tokenizer, models
+
+    folder = tmp_path_factory.mktemp("eight_bits")
+    sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8, "vocab_size": 1000}
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES | sizes))
+    tmac.quantize_(model, tmac.QuantConfig(bits=8, group_size=32))
+    model.save_pretrained(folder)
+    words = models.WordLevel({f"t{token}": token for token in range(1000)}, unk_token="t0")
+    Tokenizer(words).save(str(folder / "tokenizer.json"))
+    return folder, outcome(run(folder, None, folder))[0], least_of(folder, folder)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize(("draft", "more"), [("planes:4", 10 * MB), ("model:PATH", 25 * MB)])
+def test_the_process_keeps_to_its_limit_with_a_draft(eight_bits, draft, more, tmp_path):
+    """With no more than it says that it needs; the planes, or all of a model that equals the target, are part of it."""
+    path, expected, least_without = eight_bits
+    draft = draft.replace("PATH", str(path))
+    least = least_of(path, tmp_path, draft)
+    assert least > least_without + more
+    found, peak, streamed = outcome(run(path, least, tmp_path, draft))
+    assert found == expected
+    assert peak <= least
+    assert streamed > 0
 
 
 def test_a_limit_is_looked_at_first():

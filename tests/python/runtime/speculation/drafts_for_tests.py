@@ -1,9 +1,14 @@
 """Drafts that guess at random, always wrong, always right or not at all, and a controller that always lets them."""
 
 import random
+import threading
+from contextlib import contextmanager
 
 from tmac.runtime.speculation.controller import Controller, TextControl
 from tmac.runtime.speculation.drafts import Guess, NoPasses
+from tmac.runtime.speculation.pipeline import SecondThread
+
+PATIENCE = 60.0  # seconds in which a thread makes a step, however busy the machine is
 
 
 class Eager(TextControl):
@@ -122,3 +127,54 @@ def random_guesses(texts, vocab, seed=0, right=0.7):
 
 def raising(before):
     raise ArithmeticError("a draft that fails")
+
+
+class PacedThread(SecondThread):
+    """The thread of a draft, for passes of the target that wait until it has got somewhere.
+
+    Args:
+        steps: of the draft in a pass, unless there is less to do.
+    """
+
+    def __init__(self, steps):
+        super().__init__()
+        self.steps, self.there = steps, threading.Event()
+        self.there.set()
+
+    @contextmanager
+    def running(self, work):
+        if work is None:
+            with super().running(None) as beside:
+                yield beside
+            return
+        there, asked = self.there, 0
+        there.clear()
+
+        def paced(stopped):
+            def is_stopped():
+                nonlocal asked
+                asked += 1  # before each step
+                if asked > self.steps:
+                    there.set()
+                return stopped()
+
+            try:
+                work(is_stopped)
+            finally:
+                there.set()
+
+        try:
+            with super().running(paced) as beside:
+                yield beside
+        finally:
+            there.set()
+
+    def wait(self):
+        assert self.there.wait(PATIENCE), "the draft makes no steps"
+
+
+def paced(speculator, steps):
+    """Its draft makes at least so many steps beside each pass: no clock ends them."""
+    speculator._second = PacedThread(steps)
+    speculator._clock = lambda: 0.0
+    return speculator._second

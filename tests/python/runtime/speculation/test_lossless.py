@@ -276,18 +276,55 @@ def test_ctrl_c_in_a_pass(make_engine, draft, place):
             same(engine.generate(PROMPT, **options), expected)
 
 
-def test_streams_go_on_after_ctrl_c(make_engine):
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a signal to itself")
+@pytest.mark.parametrize("draft", [2, 7, 8, 9])
+def test_ctrl_c_while_the_main_thread_only_waits(make_engine, draft):
+    """The engine's own thread goes on in mid-text, and whoever asks again gets all of it."""
+    options = {"max_new_tokens": 40, "temperature": 1.0, "ignore_eos": True}
+    expected = plain(make_engine, PROMPT, **options)
+    engine = make_engine(context_length=CONTEXT)
+    attach(engine, list(drafts(engine.decoder, PROMPT, expected, 1))[draft])
+    ready, interrupted, seen = threading.Event(), threading.Event(), []
+
+    def interrupt(chunk):
+        seen.append(chunk)
+        if len(seen) == 3:
+            assert ready.wait(60)
+            os.kill(os.getpid(), signal.SIGINT)
+            assert interrupted.wait(60)
+
+    request = engine.submit(PROMPT, on_chunk=interrupt, **options)
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - it may come at once
+        ready.set()
+        request.result()
+    assert len(seen) == 3
+    assert not request.done
+    interrupted.set()
+    same(request.result(), expected)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a signal to itself")
+@pytest.mark.parametrize("draft", [2, 7, 8, 9])
+def test_streams_go_on_after_ctrl_c(make_engine, draft):
     """What was interrupted between two tokens goes on from there."""
     options = {"max_new_tokens": 40, "temperature": 1.0, "ignore_eos": True}
     expected = plain(make_engine, PROMPT, **options)
     engine = make_engine(context_length=CONTEXT)
-    attach(engine, PlanesDraft(tree_runner(engine.decoder), 4))
-    request = engine.submit(PROMPT, **options)
-    results = []
-    thread = threading.Thread(target=lambda: results.append(request.result()))
-    thread.start()
-    thread.join()
-    same(results[0], expected)
+    attach(engine, list(drafts(engine.decoder, PROMPT, expected, 1))[draft])
+    stream, found = engine.generate(PROMPT, stream=True, **options), []
+
+    def take(count):
+        for chunk in stream:
+            found.extend(chunk.token_ids)
+            if len(found) >= count:
+                signal.raise_signal(signal.SIGINT)
+
+    for count in (5, 20):
+        with pytest.raises(KeyboardInterrupt):
+            take(count)
+        assert count <= len(found) < 40
+    take(100)
+    assert found == expected.token_ids
 
 
 @settings(max_examples=60, deadline=None)

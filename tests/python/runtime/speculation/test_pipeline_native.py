@@ -6,7 +6,7 @@ import sys
 import threading
 
 import pytest
-from drafts_for_tests import EagerController
+from drafts_for_tests import EagerController, paced
 from streamed import open_streamed, streaming
 
 import tmac
@@ -59,6 +59,14 @@ def test_the_text_is_that_of_the_model_in_memory(checkpoint, expected, name, mon
             return  # planes were measured not to be worth it
         assert speculator.pipeline
         speculator.controller = EagerController()
+        run, second = speculator._run, paced(speculator, 4)
+
+        def waiting(*args, **options):
+            logits = run(*args, **options)
+            second.wait()
+            return logits
+
+        speculator._run = waiting
         for prompt, wanted in zip((PROMPT, PROMPT[5:], PROMPT), [*expected, expected[0]], strict=True):
             result = engine.generate(prompt, **OPTIONS)
             same(result, wanted)

@@ -30,6 +30,7 @@ MODELS = {
         },
     ),
 }
+PLANES = [(8, 4), (4, 3), (8, 4), (4, 3), (3, 2), (8, 4)]  # bits of each model, and how many of them draft
 PROMPTS = ([5, 6, 7, 8] * 8, list(range(3, 60)), [9])
 OPTIONS = {"temperature": 0.7, "ignore_eos": True, "max_new_tokens": 40, "logprobs": 0}
 
@@ -42,6 +43,18 @@ def engine(request, tmp_path_factory):
     with tmac.Engine.from_pretrained(folder, num_threads=1) as made:
         made.folder = folder
         yield made
+
+
+@pytest.fixture(scope="module", params=[*zip(MODELS, PLANES, strict=True)], ids=lambda one: f"{one[0]}, {one[1]}")
+def quantized(request, tmp_path_factory):
+    """A folder and a number of planes."""
+    name, (bits, planes) = request.param
+    family, changes = MODELS[name]
+    folder = tmp_path_factory.mktemp("model")
+    model = model_of(config_of(family, **changes))
+    tmac.quantize_(model, tmac.QuantConfig(bits=bits, group_size=32))
+    model.save_pretrained(folder)
+    return folder, planes
 
 
 def attach(engine, draft, seed):
@@ -68,4 +81,22 @@ def test_the_text_is_the_plain_one(engine, kind):
         assert result.token_ids == expected.token_ids
         assert result.logprobs == expected.logprobs
         accepted += sum(result.speculation.accepted)
+    assert accepted > 5
+
+
+@pytest.mark.parametrize("ngram", ["", "ngram+"])
+def test_the_text_with_planes_is_the_plain_one(quantized, ngram):
+    """Windows and rotary frequencies see the draft's rows in the target's own cache."""
+    folder, planes = quantized
+    with tmac.Engine.from_pretrained(folder, num_threads=1) as engine:
+        expected = [engine.generate(prompt, **OPTIONS) for prompt in PROMPTS]
+    accepted = 0
+    with tmac.Engine.from_pretrained(folder, num_threads=1, draft=f"{ngram}planes:{planes}") as engine:
+        engine._passes._speculator.controller = EagerController(planes)
+        for prompt, text in zip(PROMPTS, expected, strict=True):
+            result = engine.generate(prompt, **OPTIONS)
+            assert result.speculation.error is None
+            assert result.token_ids == text.token_ids
+            assert result.logprobs == text.logprobs
+            accepted += sum(result.speculation.accepted)
     assert accepted > 5

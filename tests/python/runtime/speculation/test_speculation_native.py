@@ -17,9 +17,12 @@ from tmac.runtime.native import core
 from tmac.runtime.speculation.combined import CombinedDraft
 from tmac.runtime.speculation.model_draft import ModelDraft
 from tmac.runtime.speculation.ngram import NgramDraft
+from tmac.runtime.speculation.planes import PlanesDraft
+from tmac.runtime.speculation.rows import tree_runner
 from tmac.runtime.speculation.speculator import make_speculator
 
 PROMPTS = 1000
+RAISES = 4  # the number of the draft that does, of those for all prompts
 
 
 @pytest.fixture(scope="module")
@@ -64,15 +67,22 @@ def same(result, expected):
     assert result.logprobs == expected.logprobs
 
 
+def plane_drafts(engine):
+    """Of an engine that was opened with "planes:3": alone, and behind the text."""
+    planes = PlanesDraft(tree_runner(engine._passes.decoder, 1), 3)
+    return [planes, CombinedDraft(NgramDraft(), planes)]
+
+
 def test_a_thousand_prompts_greedily(make_engine, parts):
-    """With random trees, a draft that is always wrong, one that equals the target, one that raises, and the text."""
-    engine = make_engine(kept_positions=0)
+    """With random trees, a draft that is always wrong, one that equals the target, one that raises, the text, and the
+    target's own planes, which write into its cache."""
+    engine = make_engine(kept_positions=0, draft="planes:3")
     draw = random.Random(0)
     prompts = [
         [draw.randrange(3, 270) for _ in range(draw.randrange(1, 24))] * draw.choice([1, 1, 2]) for _ in range(PROMPTS)
     ]
     options = {"max_new_tokens": 12, "ignore_eos": True}
-    expected = engine.generate(prompts, **options)
+    expected = make_engine(kept_positions=0).generate(prompts, **options)
     truths = [prompt + text.token_ids for prompt, text in zip(prompts, expected, strict=True)]
     current = [[]]
     guess = random_guesses(current, engine.vocab_size)
@@ -81,21 +91,25 @@ def test_a_thousand_prompts_greedily(make_engine, parts):
         TreeDraft(lambda before: [((current[0][len(before) : len(before) + 1] or [0])[0] ^ 1, 0.9)]),
         TreeDraft(guess, kind="slow"),
         CombinedDraft(NgramDraft(), model_draft(parts, kept_positions=0)),
-        TreeDraft(raising),
+        TreeDraft(raising),  # RAISES
+        *plane_drafts(engine),
     ]
-    accepted = passes = 0
+    accepted, passes = [0] * len(drafts), 0
     for number, (prompt, truth, text) in enumerate(zip(prompts, truths, expected, strict=True)):
         current[0] = truth
         attach(engine, drafts[number % len(drafts)], number)
         result = engine.generate(prompt, **options)
         same(result, text)
-        accepted += sum(result.speculation.accepted)
+        assert (result.speculation.error is None) == (number % len(drafts) != RAISES)
+        accepted[number % len(drafts)] += sum(result.speculation.accepted)
         passes += result.speculation.passes
-    assert accepted > PROMPTS
-    assert passes + accepted == 11 * PROMPTS
+    assert sum(accepted) > PROMPTS
+    assert min(accepted[-2:]) > PROMPTS / len(drafts)
+    assert passes + sum(accepted) == 11 * PROMPTS
 
 
 VARIANTS = [
+    {},
     {"temperature": 1.0},
     {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "repetition_penalty": 1.2, "logprobs": 2},
     {"presence_penalty": 0.7, "frequency_penalty": 0.2, "logprobs": 0},
@@ -105,7 +119,7 @@ VARIANTS = [
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_random_trees(engines, data):
-    """For any prompt, options, cache and tree."""
+    """For any prompt, options, cache and tree; of planes, too."""
     engine = engines[data.draw(st.sampled_from(sorted(engines)))]
     prompt = data.draw(st.lists(st.integers(3, 269), min_size=1, max_size=150))
     options = data.draw(st.sampled_from(VARIANTS)) | {
@@ -115,14 +129,19 @@ def test_random_trees(engines, data):
     }
     expected = engine.generate(prompt, speculative=False, **options)
     seed = data.draw(st.integers(0, 1000))
-    attach(engine, TreeDraft(random_guesses([prompt + expected.token_ids], engine.vocab_size, seed)), seed)
-    same(engine.generate(prompt, **options), expected)
+    guess = random_guesses([prompt + expected.token_ids], engine.vocab_size, seed)
+    attach(engine, data.draw(st.sampled_from([TreeDraft(guess), *plane_drafts(engine)])), seed)
+    result = engine.generate(prompt, **options)
+    same(result, expected)
+    assert result.speculation is None or result.speculation.error is None
+    same(engine.generate(prompt, speculative=False, **options), expected)  # behind the rows that are kept
 
 
 @pytest.fixture(scope="module")
 def engines(path):
     made = {
-        cache: tmac.Engine.from_pretrained(path, num_threads=1, cache_type=cache) for cache in ("f32", "f16", "int8")
+        cache: tmac.Engine.from_pretrained(path, num_threads=1, cache_type=cache, draft="planes:3")
+        for cache in ("f32", "f16", "int8")
     }
     yield made
     for engine in made.values():
@@ -163,6 +182,9 @@ def test_a_full_cache(make_engine, parts):
     assert len(expected.token_ids) < 100
     for draft in (NgramDraft(), model_draft(parts)):
         same(attach(make_engine(max_positions=128), draft).generate(prompt, **options), expected)
+    for number in range(2):
+        engine = make_engine(max_positions=128, draft="planes:3")
+        same(attach(engine, plane_drafts(engine)[number]).generate(prompt, **options), expected)
 
 
 @pytest.mark.parametrize("name", ["ngram", "model:PATH", "ngram+model:PATH", "auto"])
