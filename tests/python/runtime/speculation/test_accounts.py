@@ -133,11 +133,15 @@ def test_the_last_chunk_has_the_last_pass(checkpoint, monkeypatch):
 
 
 class Wide(EagerController):
-    """Verifies as many guesses as there are."""
+    """Guesses as much as there is room for, and verifies so many guesses."""
+
+    def __init__(self, most=15):
+        super().__init__()
+        self.most = most
 
     def start(self):
         text = super().start()
-        text.choose = lambda tree, spent, *, probe: tree.best()[:15]
+        text.choose = lambda tree, spent, *, probe: tree.best()[: self.most]
         text.expands = lambda *_: True
         return text
 
@@ -169,12 +173,13 @@ def test_a_tree_that_meets_a_full_cache_takes_the_room_of_kept_prompts(make_engi
 
 
 def test_planes_over_the_same_cache_take_it_too(make_engine):
+    """Their own rows do not fit, before anything is verified."""
     engine = make_engine(max_positions=28 + 12)
     passes = engine._passes
     engine.generate(list(range(30)), max_new_tokens=1, ignore_eos=True)
     kept = len(passes.prefixes)
     draft = PlanesDraft(tree_runner(passes.decoder), 4)
-    passes._speculator = make_speculator(passes.decoder, draft, Wide(), engine.vocab_size, 0)
+    passes._speculator = make_speculator(passes.decoder, draft, Wide(0), engine.vocab_size, 0)
     passes._speculator.make_room = passes.make_room
     stats = engine.generate([40, 41, 42], max_new_tokens=5, ignore_eos=True).speculation
     assert (kept, len(passes.prefixes), stats.error) == (1, 0, None)
