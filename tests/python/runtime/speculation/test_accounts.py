@@ -114,22 +114,28 @@ def test_what_is_read_for_prompts_and_other_texts_is_not_counted(checkpoint, mon
             assert len(PROMPT) // 2 > 2 * stats.passes, "what its prompt reads would show"
 
 
-def test_the_last_chunk_has_the_last_pass(checkpoint, monkeypatch):
+def test_the_last_chunk_has_the_last_pass(make_engine):
     """At the time of its delivery, when the text ends with a plain pass."""
-    streaming(monkeypatch)
-    seen = []
-    with open_streamed(checkpoint, draft="ngram", num_threads=1) as engine:
-        engine._passes._speculator.controller.start = EagerController().start
-        engine._passes._speculator.draft = TreeDraft(lambda before: [])
+    seen, read = [], []
 
-        def look(chunk):
-            if chunk.speculation is not None:
-                seen.append(chunk.speculation.to_dict())
+    def io():
+        found = len(read), 100 * len(read)
+        read.clear()
+        return found
 
-        result = engine.submit([5, 9, 33], on_chunk=look, max_new_tokens=2, ignore_eos=True).result()
-    assert result.speculation.passes == 1
-    assert seen[0]["bytes_read"] == result.speculation.bytes_read > 0
-    assert seen[0]["plain_seconds"] > 0.0
+    engine = make_engine(after_pass=lambda phase, rows: read.append(phase))
+    draft, controller = TreeDraft(lambda before: []), EagerController()
+    engine._passes._speculator = make_speculator(engine.decoder, draft, controller, engine.vocab_size, 0, io)
+
+    def look(chunk):
+        if chunk.speculation is not None:
+            seen.append(chunk.speculation.to_dict())
+
+    result = engine.submit([5, 9, 33], on_chunk=look, max_new_tokens=2, ignore_eos=True).result()
+    stats = result.speculation
+    assert (stats.passes, stats.bytes_read, stats.io_seconds) == (1, 100, 1)
+    assert (seen[0]["bytes_read"], seen[0]["io_seconds"]) == (100, 1)
+    assert 0.0 < seen[0]["plain_seconds"] <= stats.plain_seconds
 
 
 class Wide(EagerController):
