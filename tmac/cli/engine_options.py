@@ -153,7 +153,7 @@ def read_text(path: Path, check: Callable[[str], object] | None = None) -> str:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """What the engine says of its arguments and of a checkpoint, as one line; what it needs, by the extra's name."""
+    """What the engine says of arguments, a checkpoint or a failing disk, as one line; what it needs, by the extra."""
     from tmac import FormatError
 
     try:
@@ -163,7 +163,9 @@ def user_errors() -> Iterator[None]:
     except ImportError as error:
         text = str(error)
         raise CommandError(text if "tmac-cpu[" in text else f"{text}; pip install 'tmac-cpu[engine]'") from error
-    except (ValueError, TypeError, MemoryError) as error:
+    except (NotImplementedError, RecursionError):  # are RuntimeErrors, and nothing that a user can put right
+        raise
+    except (ValueError, TypeError, MemoryError, RuntimeError) as error:
         raise CommandError(str(error) or "out of memory") from error
 
 

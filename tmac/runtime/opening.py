@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tmac.runtime.hub import local_path
 from tmac.runtime.loading import EngineParts, load_engine_parts
 from tmac.runtime.native import Decoder, core
 from tmac.runtime.speculation.controller import Controller
@@ -60,15 +61,14 @@ def open_engine(
 ) -> OpenedEngine:
     """Loads a checkpoint and what speeds it up; arguments as of `Engine.from_pretrained`.
 
-    Another model that drafts is loaded first: what it takes is part of the limit.
+    Another model that drafts is loaded first: what it takes is part of the limit. `requantize` is for both.
 
     Raises:
         FormatError: a checkpoint is damaged.
         TypeError, ValueError: an argument is wrong, the draft does not fit the model, or the limit is too small.
     """
     name = parse_draft(draft)
-    other = load_engine_parts(name.model, progress=options.get("progress")) if name.model else None
-    streamed = guesser = None
+    streamed = guesser = other = None
     if memory_limit is not None:
         streamed = StreamedModel(
             memory_limit,
@@ -84,7 +84,11 @@ def open_engine(
             ),
             planes_context=PLANES_CONTEXT,
         )
-    if other is not None:
+    if name.model:
+        path = local_path(path, options.get("revision"))  # a wrong one is told before another model is loaded
+        other = load_engine_parts(
+            name.model, requantize=options.get("requantize", ()), progress=options.get("progress")
+        )
         positions = 0
         if streamed is not None:
             context = min(streamed.most_positions, other.context_length)

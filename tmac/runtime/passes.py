@@ -50,6 +50,8 @@ class Passes:
         self.chunk_size, self.max_batch = chunk_size, max_batch
         self._rope_key, self._windowed, self._num_threads = rope_key, windowed, num_threads
         self._speculator = speculator
+        if speculator is not None:
+            speculator.make_room = self.make_room
         self._waiting: list[Task] = []  # in the order of their tickets, as are the active ones
         self._active: list[Task] = []
         self._blocked = False  # the cache was full: nobody starts before somebody has ended
@@ -213,6 +215,8 @@ class Passes:
             if phase == "prompt" and length == task.prompt_rows and self._windowed:
                 self._keep(self.decoder.fork(task.seq, length), task)
             if length == len(task.tokens):
+                if self._speculator is not None:
+                    self._speculator.evaluated(task)
                 self._accept(task, logits[number])
                 number += 1
 

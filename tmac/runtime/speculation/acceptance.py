@@ -5,8 +5,8 @@ from __future__ import annotations
 from bisect import bisect_right
 
 EDGES = (0.05, 0.15, 0.3, 0.45, 0.6, 0.7, 0.8, 0.88, 0.94, 0.98)
-FIRST_HIT = 0.85  # of any guess after a node, before it is measured: a new draft is given a try
-ANY = -1  # the bin of "one of the guesses was right"
+FIRST_HIT = 0.85  # of the likeliest guess after a node, before it is measured: a new draft is given a try
+ANY = -1  # the bin of the likeliest guess after a node, whatever its confidence
 
 
 class Acceptance:
@@ -32,7 +32,7 @@ class Acceptance:
         return self._estimate((kind, bisect_right(EDGES, confidence)), min(max(confidence, 0.02), 0.98))
 
     def hit(self, kind: str) -> float:
-        """That the target agrees with one of the guesses after a node."""
+        """That the target agrees with the guess after a node that the draft is most confident of."""
         return self._estimate((kind, ANY), FIRST_HIT)
 
     def add(self, kind: str, confidence: float, right: bool) -> None:
@@ -40,7 +40,7 @@ class Acceptance:
         self._count((kind, bisect_right(EDGES, confidence)), right)
 
     def add_hit(self, kind: str, right: bool) -> None:
-        """The same for all guesses after a node together."""
+        """The same for the guess after a node that the draft is most confident of."""
         self._count((kind, ANY), right)
 
     def _estimate(self, key: tuple[str, int], first: float) -> float:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from tmac.runtime.native import Decoder, Floats, is_cache_full
+from tmac.runtime.native import Decoder, Floats, Ids, is_cache_full
 from tmac.runtime.speculation.controller import Controller, TextControl
 from tmac.runtime.speculation.drafts import Draft, DraftText
 from tmac.runtime.speculation.grow import Begun, Grown, Growth
@@ -55,6 +55,7 @@ class _State:
     seq: int | None = None  # that the text was opened for
     failed: bool = False
     begun: Begun | None = None  # what is there of the next tree
+    plain_since: float | None = None  # a plain pass runs, and its time is counted up to here
 
 
 class Speculator:
@@ -69,6 +70,9 @@ class Speculator:
         clock: seconds.
         io: seconds and bytes that the target's passes have waited for a disk and read from it, since the last call.
         pipeline: the draft, if it is `separate`, goes on in a thread of its own while passes of the target verify.
+
+    Attributes:
+        make_room: called where the target's cache is full; whether something in it was given up.
     """
 
     def __init__(
@@ -84,15 +88,27 @@ class Speculator:
         pipeline: bool = False,
     ) -> None:
         self.draft, self.controller = draft, controller or Controller(MOST_ROWS)
-        self._run, self._keep, self._vocab_size, self._clock, self._io = run, keep, vocab_size, clock, io
+        self._run_once, self._keep, self._vocab_size, self._clock, self._io = run, keep, vocab_size, clock, io
+        self.make_room: Callable[[], bool] = lambda: False
         self.pipeline = pipeline and draft.separate
         self._second = SecondThread()
         self._states: dict[SpeculatedText, _State] = {}
 
     def prompt(self, task: SpeculatedText, end: int) -> None:
-        """The target has evaluated the first `end` tokens of a prompt; the draft does so too."""
-        state = self._open(task)
-        self._guard(state, lambda text: text.prompt(task.tokens, end))
+        """The target has evaluated the first `end` tokens of a prompt; the draft does so too, if guesses may pay.
+
+        Where they did not and do later, the draft catches up.
+        """
+        state, begin = self._open(task), self._clock()
+        most = task.room - 1 - (task.generated == 0)  # behind the prompt comes a token that nobody guesses
+
+        def read(text: DraftText) -> None:
+            ready = most if self.pipeline else 0  # steps take the text no time there
+            if most > 0 and (text.kind is None or state.control.draft_depth(text.kind, 0, most, ready)):
+                text.prompt(task.tokens, end)
+
+        self._guard(state, read)
+        state.stats.draft_seconds += self._clock() - begin
 
     def round(self, task: SpeculatedText, plain: Callable[[], None], accept: Callable[[Floats], None]) -> None:
         """One or several tokens of a text, whose tokens but the last have been evaluated.
@@ -106,6 +122,8 @@ class Speculator:
             Exception: of the target's pass.
         """
         state = self._open(task)
+        if self._io is not None:
+            self._io()  # what prompts and other texts have read
         growth = None if state.control.rests() else self._grow(state, task)
         state.begun = None
         if growth is not None and growth.grown.nodes and self._verify(state, task, growth, accept):
@@ -115,10 +133,12 @@ class Speculator:
         state.stats.passes += 1
         state.stats.budgets.append(0)
         state.stats.tokens += 1
-        plain()
-        seconds = self._clock() - begin
-        state.stats.plain_seconds += seconds
-        self._count_io(state)
+        state.plain_since = begin
+        try:
+            plain()
+        finally:
+            self._count_plain(state)
+            seconds, state.plain_since = state.plain_since - begin, None
         if task.generated > before:
             if growth is not None and grown is not None:
                 state.control.learn(grown.tree, 0, task.tokens[-1])
@@ -127,6 +147,12 @@ class Speculator:
             state.control.plain_done(seconds, grown.seconds if grown is not None else 0.0)
         else:
             state.stats.tokens -= 1
+
+    def evaluated(self, task: SpeculatedText) -> None:
+        """A pass has ended; what its logits say is not known yet. So the last chunk's statistics hold the last pass."""
+        state = self._states.get(task)
+        if state is not None and state.plain_since is not None:
+            self._count_plain(state)
 
     def detach(self, task: SpeculatedText) -> None:
         """The text has lost its sequence; it goes on later."""
@@ -178,6 +204,8 @@ class Speculator:
             state.stats.error = _message(error)
             with suppress(Exception):  # it has failed already
                 text.close()
+        elif is_cache_full(error) and not self.draft.separate:
+            self.make_room()
 
     def _grow(self, state: _State, task: SpeculatedText) -> Growth | None:
         """A tree that has grown, None if there can be none."""
@@ -312,6 +340,22 @@ class Speculator:
             node = child
             rows.append(place[node])
             state.stats.accepted[tree.depths[node] - 1] += 1
+
+    def _run(self, seq: int, tokens: Ids, parents: Ids, *, first: int, draft: bool) -> Floats:
+        """As `run`. Where the cache is full, once more if there is something to give up."""
+        try:
+            return self._run_once(seq, tokens, parents, first=first, draft=draft)
+        except Exception as error:
+            if not is_cache_full(error) or not self.make_room():
+                raise
+        return self._run_once(seq, tokens, parents, first=first, draft=draft)
+
+    def _count_plain(self, state: _State) -> None:
+        assert state.plain_since is not None
+        now = self._clock()
+        state.stats.plain_seconds += now - state.plain_since
+        state.plain_since = now
+        self._count_io(state)
 
     def _count_io(self, state: _State) -> None:
         if self._io is not None:

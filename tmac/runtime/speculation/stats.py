@@ -8,7 +8,8 @@ from typing import Any
 
 @dataclass
 class SpeculationStats:
-    """Passes and guesses after the prompt. Filled while the text is written; complete with its last chunk.
+    """Passes and guesses after the prompt. Filled while the text is written; complete with its last chunk, but
+    for the time of its own choice and delivery.
 
     Args:
         draft: its name.
@@ -18,11 +19,11 @@ class SpeculationStats:
         drafted: guesses that were verified, by depth: the first are those right behind the text.
         accepted: of these, those that the target agreed with.
         budgets: for each pass, how many guesses were verified; 0 is plain decoding.
-        draft_seconds: spent on guesses.
+        draft_seconds: spent on guesses, and by the draft on the prompt, while the text waited.
         verify_seconds: in passes of the target with guesses.
         plain_seconds: in passes without, with the token's own choice and delivery.
         io_seconds: of these, waiting for weights that stream from a disk.
-        bytes_read: from the disk.
+        bytes_read: from the disk, in these passes: not for the prompt, nor for passes with other texts.
         error: what the draft failed with; the text went on without it.
         ahead_passes: of the draft, while passes of the target ran.
         ahead_kept: of these, the ones behind a token that the target then gave: the next guesses began with them.

@@ -34,7 +34,10 @@ def parse_memory(name: str, value: Any) -> int:
     match = WRITTEN.fullmatch(value)
     if match is None:
         raise ValueError(f"{name}: expected a size like 700M or 1.5G, found {shown(value)}")
-    return integer(name, int(float(match[1]) * UNITS[match[2].upper()]), 1, LARGEST)
+    size = float(match[1]) * UNITS[match[2].upper()]
+    if size > LARGEST:
+        raise ValueError(f"{name}: expected a size of at most {LARGEST >> 40}T, found {shown(value)}")
+    return integer(name, int(size), 1, LARGEST)
 
 
 def written(nbytes: int) -> str:

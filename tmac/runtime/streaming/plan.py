@@ -82,9 +82,10 @@ def make_plan(
         if plan.total <= limit:
             return plan
     least = min(plans, key=lambda plan: plan.total)
-    raise ValueError(
-        f"memory_limit: this model needs at least {written(least.total)}, found {written(limit)} ({least})"
-    )
+    message = f"memory_limit: this model needs at least {written(least.total)}, found {written(limit)} ({least})"
+    if resident_planes is not None:
+        message += f"; draft=planes:{resident_planes} keeps so many planes of every layer in memory: others need less"
+    raise ValueError(message)
 
 
 def divide(
