@@ -1,5 +1,6 @@
 """Engines whose weights are read while they run, however small the model is."""
 
+import gc
 import os
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -27,6 +28,7 @@ def open_streamed(path, **options):
 def replaced_descriptor(path, other):
     """Whatever reads the file by its descriptor reads another one."""
     target = str(path)
+    gc.collect()  # engines of other tests
     (number,) = (int(each.name) for each in Path("/proc/self/fd").iterdir() if _link(each) == target)
     kept, new = os.dup(number), os.open(other, os.O_RDONLY)
     os.dup2(new, number)

@@ -147,7 +147,7 @@ class Wide(EagerController):
 
     def start(self):
         text = super().start()
-        text.choose = lambda tree, spent, *, probe: tree.best()[: self.most]
+        text.choose = lambda tree, *, probe: tree.best()[: self.most]
         text.expands = lambda *_: True
         return text
 

@@ -189,9 +189,7 @@ def test_no_step_is_begun_that_would_probably_end_after_the_pass(make_engine, mo
     pipelined(engine, TreeDraft(guess, kind="slow"), steps=100)  # the passes wait until the clock ends the steps
     speculator = engine._passes._speculator
     passes, speculator._clock = speculator.controller.passes, lambda: now[0]
-    for rows in range(1, 17):
-        passes.add(rows, 3.5)
-    monkeypatch.setattr(passes, "add", lambda rows, seconds: None)
+    monkeypatch.setattr(passes, "of", lambda rows: 3.5)
     result = engine.generate(PROMPT, **OPTIONS)
     same(result, expected)
     assert max(made) == 3
