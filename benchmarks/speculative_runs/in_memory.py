@@ -11,6 +11,7 @@ from benchmarks.speculative_runs.setting import MODEL, PASS_ROWS, Setting
 
 Key = tuple[str, ...]
 Rows = Iterator[Row]
+PASS_RUNS = 41  # of passes that are timed, which are short
 
 
 def opened(setting: Setting, weights: str, draft: str) -> Measured:
@@ -50,7 +51,7 @@ def verify(setting: Setting, run: RunFile, weights: str) -> None:
 
 def _verify(setting: Setting, weights: str, draft: str, keys: Sequence[Key]) -> Rows:
     with opened(setting, weights, draft) as worker:
-        seconds = worker.ask("passes", rows=list(PASS_ROWS), runs=max(15, setting.runs))
+        seconds = worker.ask("passes", rows=list(PASS_ROWS), runs=max(PASS_RUNS, setting.runs))
     for key in keys:
         yield timed_row(key, seconds["1"], seconds[key[3]], cost=True, samples_ms=ms(seconds[key[3]]))
 
