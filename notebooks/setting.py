@@ -42,6 +42,15 @@ def model_file() -> Path:
     return path
 
 
+def two_models() -> tuple[Path, Path | None]:
+    """The GGUF files that TMAC_TARGET_MODEL and TMAC_DRAFT_MODEL name; `model_file()` and None without them."""
+    names = ("TMAC_TARGET_MODEL", "TMAC_DRAFT_MODEL")
+    named = [Path(os.environ[name]).resolve() for name in names if name in os.environ]
+    if len(named) == 1:
+        raise ValueError(f"{' and '.join(names)} go together, found one of them")
+    return (named[0], named[1]) if named else (model_file(), None)
+
+
 def write_float_model(folder: Path, blocks: int | None = None) -> int:
     """Writes that model as a float32 checkpoint of transformers, cut to its first blocks; the number of its blocks."""
     from transformers.utils import logging

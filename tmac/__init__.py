@@ -25,6 +25,7 @@ from tmac.threads import get_num_threads, set_num_threads
 
 if TYPE_CHECKING:
     from tmac import hf, nn, quant
+    from tmac.hf.assistant import assistant
     from tmac.hf.auto import auto_quantize
     from tmac.hf.config import TMACConfig
     from tmac.hf.native_attachment import attach, detach
@@ -44,6 +45,7 @@ _LAZY: dict[str, str | None] = {
     "quant": None,
     "Engine": "tmac.runtime.engine",
     "TMACConfig": "tmac.hf.config",
+    "assistant": "tmac.hf.assistant",
     "auto_quantize": "tmac.hf.auto",
     "attach": "tmac.hf.native_attachment",
     "detach": "tmac.hf.native_attachment",
@@ -64,6 +66,7 @@ __all__ = [
     "TMACConfig",
     "UnsupportedSpecError",
     "__version__",
+    "assistant",
     "attach",
     "auto_quantize",
     "cpu_features",

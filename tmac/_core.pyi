@@ -63,10 +63,12 @@ def pack(
     num_threads: int = 0,
     super_scales: NDArray[np.float16] | None = None,
     super_offsets: NDArray[np.float16] | None = None,
+    plane_layout: bool = False,
 ) -> PackedWeight:
     """Canonical planes [bits, n, ceil(k/8)] (most significant first), scales [n, groups] f16/f32, zeros (or offsets)
     [n, groups] u8/f16/f32 -> packed for `kernel` ("decode" or "decode,prompt"), by default the first of
-    `candidate_kernels(spec)`. Two-level scales and offsets are i8, their super values f16 [n, ceil(k/256)]."""
+    `candidate_kernels(spec)`. Two-level scales and offsets are i8, their super values f16 [n, ceil(k/256)].
+    `plane_layout`: in a layout of these kernels whose leading planes can be read alone (`Model.make_draft`)."""
 
 class Packer:
     """Packs a weight some rows at a time: no more than these need be held in another form.
@@ -81,6 +83,7 @@ class Packer:
         zeros: np.dtype[Any] | None = None,
         perm: NDArray[np.int32] | None = None,
         kernel: str = "",
+        plane_layout: bool = False,
     ) -> None: ...
     def add(
         self,
@@ -113,6 +116,19 @@ def unpack(buffer: NDArray[np.uint8], num_threads: int = 0) -> dict[str, Any]:
 def describe(buffer: NDArray[np.uint8]) -> dict[str, Any]:
     """{"spec": dict, "in_features", "out_features", "kernel", "prompt_kernel", "layout", "nbytes"}; ValueError for
     bytes that this CPU cannot read."""
+
+PACKED_HEADER_BYTES: int  # of a packed weight, which begins with its header
+
+def packed_regions(buffer: NDArray[np.uint8]) -> list[tuple[int, int, int]]:
+    """[(begin, end, first plane)] of the codes, in bytes from the start of the weight that begins with `buffer` (its
+    header, or more). ValueError as `describe`."""
+
+class ContentHash:
+    """64 bits that tell whether bytes are those that were written; no protection against intent."""
+
+    def __init__(self) -> None: ...
+    def update(self, data: bytes | bytearray | memoryview | NDArray[Any]) -> None: ...
+    def digest(self) -> int: ...
 
 def dequantize(buffer: NDArray[np.uint8], num_threads: int = 0) -> NDArray[np.float32]:
     """[out_features, in_features] in the checkpoint's column order (perm undone)."""
@@ -165,10 +181,20 @@ def linear_pointers(
     in_features: int,
     out_features: int,
     num_threads: int,
+    planes: int = 0,
+    code_scale: float = 1.0,
+    code_base: float = 0.0,
 ) -> None:
     """The same over raw addresses (0 = no bias): types 0 f32, 1 f16, 2 bf16; strides in elements between tokens, the
     last dimension has stride 1; bias is f32 [out_features]. in_features and out_features are what x and y have; they
-    are compared with the buffer. Releases the GIL."""
+    are compared with the buffer. `planes`: with so many leading planes of the codes alone (one of `prefixes`; 0: all),
+    which stand for the codes `code_scale * top + code_base`. Releases the GIL."""
+
+def prefixes(buffer: NDArray[np.uint8]) -> list[int]:
+    """How many leading planes of a packed weight are a weight of their own in the same memory; [] where none are."""
+
+def prefix_fit(buffer: NDArray[np.uint8], planes: int, num_threads: int = 0) -> tuple[float, float]:
+    """The `code_scale` and `code_base` of so many leading planes with the least squared error of the weights."""
 
 def time_kernels(
     spec: object,
@@ -295,6 +321,34 @@ class Model:
     def bytes_per_token(self) -> int:
         """Bytes of weights that one generated token reads: no embedding, of the experts those it is sent to."""
 
+    def stream_statistics(self) -> dict[str, Any] | None:
+        """What a model that reads weights while it runs has done: {"bytes_read", "passes", "seconds_reading",
+        "seconds_waiting": of a pass for weights, "bytes_per_pass", "resident_bytes", "ring_bytes", "direct": past the
+        page cache}. None where everything is in memory. From any thread. Raises RuntimeError in a forked child."""
+
+    def limit_stream(self, bytes_per_second: float) -> None:
+        """Reads no faster from now on, to stand for a slower disk; 0: as fast as it goes. RuntimeError as above."""
+
+    @property
+    def draft(self) -> Model | None:
+        """What `make_draft` has made: a model of its own in the same memory, for decoders of its own too."""
+
+    def make_draft(self, bits: int, num_threads: int = 0) -> None:
+        """Lets the leading `bits` planes of every matrix draft (`Decoder.forward_tree(draft=True)`), in the memory of
+        the model: of a matrix whose layout has no such prefix the next wider one, of narrower ones all planes. What
+        the planes stand for is fitted by least squares, with one scale for matrices of the same input (q, k and v,
+        gate and up) and an offset for each. A model that reads weights while it runs is read once. Where it fails or
+        is interrupted, the draft is as before.
+
+        Raises:
+            ValueError: a matrix has no such prefix, as it names, or none has more planes; the model is a draft itself;
+                the planes are not in memory.
+            RuntimeError, DamagedFileError: as `Decoder.forward`.
+        """
+
+class DamagedFileError(RuntimeError):
+    """A packed file holds other bytes than were written. Deleted, it is made again when the model is loaded."""
+
 class ModelBuilder:
     """Collects the weights of a model by name (docs/runtime.md). Matrices are not copied and must not change as long as
     the model lives."""
@@ -303,14 +357,46 @@ class ModelBuilder:
     def add_packed(self, name: str, buffer: NDArray[np.uint8], bias: NDArray[np.float32] | None = None) -> None:
         """The bytes of a PackedWeight."""
 
-    def add_floats(
+    def add_floats(self, name: str, array: NDArray[Any], dtype: str, bias: NDArray[np.float32] | None = None) -> None:
+        """A matrix [n, k] of "F32", "F16" or "BF16" (as uint16), or a vector [n] of "F32"."""
+
+    def open_packed(
+        self,
+        path: str,
+        size: int,
+        modified_ns: int,
+        ranges: Sequence[tuple[Sequence[tuple[int, int, int]], int]],
+        slots: int = 2,
+        readers: int = 4,
+        block_bytes: int = 1 << 20,
+    ) -> None:
+        """A packed file of this state. `ranges`: of everything outside of the layers, then of each layer, its sections
+        [(begin, end, checksum)] and how many of them, from the first on, are resident; these are read now. `slots`
+        layers are in memory at a time of what is not; `readers` threads read blocks of `block_bytes`. DamagedFileError,
+        RuntimeError where it was changed or cannot be read, ValueError where the ranges cannot be or a file is open
+        already: a model has one."""
+
+    def add_placed(
         self,
         name: str,
-        array: NDArray[Any],
-        dtype: str,
+        layer: int,
+        offset: int,
+        header: bytes,
+        regions: Sequence[int],
         bias: NDArray[np.float32] | None = None,
     ) -> None:
-        """A matrix [n, k] of "F32", "F16" or "BF16" (as uint16), or a vector [n] of "F32"."""
+        """A packed matrix in the file, in `layer` (-1: in none); what stands before its codes is at `offset`."""
+
+    def add_placed_floats(
+        self,
+        name: str,
+        layer: int,
+        offset: int,
+        dtype: str,
+        shape: tuple[int, int],
+        bias: NDArray[np.float32] | None = None,
+    ) -> None:
+        """A matrix of "F32", "F16" or "BF16" and `shape` (n, k) in the file, at `offset`, in `layer` (-1: in none)."""
 
     def build(self) -> Model:
         """Raises ValueError naming the weight that is missing, unknown, or of another shape than the config says."""
@@ -345,15 +431,28 @@ class Decoder:
         """Appends tokens to sequences and gives the logits [rows, vocab_size] of the wanted rows of each chunk.
 
         `rope_lengths`: the length of each prompt as a whole, for rotary frequencies that depend on it. Where it fails
-        or is interrupted, the sequences are as before. Raises CacheFullError above `max_positions`."""
+        or is interrupted, the sequences are as before. Raises CacheFullError above `max_positions`; of a model
+        that reads weights while it runs RuntimeError (its file was changed or cannot be read, or this is a forked
+        child) and DamagedFileError."""
 
     def forward_tree(
-        self, sequence: int, tokens: NDArray[np.int32], parents: NDArray[np.int32], num_threads: int = 0
+        self,
+        sequence: int,
+        tokens: NDArray[np.int32],
+        parents: NDArray[np.int32],
+        num_threads: int = 0,
+        first: int = 0,
+        draft: bool = False,
     ) -> NDArray[np.float32]:
-        """Logits [nodes, vocab_size] of a token tree behind the sequence, which stays as it is until keep()."""
+        """Logits [nodes - first, vocab_size] of a token tree behind the sequence, which stays as it is until keep().
+
+        Nodes before `first` keep what earlier calls have computed; their tokens and parents must be the same, and
+        nothing else may have been run or done with the sequence since. `draft`: with the weights of
+        `Model.make_draft`, over the same cache; a call with first=0 and without `draft` overwrites such nodes. Raises
+        what forward() does."""
 
     def keep(self, sequence: int, nodes: Sequence[int]) -> None:
-        """The sequence goes on with these nodes of its last tree, a path from a root."""
+        """The sequence goes on with these nodes of its last tree, a path from a root, none of them of the draft."""
 
     def save(self, sequence: int) -> bytes: ...
     def restore(self, data: bytes | bytearray | memoryview) -> int: ...

@@ -120,15 +120,16 @@ class Codes:
                 zeros = -(self.super_offsets.astype(np.float32)[:, at] * zeros)
         return scales, zeros
 
-    def pack(self, kernel: str = "") -> _core.PackedWeight:
+    def pack(self, kernel: str = "", plane_layout: bool = False) -> _core.PackedWeight:
         """The weight in the memory order of `kernel`, "decode" or "decode,prompt"; by default the tuned choice for its
-        shape, else the shipped one for its spec.
+        shape, else the shipped one for its spec. `plane_layout`: in one of theirs, if there is any, whose leading
+        planes can be read alone; results keep their bits.
 
         Raises:
             UnsupportedSpecError: no kernel, or not this one, serves the spec.
             ValueError: there is no kernel of this name.
         """
-        packer = RowPacker.like(Rows.from_codes(self), self.out_features, kernel=kernel)
+        packer = RowPacker.like(Rows.from_codes(self), self.out_features, kernel=kernel, plane_layout=plane_layout)
         packer.add(0, Rows.from_codes(self), get_num_threads())
         return packer.finish()
 
@@ -272,7 +273,7 @@ class RowPacker:
         out_features, in_features: of the weight.
         dtypes: of scales and zeros.
         perm: of all rows.
-        kernel: as in `Codes.pack`.
+        kernel, plane_layout: as in `Codes.pack`.
 
     Raises:
         UnsupportedSpecError: no kernel serves the spec.
@@ -286,6 +287,7 @@ class RowPacker:
         dtypes: Dtypes,
         perm: NDArray[np.int32] | None = None,
         kernel: str = "",
+        plane_layout: bool = False,
     ) -> None:
         self._spec, self._in_features = _with_format(spec, dtypes[0]), in_features
         self._dtypes, self._perm = dtypes, perm
@@ -296,12 +298,13 @@ class RowPacker:
             dtypes[1],
             None if perm is None else np.ascontiguousarray(perm),
             kernel or tuned_kernels(self._spec, out_features, in_features),
+            plane_layout,
         )
 
     @classmethod
-    def like(cls, rows: Rows, out_features: int, dtypes: Dtypes | None = None, kernel: str = "") -> RowPacker:
-        """For a weight of such rows; with wider scales or zeros where `dtypes` says so."""
-        return cls(rows.spec, out_features, rows.in_features, dtypes or _dtypes(rows), rows.parts.perm, kernel)
+    def like(cls, rows: Rows, out_features: int, dtypes: Dtypes | None = None, **packing: Any) -> RowPacker:
+        """For a weight of such rows; with wider scales or zeros where `dtypes` says so; `packing` as of the class."""
+        return cls(rows.spec, out_features, rows.in_features, dtypes or _dtypes(rows), rows.parts.perm, **packing)
 
     def add_blocks(self, first: int, type_name: str, blocks: NDArray[np.uint8]) -> None:
         """Rows of whole blocks of a type of ggml, u8 `[rows, bytes]`, from `first` on. As `add`."""
@@ -337,10 +340,10 @@ class RowPacker:
         return self._packer.finish()
 
 
-def repack(buffer: NDArray[np.uint8], kernel: str) -> _core.PackedWeight:
+def repack(buffer: NDArray[np.uint8], kernel: str, plane_layout: bool = False) -> _core.PackedWeight:
     """The bytes of a `PackedWeight` in the memory order of `kernel`; raises like `pack` and `from_buffer`."""
     spec, planes, in_features, parts = _unpack(buffer)
-    return _pack(spec, planes, in_features, parts, kernel)
+    return _pack(spec, planes, in_features, parts, kernel, plane_layout)
 
 
 class _Parts(NamedTuple):
@@ -431,14 +434,18 @@ def _make_codes(cls: type[Codes], spec: QuantSpec, codes: Array, parts: _Parts, 
     return cls(spec, codes, parts.scales, parts.zeros, parts.perm, bias, parts.super_scales, parts.super_offsets)
 
 
-def _pack(spec: QuantSpec, planes: Array, in_features: int, parts: _Parts, kernel: str) -> _core.PackedWeight:
-    arrays = {name: np.ascontiguousarray(part) for name, part in parts._asdict().items() if part is not None}
+def _pack(
+    spec: QuantSpec, planes: Array, in_features: int, parts: _Parts, kernel: str, plane_layout: bool = False
+) -> _core.PackedWeight:
+    values = {name: np.ascontiguousarray(part) for name, part in parts._asdict().items() if part is not None}
+    arrays: dict[str, Any] = values
     return _core.pack(
         spec,
         np.ascontiguousarray(planes),
         in_features,
         kernel=kernel or tuned_kernels(spec, planes.shape[1], in_features),
         num_threads=get_num_threads(),
+        plane_layout=plane_layout,
         **arrays,
     )
 

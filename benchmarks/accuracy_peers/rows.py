@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import re
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.report import report_text
+from benchmarks import run_file
 
 REFERENCE = "float"  # the tool of the row that the others are compared with
 
@@ -49,59 +46,10 @@ class Row:
         )
 
 
-@dataclass
-class RunFile:
-    """A run's JSON file, written anew after every row, so that a run that was ended goes on where it stopped.
+class RunFile(run_file.RunFile[Row]):
+    """Rows of this comparison."""
 
-    Args:
-        path: of the file; None keeps the rows in memory only.
-        head: machine, command, versions, models: whatever else the file says.
-    """
-
-    path: Path | None
-    head: dict[str, Any]
-    rows: list[Row] = field(default_factory=list)
-    not_run: list[dict[str, str]] = field(default_factory=list)
-
-    @classmethod
-    def open(cls, path: Path | None, head: dict[str, Any], *, add: bool) -> RunFile:
-        """`add` keeps what the file has. Raises ValueError where it is from another CPU."""
-        if path is None or not add or not path.exists():
-            return cls(path, {"versions": {}, "models": {}, **head})
-        old = json.loads(path.read_text(encoding="utf-8"))
-        if old["machine"]["cpu"] != head["machine"]["cpu"]:
-            raise ValueError(
-                f"[accuracy] {path.name} is from {old['machine']['cpu']}, this is {head['machine']['cpu']}"
-            )
-        rows, not_run = [Row(**row) for row in old.pop("rows")], old.pop("not_run")
-        return cls(path, {**old, **head}, rows, not_run)
-
-    def has(self, key: tuple[str, str, str]) -> bool:
-        return any(row.key == key for row in self.rows)
-
-    def add(self, row: Row) -> None:
-        self.rows = [old for old in self.rows if old.key != row.key] + [row]
-        self.not_run = [line for line in self.not_run if tuple(line[key] for key in KEYS) != row.key]
-        self.save()
-
-    def refuse(self, key: tuple[str, str, str], why: str) -> None:
-        """Notes why there is no such row."""
-        line = dict(zip(KEYS, key, strict=True))
-        why = PATH.sub(r"\1", why[-MOST_LETTERS:])
-        self.not_run = [old for old in self.not_run if {name: old[name] for name in KEYS} != line]
-        self.not_run.append({**line, "why": why})
-        self.save()
-
-    def save(self) -> None:
-        if self.path is not None:
-            new = self.path.with_name(f"{self.path.name}.new")
-            new.write_text(report_text({**self.head, "not_run": self.not_run}, self.rows), encoding="utf-8")
-            new.replace(self.path)
-
-
-KEYS = ("model", "tool", "setting")
-MOST_LETTERS = 1000  # of a reason: the end of what a tool said
-PATH = re.compile(r"(?<![\w.])(?:/[\w.-]+)*/([\w.-]+)")  # an absolute path, whose last part is kept
+    kind, keys, name = Row, ("model", "tool", "setting"), "accuracy"
 
 
 def read_rows(report: dict[str, Any]) -> list[Row]:

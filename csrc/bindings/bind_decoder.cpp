@@ -81,14 +81,15 @@ py::array_t<float> forward(SharedDecoder& shared, const std::vector<int64_t>& id
 }
 
 py::array_t<float> forward_tree(SharedDecoder& shared, int64_t id, const py::array& tokens, const py::array& parents,
-                                int num_threads) {
-    const std::vector<int32_t> nodes = ints_of(tokens, "tokens");
-    const std::vector<int32_t> before = ints_of(parents, "parents");
+                                int num_threads, int64_t first, bool draft) {
+    const TokenTree tree{ints_of(tokens, "tokens"), ints_of(parents, "parents"), first, draft};
+    const auto count = static_cast<int64_t>(tree.tokens.size());
+    TMAC_CHECK(first >= 0 && first <= count, "[Decoder] first=", first, " of ", count, " nodes");
     return shared.use([&](Decoder& decoder) {
-        py::array_t<float> logits = logits_array(decoder, nodes.size());
+        py::array_t<float> logits = logits_array(decoder, static_cast<size_t>(count - first));
         float* data = logits.mutable_data();
         ReleasedGil release;
-        decoder.forward_tree(id, nodes, before, num_threads, SignalCheck(release), data);
+        decoder.forward_tree(id, tree, num_threads, SignalCheck(release), data);
         return logits;
     });
 }
@@ -169,7 +170,7 @@ void bind_decoder(py::module_& module) {
         .def("forward", &forward, py::arg("ids"), py::arg("tokens"), py::arg("phase"), py::arg("wanted"),
              py::arg("rope_lengths") = py::none(), py::arg("num_threads") = 0)
         .def("forward_tree", &forward_tree, py::arg("sequence"), py::arg("tokens"), py::arg("parents"),
-             py::arg("num_threads") = 0)
+             py::arg("num_threads") = 0, py::arg("first") = 0, py::arg("draft") = false)
         .def(
             "keep",
             [](SharedDecoder& shared, int64_t id, const std::vector<int64_t>& nodes) {

@@ -5,6 +5,7 @@
 #include "ops/dot_peak.h"
 #include "ops/embedding.h"
 #include "ops/linear.h"
+#include "ops/prefix.h"
 #include "ops/prepare_time.h"
 #include "ops/read_pass.h"
 #include "ops/tuner.h"
@@ -50,12 +51,31 @@ DType dtype_of_index(int index) {
 
 void linear_pointers(uintptr_t x, int x_type, int64_t x_stride, int64_t tokens, uintptr_t buffer, int64_t buffer_bytes,
                      uintptr_t bias, uintptr_t y, int y_type, int64_t y_stride, int64_t in_features,
-                     int64_t out_features, int num_threads) {
+                     int64_t out_features, int num_threads, int planes, float code_scale, float code_base) {
     const ReleasedGil release;
-    const WeightView weight = view_weight(static_cast<const uint8_t*>(address(buffer)), buffer_bytes);
+    WeightView weight = view_weight(static_cast<const uint8_t*>(address(buffer)), buffer_bytes);
+    if (planes != 0) {
+        weight = make_prefix(weight, planes, {code_scale, code_base}, selection());
+    }
     const Tensor in{address(x), dtype_of_index(x_type), tokens, in_features, x_stride};
     const Tensor out{address(y), dtype_of_index(y_type), tokens, out_features, y_stride};
     linear(in, {{weight, static_cast<const float*>(address(bias)), out}}, Phase::by_tokens, num_threads);
+}
+
+WeightView view_of(const py::array& buffer) {
+    return view_weight(require_array<uint8_t>(buffer, "buffer", 1), buffer.shape(0));
+}
+
+std::vector<int32_t> prefixes(const py::array& buffer) { return prefixes_of(view_of(buffer), selection()); }
+
+std::pair<float, float> prefix_fit(const py::array& buffer, int planes, int num_threads) {
+    const WeightView weight = view_of(buffer);
+    TMAC_CHECK(planes >= 1 && planes < weight.header.spec.bits, "[prefix] expected 1 to ",
+               int{weight.header.spec.bits} - 1, " planes, got ", planes);
+    const ReleasedGil release;
+    const PrefixFit fit =
+        fit_together({prefix_moments(weight, planes, num_threads)}, middle_fit(weight, planes)).front();
+    return {fit.scale, fit.base};
 }
 
 py::list linear_shared(const py::array& x, const std::vector<py::array>& buffers, int num_threads,
@@ -139,7 +159,10 @@ void bind_ops(py::module_& module) {
     module.def("linear_pointers", &linear_pointers, py::arg("x"), py::arg("x_type"), py::arg("x_stride"),
                py::arg("tokens"), py::arg("buffer"), py::arg("buffer_bytes"), py::arg("bias"), py::arg("y"),
                py::arg("y_type"), py::arg("y_stride"), py::arg("in_features"), py::arg("out_features"),
-               py::arg("num_threads"));
+               py::arg("num_threads"), py::arg("planes") = 0, py::arg("code_scale") = 1.0F,
+               py::arg("code_base") = 0.0F);
+    module.def("prefixes", &prefixes, py::arg("buffer"));
+    module.def("prefix_fit", &prefix_fit, py::arg("buffer"), py::arg("planes"), py::arg("num_threads") = 0);
     module.def("dequantize_rows", &dequantize_rows, py::arg("buffer"), py::arg("ids"), py::arg("num_threads") = 0);
     module.def("embedding_pointers", &embedding_pointers, py::arg("ids"), py::arg("count"), py::arg("buffer"),
                py::arg("buffer_bytes"), py::arg("y"), py::arg("y_type"), py::arg("y_stride"), py::arg("in_features"),

@@ -5,6 +5,7 @@
 #include "kernels/registry.h"
 #include "layout/bitplane.h"
 #include "layout/trit.h"
+#include "ops/dequantize.h"
 #include "ops/pack.h"
 #include "ops/round_to_nearest.h"
 
@@ -59,7 +60,8 @@ PlanesView planes_of(const py::array& planes, const QuantSpec& spec, int64_t in_
 PackedWeight pack_arrays(const py::object& spec_object, const py::array& planes, int64_t in_features,
                          const py::array& scales, const std::optional<py::array>& zeros,
                          const std::optional<py::array>& perm, const std::string& kernel_names, int num_threads,
-                         const std::optional<py::array>& super_scales, const std::optional<py::array>& super_offsets) {
+                         const std::optional<py::array>& super_scales, const std::optional<py::array>& super_offsets,
+                         bool plane_layout) {
     CanonicalWeight weight{};
     weight.spec = spec_from_python(spec_object);
     TMAC_CHECK(in_features >= 1 && in_features <= kMaxColumns, "[pack] in_features must be 1 to ", kMaxColumns,
@@ -87,7 +89,7 @@ PackedWeight pack_arrays(const py::object& spec_object, const py::array& planes,
     const KernelPair kernels =
         kernel_names.empty() ? select_kernels(weight.spec, selection()) : parse_kernels(kernel_names);
     const ReleasedGil release;
-    return pack(weight, kernels, num_threads);
+    return pack(weight, kernels, num_threads, plane_layout);
 }
 
 /// A weight that takes its rows as arrays.
@@ -95,7 +97,7 @@ class ArrayPacker {
 public:
     ArrayPacker(const py::object& spec_object, int64_t out_features, int64_t in_features,
                 const std::optional<py::dtype>& zeros, const std::optional<py::array>& perm,
-                const std::string& kernel_names)
+                const std::string& kernel_names, bool plane_layout)
         : spec_(spec_from_python(spec_object)), in_features_(in_features) {
         TMAC_CHECK(in_features >= 1 && in_features <= kMaxColumns && out_features >= 1 && out_features <= kMaxRows,
                    "[pack] expected 1 to ", kMaxRows, " rows and 1 to ", kMaxColumns, " columns, got ", out_features,
@@ -105,7 +107,7 @@ public:
         packer_ = std::make_unique<Packer>(
             WeightShape{spec_, out_features, in_features, zeros ? group_type_of(*zeros, "zeros") : GroupType::none,
                         perm ? require_perm(*perm, in_features) : nullptr},
-            kernels);
+            kernels, plane_layout);
     }
 
     void add(int64_t first, const py::array& weight, const py::array& scales, const std::optional<py::array>& zeros,
@@ -352,12 +354,13 @@ void bind_weights(py::module_& module) {
         });
     module.def("pack", &pack_arrays, py::arg("spec"), py::arg("planes"), py::arg("in_features"), py::arg("scales"),
                py::arg("zeros") = py::none(), py::arg("perm") = py::none(), py::arg("kernel") = "",
-               py::arg("num_threads") = 0, py::arg("super_scales") = py::none(), py::arg("super_offsets") = py::none());
+               py::arg("num_threads") = 0, py::arg("super_scales") = py::none(), py::arg("super_offsets") = py::none(),
+               py::arg("plane_layout") = false);
     py::class_<ArrayPacker>(module, "Packer")
         .def(py::init<const py::object&, int64_t, int64_t, const std::optional<py::dtype>&,
-                      const std::optional<py::array>&, const std::string&>(),
+                      const std::optional<py::array>&, const std::string&, bool>(),
              py::arg("spec"), py::arg("out_features"), py::arg("in_features"), py::arg("zeros") = py::none(),
-             py::arg("perm") = py::none(), py::arg("kernel") = "")
+             py::arg("perm") = py::none(), py::arg("kernel") = "", py::arg("plane_layout") = false)
         .def("add", &ArrayPacker::add, py::arg("first"), py::arg("weight"), py::arg("scales"),
              py::arg("zeros") = py::none(), py::arg("super_scales") = py::none(), py::arg("super_offsets") = py::none(),
              py::arg("num_threads") = 0)

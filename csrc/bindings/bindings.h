@@ -64,6 +64,7 @@ void bind_streams(py::module_& module);
 void bind_model(py::module_& module);
 void bind_decoder(py::module_& module);
 void bind_sampler(py::module_& module);
+void bind_packed_file(py::module_& module);
 
 /// Reads the attributes of tmac.QuantSpec and validates them.
 QuantSpec spec_from_python(const py::handle& object);

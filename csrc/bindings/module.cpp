@@ -9,5 +9,6 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
     tmac::bind_model(module);
     tmac::bind_decoder(module);
     tmac::bind_sampler(module);
+    tmac::bind_packed_file(module);
     module.attr("__version__") = TMAC_VERSION;
 }

@@ -80,6 +80,7 @@ uint32_t detect() {
         set(bit(seven.ebx, 31), kAvx512vl);
         set(bit(seven.ecx, 1), kAvx512vbmi);
         set(bit(seven.ecx, 11), kAvx512vnni);
+        set(bit(seven.edx, 23), kAvx512fp16);
     }
     return found;
 }
@@ -164,6 +165,7 @@ const std::vector<FeatureName>& feature_names() {
         {kNeon, "neon"},
         {kDotprod, "dotprod"},
         {kI8mm, "i8mm"},
+        {kAvx512fp16, "avx512fp16"},
     };
     return names;
 }

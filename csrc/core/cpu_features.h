@@ -21,6 +21,7 @@ enum CpuFeature : uint32_t {
     kNeon = 1U << 10,
     kDotprod = 1U << 11,
     kI8mm = 1U << 12,
+    kAvx512fp16 = 1U << 13,  ///< no kernel computes with it: see QgemmArgs::ask_ahead
 };
 
 struct FeatureName {

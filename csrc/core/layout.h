@@ -21,6 +21,24 @@ enum class Layout : uint8_t {
 };
 inline constexpr int kNumLayouts = 9;
 
+/// Regions of a weight at most: the canonical planes of 8 bits. Layouts of tiles have at most four.
+inline constexpr int kMaxRegions = 8;
+inline constexpr int kMaxTiledRegions = 4;
+
+/// Where the regions of a weight lie, in bytes from its first. They need not lie in one buffer.
+struct RegionOffsets {
+    int64_t of[kMaxRegions];
+};
+
+/// Regions that lie `stride` bytes apart.
+constexpr RegionOffsets regions_apart(int64_t stride) {
+    RegionOffsets offsets{};
+    for (int region = 0; region < kMaxRegions; ++region) {
+        offsets.of[region] = region * stride;
+    }
+    return offsets;
+}
+
 /// Sets of layouts.
 using LayoutSet = uint16_t;
 static_assert(kNumLayouts <= 16);

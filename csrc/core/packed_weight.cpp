@@ -46,6 +46,7 @@ PackedParts packed_parts(const PackedHeader& header) {
                ", got ", header.k);
     PackedParts parts{};
     parts.num_groups = num_groups(spec, header.k);
+    parts.k_chunk = shape.k_chunk;
     parts.padded_k = padded_columns(spec, header.k, shape.k_chunk);
     const int64_t tiles = (header.n + shape.n_tile - 1) / shape.n_tile;
     const bool two_level = spec.scale_format == ScaleFormat::two_level;
@@ -62,8 +63,10 @@ PackedParts packed_parts(const PackedHeader& header) {
     const int64_t chunks = tiles * (parts.padded_k / shape.k_chunk);
     const int64_t plane = header.n * ((header.k + 7) / 8);
     parts.region_stride = shape.chunk_bytes != 0 ? chunks * shape.chunk_bytes : plane;
+    parts.last_region = shape.chunk_bytes != 0 ? chunks * shape.last_bytes : plane;
+    parts.num_regions = shape.num_regions;
     parts.codes = at;
-    at += parts.region_stride * (shape.num_regions - 1) + (shape.chunk_bytes != 0 ? chunks * shape.last_bytes : plane);
+    at += parts.region_stride * (parts.num_regions - 1) + parts.last_region;
     parts.bytes = (at + kAlign - 1) / kAlign * kAlign;
     return parts;
 }

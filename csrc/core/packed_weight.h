@@ -34,9 +34,12 @@ struct PackedParts {
     int64_t zeros;
     int64_t super_scales;   ///< f16, in the order of the scales; empty unless these have two levels
     int64_t super_offsets;  ///< and of the offsets
-    int64_t codes;
-    int64_t region_stride;
+    int64_t codes;          ///< the first region; the others follow it, region_stride bytes apart
+    int64_t region_stride;  ///< bytes of every region but the last
+    int64_t last_region;    ///< bytes of the last
+    int32_t num_regions;
     int64_t bytes;
+    int32_t k_chunk;  ///< act groups are filled up to a multiple of it
     int64_t padded_k;
     int64_t num_groups;
     int64_t num_super_groups;  ///< 0 unless the scales have two levels

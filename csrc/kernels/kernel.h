@@ -21,10 +21,10 @@ inline constexpr int32_t kMaxLutTokens = 32;  ///< that a look-up is given at on
 /// no state, and assumes that ops/ has checked everything.
 struct QgemmArgs {
     const QuantSpec* spec;
-    const uint8_t* codes;   ///< first region
-    int64_t region_stride;  ///< bytes from one region to the next
-    const void* scales;     ///< [ceil(n / n_tile)][num_groups][n_tile]; planes: [n][num_groups]; in bands: BandPlace
-    const void* zeros;      ///< same order, or null
+    const uint8_t* codes;  ///< first region
+    RegionOffsets regions;
+    const void* scales;  ///< [ceil(n / n_tile)][num_groups][n_tile]; planes: [n][num_groups]; in bands: BandPlace
+    const void* zeros;   ///< same order, or null
     const uint16_t* super_scales;   ///< f16, same order with num_super_groups; null unless scale_type is i8
     const uint16_t* super_offsets;  ///< the same
     GroupType scale_type;
@@ -44,8 +44,11 @@ struct QgemmArgs {
     float* y;                 ///< y[token * ldy + row]
     int64_t ldy;
     int64_t n;
-    int64_t row_begin;  ///< a multiple of the layout's n_tile
-    int64_t row_end;    ///< a multiple of n_tile, or n
+    float code_scale = 1.0F;  ///< a code c stands for code_scale * c + code_base: the leading planes of a wider weight.
+    float code_base = 0.0F;   ///< act_scale has been multiplied by code_scale already (but in float_exact)
+    bool ask_ahead = false;   ///< prefetch codes by hand for any number of tokens: this CPU does not by itself
+    int64_t row_begin;        ///< a multiple of the layout's n_tile
+    int64_t row_end;          ///< a multiple of n_tile, or n
     int32_t m;
 };
 

@@ -40,8 +40,12 @@ struct KernelPair {
 };
 
 /// What a weight of `spec` is packed into: what decoding prefers, unless that would fill up small groups and both
-/// kernels read a layout that does not.
-Layout packed_layout(const KernelPair& kernels, const QuantSpec& spec);
+/// kernels read a layout that does not. `for_prefixes`: a layout some leading planes of which can be read alone, where
+/// both kernels read one.
+Layout packed_layout(const KernelPair& kernels, const QuantSpec& spec, bool for_prefixes = false);
+
+/// Regions of a layout that hold the first `planes` planes of a weight of `bits` and nothing else, or 0 where none do.
+int32_t leading_regions(Layout layout, int32_t planes, int32_t bits);
 
 /// A loop that only takes int8 dot products in registers: what the arithmetic of an instruction set can give.
 struct DotPeak {
@@ -84,6 +88,10 @@ KernelPair select_kernels(const QuantSpec& spec, const Selection& selection);
 /// "decode" or "decode,prompt" as kernels; one name serves both phases. Throws std::invalid_argument on an unknown name
 /// and where the second cannot read the first one's layout.
 KernelPair parse_kernels(const std::string& names);
+
+/// The kernels for weights of `spec` that lie in `layout` already: those that the selection prefers among the ones that
+/// read it, whatever method it pins. Null pointers where there are none.
+KernelPair kernels_reading(Layout layout, const QuantSpec& spec, const Selection& selection);
 
 /// Every pair that the selection admits for `spec`, the default first: what the tuner measures.
 std::vector<KernelPair> candidates(const QuantSpec& spec, const Selection& selection);

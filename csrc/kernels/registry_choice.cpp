@@ -121,10 +121,40 @@ KernelPair pinned(const QuantSpec& spec, const Selection& selection) {
 
 }  // namespace
 
-Layout packed_layout(const KernelPair& kernels, const QuantSpec& spec) {
-    const bool unpadded =
-        has_small_groups(spec) && reads(*kernels.decode, Layout::crumbs) && reads(*kernels.prompt, Layout::crumbs);
-    return unpadded ? Layout::crumbs : kernels.decode->layout;
+int32_t leading_regions(Layout layout, int32_t planes, int32_t bits) {
+    switch (layout) {
+        case Layout::nibbles:
+        case Layout::wide_nibbles:
+            return planes == 4 && bits > 4 ? 1 : 0;
+        case Layout::crumbs:
+            return planes == 2 && bits == 3 ? 1 : 0;
+        case Layout::trits:
+            return 0;
+        default:
+            return planes < bits ? planes : 0;
+    }
+}
+
+Layout packed_layout(const KernelPair& kernels, const QuantSpec& spec, bool for_prefixes) {
+    const auto both_read = [&](Layout layout) {
+        return reads(*kernels.decode, layout) && reads(*kernels.prompt, layout);
+    };
+    const bool unpadded = has_small_groups(spec) && both_read(Layout::crumbs);
+    const Layout preferred = unpadded ? Layout::crumbs : kernels.decode->layout;
+    const auto has_prefix = [&](Layout layout) {
+        int32_t planes = spec.bits - 1;
+        while (planes > 0 && leading_regions(layout, planes, spec.bits) == 0) {
+            --planes;
+        }
+        return planes > 0;
+    };
+    if (!for_prefixes || has_prefix(preferred) || spec.codebook != Codebook::uniform) {
+        return preferred;
+    }
+    constexpr Layout kOfPlanes[] = {Layout::wide_quads, Layout::quads, Layout::bands, Layout::rows, Layout::planes};
+    const auto* found = std::find_if(std::begin(kOfPlanes), std::end(kOfPlanes),
+                                     [&](Layout layout) { return both_read(layout) && has_prefix(layout); });
+    return found == std::end(kOfPlanes) ? preferred : *found;
 }
 
 KernelPair parse_kernels(const std::string& names) {
@@ -144,6 +174,29 @@ std::vector<KernelPair> candidates(const QuantSpec& spec, const Selection& selec
         pairs.push_back({row->kernel, prompt_beside(*row, spec, selection)});
     }
     return pairs;
+}
+
+KernelPair kernels_reading(Layout layout, const QuantSpec& spec, const Selection& selection) {
+    const auto among = [&](const Selection& from) {
+        KernelPair pair = pinned(spec, from);
+        if (pair.decode != nullptr && reads(*pair.decode, layout) && reads(*pair.prompt, layout)) {
+            return pair;
+        }
+        for (const RegistryRow* row : decoders(spec, from)) {
+            if (reads(*row->kernel, layout)) {
+                const Kernel* prompt = prompt_beside(*row, spec, from);
+                return KernelPair{row->kernel, reads(*prompt, layout) ? prompt : row->kernel};
+            }
+        }
+        return KernelPair{nullptr, nullptr};
+    };
+    const KernelPair preferred = among(selection);
+    if (preferred.decode != nullptr || selection.method.empty()) {
+        return preferred;
+    }
+    Selection any_method = selection;
+    any_method.method.clear();
+    return among(any_method);
 }
 
 KernelPair select_kernels(const QuantSpec& spec, const Selection& selection) {

@@ -82,13 +82,13 @@ struct Epilogue {
     using F = typename V::F;
 
     const QgemmArgs& args;
-    float centre;  ///< what the integer sums count codes from
+    float centre;  ///< what stands for the code that the integer sums count from
     bool has_coefficient;
 
     TMAC_ALWAYS_INLINE Epilogue(const QgemmArgs& qgemm, float from)
         : args(qgemm),
-          centre(from),
-          has_coefficient(qgemm.spec->zero_point != ZeroPoint::fixed || qgemm.spec->fixed_zero != from) {}
+          centre(qgemm.code_scale * from + qgemm.code_base),
+          has_coefficient(qgemm.spec->zero_point != ZeroPoint::fixed || qgemm.spec->fixed_zero != centre) {}
 
     /// `place`: of the first row.
     template <Levels Known = Levels::any>
@@ -253,18 +253,28 @@ TMAC_ALWAYS_INLINE GroupPlace place_in_tiles(const QgemmArgs& args, int64_t tile
 // Codes in tiles of Codes::kTileRows rows, whose chunks of kColumns columns have kChunkBytes bytes in each of kRegions
 // regions, but kLastBytes in the last. A row has four of every register's bytes.
 
-/// The regions of a weight.
+/// The regions of a weight. A copy: a loop that stores results knows it not to change.
 struct Regions {
     const uint8_t* first;
-    int64_t stride;  ///< bytes from one to the next
+    int64_t offsets[kMaxTiledRegions];
 
-    TMAC_ALWAYS_INLINE explicit Regions(const QgemmArgs& args) : first(args.codes), stride(args.region_stride) {}
+    TMAC_ALWAYS_INLINE explicit Regions(const QgemmArgs& args) : first(args.codes) {
+        TMAC_UNROLL
+        for (int region = 0; region < kMaxTiledRegions; ++region) {
+            offsets[region] = args.regions.of[region];
+        }
+    }
+
+    /// What lies in a region where the first has `codes`, of regions that are all alike.
+    TMAC_ALWAYS_INLINE const uint8_t* in(const uint8_t* codes, int region) const {
+        return region == 0 ? codes : codes + offsets[region];
+    }
 };
 
 /// Where a region has the codes whose place in the first region is `codes`.
 template <class Codes>
 TMAC_ALWAYS_INLINE const uint8_t* in_region(const uint8_t* codes, const Regions& regions, int region) {
-    const uint8_t* place = codes + region * regions.stride;
+    const uint8_t* place = regions.in(codes, region);
     if constexpr (Codes::kLastBytes != Codes::kChunkBytes) {
         if (region == Codes::kRegions - 1) {
             const auto chunk = static_cast<uint64_t>(codes - regions.first) / Codes::kChunkBytes;

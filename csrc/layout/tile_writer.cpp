@@ -219,7 +219,7 @@ std::vector<Field> fields_of(const TiledCodes& out, int32_t bits) {
     if (division.rest_bits != 0) {
         const int64_t columns = std::min<int64_t>(shape.k_chunk, 32 / division.rest_bits);
         fields.push_back(
-            {{out.data + out.region_stride, shape.last_bytes, columns}, division.rest_bits, division.top_bits});
+            {{out.data + out.regions.of[1], shape.last_bytes, columns}, division.rest_bits, division.top_bits});
     }
     return fields;
 }
@@ -313,7 +313,7 @@ void planes_to_layout(const PlanesView& planes, const std::vector<ActGroup>& act
         return;
     }
     for (int32_t plane = 0; plane < planes.bits; ++plane) {
-        const Region region{out.data + plane * out.region_stride, shape.chunk_bytes, 32};
+        const Region region{out.data + out.regions.of[plane], shape.chunk_bytes, 32};
         if (out.layout == Layout::planes) {
             std::memcpy(region.data + (first + rows.begin) * planes.row_bytes(), planes.row(plane, rows.begin),
                         static_cast<size_t>((rows.end - rows.begin) * planes.row_bytes()));

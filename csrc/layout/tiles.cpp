@@ -130,7 +130,7 @@ struct RowChunks {
         }
         const int64_t index = (chunk - codes.data) / shape.chunk_bytes;
         const int64_t in_rest = in_top % shape.last_bytes;
-        return {chunk + in_top, shape.n_tile * 4, codes.data + codes.region_stride + index * shape.last_bytes + in_rest,
+        return {chunk + in_top, shape.n_tile * 4, codes.data + codes.regions.of[1] + index * shape.last_bytes + in_rest,
                 in_top == in_rest ? 0 : 4, division};
     }
 
@@ -179,7 +179,7 @@ void layout_to_planes(const TiledCodes& in, const std::vector<ActGroup>& act_gro
             continue;
         }
         for (int32_t plane = 0; plane < view.bits; ++plane) {
-            const int64_t region = plane * in.region_stride;
+            const int64_t region = in.regions.of[plane];
             if (in.layout == Layout::planes) {
                 std::memcpy(plane_row(plane), in.data + region + row * row_bytes, static_cast<size_t>(row_bytes));
                 continue;

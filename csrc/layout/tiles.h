@@ -12,8 +12,8 @@ namespace tmac {
 /// Where the codes of a packed weight lie.
 struct TiledCodes {
     Layout layout;
-    uint8_t* data;          ///< first region
-    int64_t region_stride;  ///< bytes from one region to the next
+    uint8_t* data;  ///< first region
+    RegionOffsets regions;
     int64_t padded_k;
     int64_t n;
 };

@@ -6,7 +6,7 @@
 #include "core/check.h"
 #include "core/thread_pool.h"
 #include "ops/convert.h"
-#include "ops/pack.h"
+#include "ops/dequantize.h"
 
 namespace tmac {
 namespace {

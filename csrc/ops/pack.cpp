@@ -6,10 +6,10 @@
 
 #include "core/act_groups.h"
 #include "core/check.h"
-#include "core/group_value.h"
 #include "core/thread_pool.h"
 #include "kernels/registry.h"
 #include "layout/tiles.h"
+#include "ops/dequantize.h"
 
 namespace tmac {
 namespace {
@@ -70,7 +70,7 @@ void check_codes(const CodesView& codes, Codebook codebook, Range rows, int64_t 
     }
 }
 
-PackedHeader make_header(const WeightShape& weight, const KernelPair& kernels) {
+PackedHeader make_header(const WeightShape& weight, const KernelPair& kernels, bool for_prefixes) {
     check_shape(weight, kernels);
     PackedHeader header{};
     std::memcpy(header.magic, kPackedMagic, sizeof(kPackedMagic));
@@ -79,7 +79,7 @@ PackedHeader make_header(const WeightShape& weight, const KernelPair& kernels) {
     header.spec = weight.spec;
     header.n = weight.n;
     header.k = weight.k;
-    header.layout = packed_layout(kernels, weight.spec);
+    header.layout = packed_layout(kernels, weight.spec, for_prefixes);
     header.scale_type = scale_type_of(weight.spec.scale_format);
     header.zero_type = weight.zero_type;
     header.has_perm = weight.perm != nullptr ? 1 : 0;
@@ -98,39 +98,6 @@ void for_rows(int64_t first, int64_t n, int num_threads, const Body& body) {
 
 uint8_t* writable(const void* data) { return static_cast<uint8_t*>(const_cast<void*>(data)); }
 
-TiledCodes tiled_codes(const WeightView& view) {
-    return {view.header.layout, writable(view.data + view.parts.codes), view.parts.region_stride, view.parts.padded_k,
-            view.header.n};
-}
-
-std::vector<ActGroup> act_groups_of(const WeightView& view) {
-    const LayoutShape shape = layout_shape(view.header.layout, view.header.spec.bits);
-    return make_act_groups(view.header.spec, view.header.k, shape.k_chunk);
-}
-
-/// Weights of one row from its codes.
-void dequantize_row(const WeightView& view, const uint8_t* codes, const RowGroupValues& values, float* out) {
-    const QuantSpec& spec = view.header.spec;
-    const int64_t size = spec.group_size == -1 ? view.header.k : spec.group_size;
-    const bool two_level = spec.scale_format == ScaleFormat::two_level;
-    for (int64_t group = 0; group < view.parts.num_groups; ++group) {
-        float scale = load_group_value(values.scales.data(), view.header.scale_type, group);
-        float zero = spec.zero_point == ZeroPoint::fixed
-                         ? spec.fixed_zero
-                         : load_group_value(values.zeros.data(), view.header.zero_type, group);
-        if (two_level) {
-            const auto super_at = static_cast<size_t>(group * size / kSuperColumns);
-            scale = f16_to_f32(values.super_scales[super_at]) * scale;
-            zero = spec.zero_point == ZeroPoint::fixed ? zero : -(f16_to_f32(values.super_offsets[super_at]) * zero);
-        }
-        const int64_t end = std::min(view.header.k, (group + 1) * size);
-        for (int64_t column = group * size; column < end; ++column) {
-            const auto code = static_cast<float>(codes[column]);
-            out[column] = spec.zero_point == ZeroPoint::offset ? code * scale + zero : (code - zero) * scale;
-        }
-    }
-}
-
 }  // namespace
 
 void check_permutation(const int32_t* perm, int64_t k) {
@@ -142,8 +109,8 @@ void check_permutation(const int32_t* perm, int64_t k) {
     }
 }
 
-Packer::Packer(const WeightShape& weight, const KernelPair& kernels)
-    : header_(make_header(weight, kernels)),
+Packer::Packer(const WeightShape& weight, const KernelPair& kernels, bool for_prefixes)
+    : header_(make_header(weight, kernels, for_prefixes)),
       parts_(packed_parts(header_)),
       kernels_(kernels),
       packed_(header_, parts_),
@@ -238,9 +205,9 @@ PackedWeight Packer::finish() {
     return std::move(packed_);
 }
 
-PackedWeight pack(const CanonicalWeight& weight, const KernelPair& kernels, int num_threads) {
+PackedWeight pack(const CanonicalWeight& weight, const KernelPair& kernels, int num_threads, bool for_prefixes) {
     const WeightShape shape{weight.spec, weight.planes.n, weight.planes.k, weight.zero_type, weight.perm};
-    Packer packer(shape, kernels);
+    Packer packer(shape, kernels, for_prefixes);
     packer.add({weight.planes,
                 {},
                 weight.scales,
@@ -277,48 +244,6 @@ void unpack(const WeightView& weight, uint8_t* planes, const GroupArrays& groups
         move_groups(Direction::to_rows, weight, groups, range, 0);
         layout_to_planes(tiled_codes(weight), act_groups, shape, planes + range.begin * shape.row_bytes(), range.begin,
                          range.end);
-    });
-}
-
-RowGroupValues::RowGroupValues(const WeightView& view)
-    : scales(static_cast<size_t>(view.parts.num_groups * element_bytes(view.header.scale_type))),
-      zeros(static_cast<size_t>(view.parts.num_groups * element_bytes(view.header.zero_type))),
-      super_scales(static_cast<size_t>(view.parts.num_super_groups)),
-      super_offsets(zeros.empty() ? 0 : super_scales.size()) {}
-
-GroupArrays RowGroupValues::arrays() {
-    const auto data = [](auto& values) { return values.empty() ? nullptr : values.data(); };
-    return {data(scales), data(zeros), data(super_scales), data(super_offsets)};
-}
-
-RowDequantizer::RowDequantizer(const WeightView& view)
-    : weight(view),
-      act_groups(act_groups_of(view)),
-      planes(static_cast<size_t>(view.header.spec.bits * ((view.header.k + 7) / 8))),
-      values(view),
-      codes(static_cast<size_t>(view.header.k)),
-      permuted(static_cast<size_t>(view.perm() == nullptr ? 0 : view.header.k)) {}
-
-void RowDequantizer::run(int64_t row, float* out) {
-    const PackedHeader& header = weight.header;
-    const PlanesView shape{nullptr, header.spec.bits, 1, header.k};
-    std::fill(planes.begin(), planes.end(), uint8_t{0});
-    layout_to_planes(tiled_codes(weight), act_groups, shape, planes.data(), row, row + 1);
-    planes_to_codes(planes.data(), shape.row_bytes(), header.k, header.spec.bits, codes.data());
-    move_groups(Direction::to_rows, weight, values.arrays(), {row, row + 1}, row);
-    const int32_t* perm = weight.perm();
-    dequantize_row(weight, codes.data(), values, perm == nullptr ? out : permuted.data());
-    for (int64_t column = 0; perm != nullptr && column < header.k; ++column) {
-        out[perm[column]] = permuted[static_cast<size_t>(column)];
-    }
-}
-
-void dequantize(const WeightView& weight, float* out, int num_threads) {
-    parallel_for(weight.header.n, kRowsPerThread, num_threads, [&](Range range) {
-        RowDequantizer rows(weight);
-        for (int64_t row = range.begin; row < range.end; ++row) {
-            rows.run(row, out + row * weight.header.k);
-        }
     });
 }
 

@@ -59,9 +59,9 @@ void check_permutation(const int32_t* perm, int64_t k);
 /// another form.
 class Packer {
 public:
-    /// Throws std::invalid_argument where the shape has no meaning, UnsupportedSpec where one of the kernels does not
-    /// serve the spec.
-    Packer(const WeightShape& weight, const KernelPair& kernels);
+    /// `for_prefixes`: as of packed_layout(). Throws std::invalid_argument where the shape has no meaning,
+    /// UnsupportedSpec where one of the kernels does not serve the spec.
+    Packer(const WeightShape& weight, const KernelPair& kernels, bool for_prefixes = false);
 
     /// Rows from `first` on, in parallel. May be called from several threads at once for rows that share no 64 rows of
     /// the weight. Throws std::invalid_argument where the parts do not fit the spec, a code is too large, or rows come
@@ -76,7 +76,7 @@ public:
     PackedWeight finish();
 
 private:
-    WeightView view() { return {header_, parts_, kernels_, packed_.data()}; }
+    WeightView view() { return view_in_place(header_, parts_, kernels_, packed_.data()); }
     void mark(int64_t first, int64_t n);
     void write(const WeightRows& rows, Range of_rows, int64_t first);
 
@@ -91,7 +91,7 @@ private:
 };
 
 /// All rows of a weight at once.
-PackedWeight pack(const CanonicalWeight& weight, const KernelPair& kernels, int num_threads);
+PackedWeight pack(const CanonicalWeight& weight, const KernelPair& kernels, int num_threads, bool for_prefixes = false);
 
 /// Whether f16 or f32 values are neither NaN nor infinite; true of other types.
 bool all_finite(const void* values, GroupType type, int64_t count);
@@ -99,38 +99,5 @@ bool all_finite(const void* values, GroupType type, int64_t count);
 /// The inverse; the arrays have the sizes that the view's header gives, `planes` is zeroed. `perm` is null where the
 /// weight has none.
 void unpack(const WeightView& weight, uint8_t* planes, const GroupArrays& groups, int32_t* perm, int num_threads);
-
-/// Memory for the group values of one row.
-struct RowGroupValues {
-    std::vector<uint8_t> scales;
-    std::vector<uint8_t> zeros;
-    std::vector<uint16_t> super_scales;
-    std::vector<uint16_t> super_offsets;
-
-    explicit RowGroupValues(const WeightView& view);
-
-    GroupArrays arrays();
-};
-
-/// Dequantizes rows one at a time, reading no others; for one thread.
-class RowDequantizer {
-public:
-    explicit RowDequantizer(const WeightView& view);
-
-    /// Row `row` of w[n, k] in f32, in the checkpoint's column order: subtract or multiply, then multiply or add, each
-    /// rounded.
-    void run(int64_t row, float* out);
-
-private:
-    const WeightView& weight;
-    std::vector<ActGroup> act_groups;
-    std::vector<uint8_t> planes;  ///< of the row
-    RowGroupValues values;
-    std::vector<uint8_t> codes;   ///< [k]
-    std::vector<float> permuted;  ///< [k] in the weight's own order, where that is another one
-};
-
-/// All rows.
-void dequantize(const WeightView& weight, float* out, int num_threads);
 
 }  // namespace tmac

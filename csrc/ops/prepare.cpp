@@ -79,8 +79,7 @@ bool all_finite(const float* values, int64_t count) {
 }  // namespace
 
 void reserve(const Kernel& kernel, const WeightView& weight, int32_t tokens, PreparedInput& out) {
-    const LayoutShape shape = layout_shape(weight.header.layout, weight.header.spec.bits);
-    out.act_groups = make_act_groups(weight.header.spec, weight.header.k, shape.k_chunk);
+    out.act_groups = make_act_groups(weight.header.spec, weight.header.k, weight.parts.k_chunk);
     out.padded_k = weight.parts.padded_k;
     out.act_bytes = bytes_per_token(kernel, out.padded_k);
     out.token_block = kernel.token_block;
@@ -110,16 +109,19 @@ void prepare_token(const Kernel& kernel, const WeightView& weight, const float* 
                      out.act_sum.data() + first,
                      out.act_isum.data() + first};
     kernel.prepare(args);
-    const bool overflow = kernel.method != Method::float_exact && any_huge(args.act_scale, groups) &&
-                          all_finite(columns, weight.header.k);
-    if (!overflow) {
+    if (kernel.method == Method::float_exact) {
         return;
     }
-    std::vector<float> smaller(columns, columns + weight.header.k);
-    std::for_each(smaller.begin(), smaller.end(), [](float& value) { value *= kScaleDown; });
-    args.x = smaller.data();
-    kernel.prepare(args);
-    out.scaled_down[static_cast<size_t>(token)] = 1;
+    if (any_huge(args.act_scale, groups) && all_finite(columns, weight.header.k)) {
+        std::vector<float> smaller(columns, columns + weight.header.k);
+        std::for_each(smaller.begin(), smaller.end(), [](float& value) { value *= kScaleDown; });
+        args.x = smaller.data();
+        kernel.prepare(args);
+        out.scaled_down[static_cast<size_t>(token)] = 1;
+    }
+    if (weight.code_scale != 1.0F) {
+        std::for_each_n(args.act_scale, groups, [&](float& scale) { scale *= weight.code_scale; });
+    }
 }
 
 int64_t tokens_at_once(const Kernel& kernel) {
@@ -133,7 +135,8 @@ bool same_encoding(const Kernel& kernel, const WeightView& weight, const Kernel&
     const bool same_columns = weight.perm() == nullptr && other.perm() == nullptr && weight.header.k == other.header.k;
     return same_columns && kernel.prepare == other_kernel.prepare && kernel.token_block == other_kernel.token_block &&
            weight.header.layout == other.header.layout && weight.parts.padded_k == other.parts.padded_k &&
-           spec.activation == other_spec.activation && spec.group_size == other_spec.group_size;
+           weight.code_scale == other.code_scale && spec.activation == other_spec.activation &&
+           spec.group_size == other_spec.group_size;
 }
 
 void prepare(const Kernel& kernel, const WeightView& weight, const Tensor& x, int64_t first, int32_t tokens,

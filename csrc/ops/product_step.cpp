@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/cpu_features.h"
 #include "core/half.h"
 #include "kernels/registry.h"
 #include "ops/convert.h"
@@ -14,8 +15,8 @@ constexpr int32_t kFloatTile = 16;  ///< rows of a float weight that one thread 
 QgemmArgs make_args(const WeightView& weight, const PreparedInput& input, int32_t tokens) {
     QgemmArgs args{};
     args.spec = &weight.header.spec;
-    args.codes = weight.data + weight.parts.codes;
-    args.region_stride = weight.parts.region_stride;
+    args.codes = weight.regions[0];
+    args.regions = weight.region_offsets();
     args.scales = weight.data + weight.parts.scales;
     args.zeros = weight.header.zero_type == GroupType::none ? nullptr : weight.data + weight.parts.zeros;
     if (weight.header.spec.scale_format == ScaleFormat::two_level) {
@@ -37,6 +38,9 @@ QgemmArgs make_args(const WeightView& weight, const PreparedInput& input, int32_
     args.act_sum = input.act_sum.data();
     args.act_isum = input.act_isum.data();
     args.n = weight.header.n;
+    args.code_scale = weight.code_scale;
+    args.code_base = weight.code_base;
+    args.ask_ahead = (selection().features & kAvx512fp16) != 0;
     args.m = tokens;
     return args;
 }

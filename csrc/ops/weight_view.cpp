@@ -36,9 +36,43 @@ void check_group_types(const PackedHeader& header) {
         "[packed weight] zeros do not fit the spec");
 }
 
+WeightView view_bytes(const uint8_t* data, int64_t size, bool whole) {
+    WeightView view = view_header(data, size);
+    const int64_t wanted = whole ? view.parts.bytes : view.parts.codes;
+    TMAC_CHECK(size == wanted, "[packed weight] the header speaks of ", wanted, " bytes",
+               whole ? "" : " before the codes", ", but there are ", size);
+    view.data = data;
+    check_perm(view);
+    return view;
+}
+
 }  // namespace
 
+RegionOffsets WeightView::region_offsets() const {
+    RegionOffsets offsets{};
+    for (int32_t region = 0; region < parts.num_regions; ++region) {
+        offsets.of[region] = regions[region] - regions[0];
+    }
+    return offsets;
+}
+
+WeightView view_in_place(const PackedHeader& header, const PackedParts& parts, const KernelPair& kernels,
+                         const uint8_t* data) {
+    WeightView view{header, parts, kernels, data, {}};
+    for (int32_t region = 0; region < parts.num_regions; ++region) {
+        view.regions[region] = data + parts.codes + region * parts.region_stride;
+    }
+    return view;
+}
+
 WeightView view_weight(const uint8_t* data, int64_t size) {
+    const WeightView view = view_bytes(data, size, true);
+    return view_in_place(view.header, view.parts, view.kernels, data);
+}
+
+WeightView view_weight_head(const uint8_t* data, int64_t size) { return view_bytes(data, size, false); }
+
+WeightView view_header(const uint8_t* data, int64_t size) {
     WeightView view{};
     TMAC_CHECK(size >= static_cast<int64_t>(sizeof(PackedHeader)), "[packed weight] ", size, " bytes are no header");
     std::memcpy(&view.header, data, sizeof(PackedHeader));
@@ -50,15 +84,15 @@ WeightView view_weight(const uint8_t* data, int64_t size) {
     TMAC_CHECK(static_cast<int>(view.header.layout) < kNumLayouts, "[packed weight] unknown layout");
     view.kernels = {kernel_of(view.header, view.header.kernel), kernel_of(view.header, view.header.prompt_kernel)};
     view.parts = packed_parts(view.header);
-    TMAC_CHECK(view.parts.bytes == size, "[packed weight] the header speaks of ", view.parts.bytes,
-               " bytes, but there are ", size);
-    view.data = data;
+    return view;
+}
+
+void check_perm(const WeightView& view) {
     if (const int32_t* perm = view.perm()) {
         const auto k = static_cast<uint32_t>(view.header.k);
         TMAC_CHECK(std::all_of(perm, perm + k, [k](int32_t column) { return static_cast<uint32_t>(column) < k; }),
                    "[packed weight] perm names a column outside 0..", k - 1);
     }
-    return view;
 }
 
 }  // namespace tmac

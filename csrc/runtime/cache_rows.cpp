@@ -36,6 +36,10 @@ void copy_elements(const CacheLayout& layout, const uint8_t* source, const RowOf
     for (int64_t column = 0; column < layout.head_dim; ++column) {
         std::memcpy(target + to.key(column), source + from.key(column), kBytes);
     }
+    if constexpr (kBytes > 1) {  // a position's values lie in one piece
+        std::memcpy(target + to.value(0), source + from.value(0), static_cast<size_t>(layout.padded_dim() * kBytes));
+        return;
+    }
     for (int64_t column = 0; column < layout.padded_dim(); ++column) {
         std::memcpy(target + to.value(column), source + from.value(column), kBytes);
     }
@@ -57,6 +61,20 @@ void copy_row(const CacheLayout& layout, const uint8_t* source, CachePlace from,
             std::memcpy(target + target_row.value_scale(), source + source_row.value_scale(), sizeof(float));
             break;
     }
+}
+
+void copy_group(const CacheLayout& layout, const uint8_t* source, CachePlace from, uint8_t* target, CachePlace to) {
+    const int64_t group = from.position / kKeyGroup;
+    const int64_t to_group = to.position / kKeyGroup;
+    const auto copy = [&](int64_t to_offset, int64_t from_offset, int64_t bytes) {
+        std::memcpy(target + to_offset, source + from_offset, static_cast<size_t>(bytes));
+    };
+    copy(layout.key_offset(to_group), layout.key_offset(group), layout.key_group_bytes());
+    copy(layout.value_offset(to_group, to.groups), layout.value_offset(group, from.groups), layout.value_group_bytes());
+    copy(layout.key_scale_offset(to_group, to.groups), layout.key_scale_offset(group, from.groups),
+         layout.scale_group_bytes());
+    copy(layout.value_scale_offset(to_group, to.groups), layout.value_scale_offset(group, from.groups),
+         layout.scale_group_bytes());
 }
 
 void clear_rows(const CacheLayout& layout, uint8_t* head, int32_t first) {

@@ -16,6 +16,9 @@ struct CachePlace {
 /// and `target`: the head's piece.
 void copy_row(const CacheLayout& layout, const uint8_t* source, CachePlace from, uint8_t* target, CachePlace to);
 
+/// Copies the group that a position is in, of one head, to the group of another position in another piece.
+void copy_group(const CacheLayout& layout, const uint8_t* source, CachePlace from, uint8_t* target, CachePlace to);
+
 /// Zeroes the bytes of positions [first, kPagePositions) of a head's page, and what is past head_dim in all others.
 void clear_rows(const CacheLayout& layout, uint8_t* head, int32_t first);
 

@@ -10,6 +10,7 @@
 #include "ops/convert.h"
 #include "ops/embedding.h"
 #include "runtime/models/families.h"
+#include "runtime/streamed_weights.h"
 
 namespace tmac {
 namespace {
@@ -62,7 +63,7 @@ void Decoder::check_tokens(const std::vector<int32_t>& tokens) const {
 
 void Decoder::forward(const std::vector<Chunk>& chunks, Phase phase, int num_threads,
                       const std::function<void()>& checkpoint, float* logits) {
-    tree_sequence_ = -1;
+    tree_ = {};
     PassRows rows;
     std::vector<int32_t> tokens;
     std::vector<int64_t> wanted;
@@ -84,7 +85,7 @@ void Decoder::forward(const std::vector<Chunk>& chunks, Phase phase, int num_thr
         for (const Chunk& chunk : chunks) {
             cache_.reserve(chunk.sequence, static_cast<int64_t>(chunk.tokens.size()));
         }
-        run(rows, tokens, wanted, phase, num_threads, checkpoint, logits);
+        run(*model_, rows, tokens, wanted, phase, num_threads, checkpoint, logits);
     } catch (...) {
         for (const Chunk& chunk : chunks) {
             give_back_reserved(chunk.sequence);
@@ -96,65 +97,25 @@ void Decoder::forward(const std::vector<Chunk>& chunks, Phase phase, int num_thr
     }
 }
 
-void Decoder::forward_tree(int64_t sequence, const std::vector<int32_t>& tokens, const std::vector<int32_t>& parents,
-                           int num_threads, const std::function<void()>& checkpoint, float* logits) {
-    tree_sequence_ = -1;
-    check_tokens(tokens);
-    TMAC_CHECK(tokens.size() == parents.size(), "[Decoder] ", tokens.size(), " tokens, but ", parents.size(),
-               " parents");
-    const int64_t length = cache_.length(sequence);
-    PassRows rows;
-    std::vector<int64_t> wanted;
-    for (size_t i = 0; i < tokens.size(); ++i) {
-        const int32_t parent = parents[i];
-        TMAC_CHECK(parent >= -1 && parent < static_cast<int64_t>(i), "[Decoder] the parent of node ", i, " is ", parent,
-                   ", not a node before it or -1");
-        rows.sequences.push_back(sequence);
-        rows.slots.push_back(length + static_cast<int64_t>(i));
-        rows.positions.push_back(parent < 0 ? length : rows.positions[static_cast<size_t>(parent)] + 1);
-        rows.rope_lengths.push_back(rows.positions.back() + 1);
-        wanted.push_back(static_cast<int64_t>(i));
-    }
-    rows.parents = parents;
-    tree_parents_ = parents;
-    cache_.reserve(sequence, static_cast<int64_t>(tokens.size()));
-    try {
-        run(rows, tokens, wanted, Phase::decode, num_threads, checkpoint, logits);
-    } catch (...) {
-        give_back_reserved(sequence);
-        throw;
-    }
-    tree_sequence_ = sequence;
-}
-
-void Decoder::keep(int64_t sequence, const std::vector<int64_t>& nodes) {
-    TMAC_CHECK(sequence == tree_sequence_, "[Decoder] the last pass was not a token tree of sequence ", sequence);
-    int64_t before = -1;
-    for (const int64_t node : nodes) {
-        TMAC_CHECK(node >= 0 && node < static_cast<int64_t>(tree_parents_.size()) &&
-                       tree_parents_[static_cast<size_t>(node)] == before,
-                   "[Decoder] node ", node, " does not follow node ", before, " in the tree");
-        before = node;
-    }
-    tree_sequence_ = -1;
-    cache_.keep(sequence, nodes);
-}
-
-void Decoder::run(const PassRows& rows, const std::vector<int32_t>& tokens, const std::vector<int64_t>& wanted,
-                  Phase phase, int num_threads, const std::function<void()>& checkpoint, float* logits) {
+void Decoder::run(const Model& model, const PassRows& rows, const std::vector<int32_t>& tokens,
+                  const std::vector<int64_t>& wanted, Phase phase, int num_threads,
+                  const std::function<void()>& checkpoint, float* logits) {
     if (rows.count() == 0) {
         return;
     }
     const auto begin = std::chrono::steady_clock::now();
     const int threads = num_threads > 0 ? num_threads : get_num_threads();
-    Pass pass(*model_, cache_, rows, phase, threads, workspace_, profile_);
-    const Family& family = find_family(model_->config.family);
-    embed(pass, tokens);
-    for (const Layer& layer : model_->layers) {
+    Pass pass(model, cache_, rows, phase, threads, workspace_, profile_);
+    const Family& family = find_family(model.config.family);
+    StreamedWeights::Pass weights(model.streamed.get(), checkpoint);
+    embed(model, pass, tokens);
+    for (const Layer& layer : model.layers) {
         checkpoint();
+        weights.enter(layer.index);
         family.run(layer, pass);
+        weights.leave(layer.index);
     }
-    compute_logits(pass, wanted, logits);
+    compute_logits(model, pass, wanted, logits);
     if (profile_.on) {
         const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - begin;
         profile_.total += passed.count();
@@ -163,12 +124,14 @@ void Decoder::run(const PassRows& rows, const std::vector<int32_t>& tokens, cons
     }
 }
 
-void Decoder::embed(Pass& pass, const std::vector<int32_t>& tokens) {
+void Decoder::embed(const Model& model, Pass& pass, const std::vector<int32_t>& tokens) {
     const StageTimer timer(profile_, Stage::embedding);
-    const Matrix& table = model_->embedding;
+    const Matrix& table = model.embedding;
     const Floats2d hidden = pass.hidden();
-    if (table.packed) {
-        const std::vector<int64_t> ids(tokens.begin(), tokens.end());
+    const std::vector<int64_t> ids(tokens.begin(), tokens.end());
+    if (table.rows) {
+        table.rows->read(ids.data(), hidden.tensor(pass.tokens()), pass.num_threads());
+    } else if (table.packed) {
         embedding(*table.packed, ids.data(), hidden.tensor(pass.tokens()), pass.num_threads());
     } else {
         const Tensor rows{const_cast<void*>(table.floats.data), table.floats.type, table.n(), table.k(), table.k()};
@@ -176,23 +139,23 @@ void Decoder::embed(Pass& pass, const std::vector<int32_t>& tokens) {
             load_row(rows, tokens[static_cast<size_t>(i)], hidden.row(i));
         }
     }
-    const float scale = model_->config.embedding_scale;
+    const float scale = model.config.embedding_scale;
     for (int64_t i = 0; scale != 1.0F && i < pass.tokens(); ++i) {
         vector_ops().scale(hidden.row(i), scale, hidden.columns);
     }
 }
 
-void Decoder::compute_logits(Pass& pass, const std::vector<int64_t>& wanted, float* logits) {
+void Decoder::compute_logits(const Model& model, Pass& pass, const std::vector<int64_t>& wanted, float* logits) {
     if (wanted.empty()) {
         return;
     }
-    const ModelConfig& config = model_->config;
+    const ModelConfig& config = model.config;
     const bool layer_norm = find_family(config.family).layer_norm;
-    const NormRows normed = pass.normed(model_->final_norm, layer_norm ? NormKind::layer : NormKind::rms);
+    const NormRows normed = pass.normed(model.final_norm, layer_norm ? NormKind::layer : NormKind::rms);
     const LastRows rows(normed, wanted);
     const auto count = static_cast<int64_t>(wanted.size());
     const Tensor y{logits, DType::f32, count, config.vocab_size, config.vocab_size};
-    pass.multiply(Stage::head, {{&rows, count, config.hidden_size, {model_->output_head().to(y)}}});
+    pass.multiply(Stage::head, {{&rows, count, config.hidden_size, {model.output_head().to(y)}}});
     for (int64_t i = 0; i < count; ++i) {
         float* row = logits + i * config.vocab_size;
         if (config.logit_scale != 1.0F) {

@@ -109,6 +109,8 @@ void KvCache::release(int64_t id) {
 
 int64_t KvCache::length(int64_t id) const { return sequence(id).length; }
 
+int64_t KvCache::reserved(int64_t id) const { return sequence(id).reserved; }
+
 bool KvCache::holds(const Sequence& sequence, int64_t length) const {
     if (length == 0) {
         return true;

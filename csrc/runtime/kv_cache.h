@@ -68,6 +68,8 @@ public:
 
     /// Positions that have been committed.
     int64_t length(int64_t id) const;
+    /// Positions that there is memory for: at least the committed ones.
+    int64_t reserved(int64_t id) const;
     int64_t num_sequences() const { return static_cast<int64_t>(sequences_.size()); }
 
     /// Whether a sequence could go on from `length`, which is at most its own: no window has dropped what that needs.

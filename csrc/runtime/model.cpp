@@ -4,6 +4,7 @@
 
 #include "core/check.h"
 #include "runtime/models/families.h"
+#include "runtime/streamed_weights.h"
 
 namespace tmac {
 namespace {
@@ -151,7 +152,8 @@ int64_t Model::bytes_per_token() const {
     return sum;
 }
 
-std::shared_ptr<const Model> build_model(const ModelConfig& config, NamedWeights weights) {
+std::shared_ptr<const Model> build_model(const ModelConfig& config, NamedWeights weights,
+                                         std::shared_ptr<StreamedWeights> streamed) {
     validate(config);
     const Family& family = find_family(config.family);
     auto model = std::make_shared<Model>();
@@ -160,6 +162,8 @@ std::shared_ptr<const Model> build_model(const ModelConfig& config, NamedWeights
     model->embedding = take.matrix("embedding", config.vocab_size, config.hidden_size);
     TMAC_CHECK(model->embedding.exists(), "[Model] weight 'embedding' is missing");
     model->head = take.matrix("head", config.vocab_size, config.hidden_size);
+    TMAC_CHECK(model->head.exists() || !model->embedding.rows,
+               "[Model] an embedding that is the head, too, must be in memory");
     model->final_norm = take.norm("final_norm", config.hidden_size);
     TMAC_CHECK(model->final_norm.exists(), "[Model] weight 'final_norm' is missing");
     for (int32_t i = 0; i < config.num_layers; ++i) {
@@ -167,6 +171,10 @@ std::shared_ptr<const Model> build_model(const ModelConfig& config, NamedWeights
         check_layer(family, config, model->layers.back());
     }
     take.check_empty();
+    if (streamed) {
+        model->streamed = std::move(streamed);
+        model->streamed->attach(*model);
+    }
     return model;
 }
 

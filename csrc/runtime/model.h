@@ -3,12 +3,15 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "ops/linear.h"
 #include "runtime/model_config.h"
+#include "runtime/row_source.h"
 
 namespace tmac {
 
@@ -20,7 +23,9 @@ struct Matrix {
     std::vector<float> input_norm;  ///< [k]: weight of an RMS norm that its input passes first; mostly empty
     float input_norm_eps = 0.0F;
     std::shared_ptr<const void> owner;
-    int64_t bytes = 0;  ///< that a product reads
+    std::shared_ptr<const RowSource> rows;  ///< of an embedding that stays on the disk: the pointers are null
+    int64_t bytes = 0;                      ///< that a product reads
+    int32_t place = -1;  ///< number in the model's StreamedWeights; -1: the bytes stay where they are
 
     bool exists() const { return owner != nullptr; }
     int64_t n() const { return packed ? packed->header.n : floats.n; }
@@ -57,12 +62,54 @@ struct Layer {
     Matrix shared_gate;
 };
 
+/// Calls body(matrix) for every matrix of a layer (or of a const one) that exists.
+template <class AnyLayer, class Body>
+void for_each_matrix(AnyLayer& layer, const Body& body) {
+    const auto all = [&body](auto&... matrices) {
+        const auto one = [&body](auto& matrix) {
+            if (matrix.exists()) {
+                body(matrix);
+            }
+        };
+        (one(matrices), ...);
+    };
+    const auto mlp = [&all](auto& each) { all(each.gate, each.up, each.gate_up, each.down); };
+    all(layer.q, layer.k, layer.v, layer.qkv, layer.o, layer.router, layer.shared_gate);
+    mlp(layer.mlp);
+    mlp(layer.shared);
+    for (auto& expert : layer.experts) {
+        mlp(expert);
+    }
+}
+
+class StreamedWeights;
+struct Model;
+
+/// Where a model has its draft (runtime/draft.h). Decoders in other threads may look while one is set.
+class DraftSlot {
+public:
+    std::shared_ptr<const Model> get() const {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        return draft_;
+    }
+    void set(std::shared_ptr<const Model> draft) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        draft_ = std::move(draft);
+    }
+
+private:
+    mutable std::mutex mutex_;
+    std::shared_ptr<const Model> draft_;
+};
+
 struct Model {
     ModelConfig config;
+    std::shared_ptr<StreamedWeights> streamed;  ///< of a model that does not fit into memory; else null
     Matrix embedding;
     Matrix head;  ///< does not exist where the embedding serves
     Norm final_norm;
     std::vector<Layer> layers;
+    DraftSlot draft;
 
     const Matrix& output_head() const { return head.exists() ? head : embedding; }
 
@@ -79,6 +126,8 @@ struct NamedWeights {
 
 /// Puts the weights in their places. Throws std::invalid_argument naming the weight that is missing, not known, or of
 /// another shape than the configuration says.
-std::shared_ptr<const Model> build_model(const ModelConfig& config, NamedWeights weights);
+/// `streamed`: what made those of the matrices that have a place in a file.
+std::shared_ptr<const Model> build_model(const ModelConfig& config, NamedWeights weights,
+                                         std::shared_ptr<StreamedWeights> streamed = nullptr);
 
 }  // namespace tmac

@@ -34,7 +34,8 @@ Pass::Pass(const Model& model, KvCache& cache, const PassRows& rows, Phase phase
         make_rope_table(config.ropes[i], rows.positions, rows.rope_lengths, workspace.ropes[i]);
     }
     workspace.paths.resize(static_cast<size_t>(count));
-    workspace.tails.find(rows.parents, rows.parents.empty() ? 0 : cache.length(rows.sequences.front()));
+    workspace.tails.find(rows.parents, rows.first_node,
+                         rows.parents.empty() ? 0 : cache.length(rows.sequences.front()));
 }
 
 NormRows Pass::normed(const Norm& norm, NormKind kind) const { return {kind, norm, config().norm_eps, hidden_}; }

@@ -22,7 +22,8 @@ struct PassRows {
     std::vector<int64_t> slots;         ///< where the row's key and value go
     std::vector<int64_t> positions;     ///< the same, but in a token tree, where it is the place along the path
     std::vector<int64_t> rope_lengths;  ///< of the sequence, for frequencies that depend on it
-    std::vector<int32_t> parents;       ///< of a token tree: row before this one on its path, -1: the sequence's end
+    std::vector<int32_t> parents;       ///< of all nodes of a token tree: the one before, -1: the sequence's end
+    int64_t first_node = 0;             ///< of the first row; nodes before it are in the cache already
 
     int64_t count() const { return static_cast<int64_t>(slots.size()); }
 };

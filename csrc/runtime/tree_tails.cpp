@@ -6,12 +6,14 @@
 
 namespace tmac {
 
-void TreeTails::find(const std::vector<int32_t>& parents, int64_t first) {
+void TreeTails::find(const std::vector<int32_t>& parents, int64_t first_node, int64_t first) {
     paths_.clear();
     tail_begin_ = first / kKeyGroup * kKeyGroup;
-    for (size_t row = 0; row < parents.size(); ++row) {
+    shared_ = static_cast<size_t>(first - tail_begin_);
+    const auto skipped = static_cast<size_t>(first_node);
+    for (size_t last = skipped; last < parents.size(); ++last) {
         std::vector<int64_t> slots;
-        for (auto node = static_cast<int32_t>(row); node >= 0; node = parents[static_cast<size_t>(node)]) {
+        for (auto node = static_cast<int32_t>(last); node >= 0; node = parents[static_cast<size_t>(node)]) {
             slots.push_back(first + node);
         }
         const bool in_place = slots.back() == first && slots.front() - first + 1 == static_cast<int64_t>(slots.size());
@@ -22,7 +24,7 @@ void TreeTails::find(const std::vector<int32_t>& parents, int64_t first) {
             slots.push_back(position);
         }
         std::reverse(slots.begin(), slots.end());
-        paths_.push_back({row, std::move(slots)});
+        paths_.push_back({last - skipped, std::move(slots)});
     }
     tails_.resize(std::max(tails_.size(), paths_.size()));
 }
@@ -36,7 +38,14 @@ void TreeTails::gather(const CacheLayout& layout, int32_t kv_heads, CachedPath* 
         bytes.resize(static_cast<size_t>(kv_heads * layout.head_bytes(groups)));
         for (int64_t head = 0; head < kv_heads; ++head) {
             uint8_t* to = bytes.data() + head * layout.head_bytes(groups);
-            for (size_t j = 0; j < tail.slots.size(); ++j) {
+            if (shared_ > 0) {
+                const uint8_t* page = path.pages[tail_begin_ / kPagePositions];
+                if (page != nullptr) {
+                    copy_group(layout, page + head * layout.head_bytes(), {tail_begin_ % kPagePositions}, to,
+                               {0, groups});
+                }
+            }
+            for (size_t j = shared_; j < tail.slots.size(); ++j) {
                 const int64_t slot = tail.slots[j];
                 const uint8_t* page = path.pages[slot / kPagePositions];
                 if (page != nullptr) {  // else a window has dropped it, and nobody attends to it

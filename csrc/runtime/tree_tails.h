@@ -14,8 +14,8 @@ namespace tmac {
 class TreeTails {
 public:
     /// The slots of each row's path, from the first position that is not in its place on: rows whose path lies in its
-    /// place have none. `first`: position of the tree's root rows.
-    void find(const std::vector<int32_t>& parents, int64_t first);
+    /// place have none. Row 0 is node `first_node`; `first`: position of the tree's root nodes.
+    void find(const std::vector<int32_t>& parents, int64_t first_node, int64_t first);
 
     bool empty() const { return paths_.empty(); }
 
@@ -29,6 +29,7 @@ private:
     };
 
     int64_t tail_begin_ = 0;
+    size_t shared_ = 0;  ///< positions that every path begins with: of the sequence
     std::vector<TailPath> paths_;
     std::vector<std::vector<uint8_t>> tails_;
 };

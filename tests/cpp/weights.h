@@ -7,6 +7,7 @@
 #include "catch.h"
 #include "core/half.h"
 #include "kernels/registry.h"
+#include "ops/dequantize.h"
 #include "ops/linear.h"
 #include "ops/pack.h"
 #include "random.h"

@@ -38,8 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _user_errors() -> tuple[type[Exception], ...]:
     from tmac import FormatError, UnsupportedSpecError
+    from tmac._core import DamagedFileError
 
-    return CommandError, FormatError, UnsupportedSpecError, OSError
+    return CommandError, FormatError, UnsupportedSpecError, DamagedFileError, OSError
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,6 +1,7 @@
 """`tmac bench`: how fast a model reads prompts and generates, beside what the memory allows.
 
 The options and the names of the tests are llama-bench's: pp128 is a prompt of 128 tokens, tg32 are 32 generated ones.
+With --draft or --memory-limit it writes texts instead: `bench_draft`.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tmac.cli import bench_draft
 from tmac.cli.arguments import CACHE_TYPES, TERNARY, bits, counts, positive, types
-from tmac.cli.engine_options import CHECKPOINT
+from tmac.cli.engine_options import CHECKPOINT, add_speed_options
 from tmac.cli.errors import CommandError
 from tmac.cli.info import check_overrides
+from tmac.cli.speculation import add_plot_option
 from tmac.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 SYNTHETIC = ("bits", "group_size", "sym")
 STORED = ("embedding_bits", "requantize")
 HEAD_BITS, HEAD_GROUP = 8, 32
+DEFAULTS = (128, 32, 0)  # of a prompt, of generated tokens, before both
 NUMBERS = ("threads", "tokens/s", "min..max", "MB/token", "GB/s", "limit", "share", "core-ms/token", "J/token")
 
 
@@ -32,13 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `tmac bench`."""
     parser.add_argument("path", nargs="?", metavar="PATH", help=CHECKPOINT)
     parser.add_argument("--shape", metavar="NAME", help="random weights of a known model instead: llama-2-7b, ...")
-    parser.add_argument("-p", "--n-prompt", type=counts, default=[128], metavar="N,...", help="prompts (default: 128)")
+    parser.add_argument("-p", "--n-prompt", type=counts, metavar="N,...", help="prompts (default: 128)")
     parser.add_argument(
-        "-n", "--n-gen", type=counts, default=[32], metavar="N,...", help="generated tokens (default: 32)"
+        "-n", "--n-gen", type=counts, metavar="N,...", help="generated tokens (default: 32, of texts 128)"
     )
-    parser.add_argument(
-        "-d", "--n-depth", type=counts, default=[0], metavar="N,...", help="tokens before each test (default: 0)"
-    )
+    parser.add_argument("-d", "--n-depth", type=counts, metavar="N,...", help="tokens before each test (default: 0)")
     parser.add_argument("-t", "--threads", type=counts, metavar="N,...", help="threads (default: as many as tmac uses)")
     parser.add_argument("-r", "--repetitions", type=positive, default=5, help="timed runs of a test (default: 5)")
     parser.add_argument(
@@ -59,15 +61,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--group-size", type=int, help="columns that share a scale, -1 for the whole row (default: 128)"
     )
     random.add_argument("--sym", action="store_true", default=None, help="centre every group on zero")
+    texts = parser.add_argument_group("texts", "with PATH: plain decoding beside a draft, or under a memory limit")
+    add_speed_options(texts)
+    texts.add_argument(
+        "--prompt-file",
+        action="append",
+        type=Path,
+        metavar="F",
+        help="a text to go on with; may be repeated (default: prose, code and a file to copy)",
+    )
+    add_plot_option(texts)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures and prints a table, and the profile, or one JSON object."""
     check_overrides()
+    if bench_draft.is_wanted(args):
+        return bench_draft.run(args)
     from tmac.runtime.speed import ReadProbe, cases, measure
     from tmac.threads import get_num_threads
 
-    wanted = cases(args.n_prompt, args.n_gen, args.n_depth)
+    for name in ("prompt_file", "stats_plot"):
+        if getattr(args, name) is not None:
+            raise CommandError(f"--{name.replace('_', '-')} needs --draft or --memory-limit")
+    given = zip((args.n_prompt, args.n_gen, args.n_depth), DEFAULTS, strict=True)
+    wanted = cases(*([default] if counted is None else counted for counted, default in given))
     threads = args.threads or [get_num_threads()]
     if not wanted or not all(threads):
         raise CommandError("nothing to measure: expected a positive number in -p or -n, and in -t")

@@ -18,6 +18,7 @@ from tmac.cli.engine_options import (
     user_errors,
 )
 from tmac.cli.errors import CommandError
+from tmac.cli.speculation import StatsReport, add_stats_options, check_stats_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -47,17 +48,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--stream", action=argparse.BooleanOptionalAction, default=True, help="print tokens as they come (default)"
     )
     add_generation_options(parser, most=None)
+    add_stats_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Talks until the input ends."""
+    check_stats_options(args)
     options = generation_options(args)
     conversation = Conversation() if args.load is None else Conversation.load(args.load)
     if args.system is not None:
         conversation.system = args.system
     engine = load_engine(args)
+    report = StatsReport(engine, args)
     try:
-        Chat(engine, conversation, options, stream=args.stream).talk()
+        Chat(engine, conversation, options, stream=args.stream, report=report).talk()
+        report.finish()
     finally:
         engine.close()
     return 0
@@ -73,12 +78,14 @@ class Chat:
         conversation: so far.
         options: of `Engine.chat`.
         stream: whether tokens are printed as they come.
+        report: of what the draft did.
     """
 
     def __init__(
-        self, engine: Engine, conversation: Conversation, options: dict[str, Any], *, stream: bool = True
+        self, engine: Engine, conversation: Conversation, options: dict[str, Any], *, stream: bool, report: StatsReport
     ) -> None:
         self.engine, self.conversation, self.options, self.stream = engine, conversation, options, stream
+        self.report = report
         self.interactive = sys.stdin.isatty()
 
     def talk(self) -> None:
@@ -164,7 +171,7 @@ class Chat:
     def answer(self, message: str) -> None:
         """Prints the answer and the speeds. Ctrl-C ends the answer; what was printed is part of the conversation."""
         pieces: list[str] = []
-        timings = None
+        last = None
         messages = self.conversation.with_user(message)
         try:
             with user_errors(), contextlib.closing(self.chunks(messages)) as chunks:
@@ -172,7 +179,7 @@ class Chat:
                     pieces.append(chunk.text)
                     if self.stream:
                         print(chunk.text, end="", flush=True)
-                    timings = chunk.timings or timings
+                    last = chunk if chunk.timings is not None else last
         except KeyboardInterrupt:
             if not self.interactive:
                 raise
@@ -180,9 +187,11 @@ class Chat:
             text = "".join(pieces)
             if text:  # without an answer the question is forgotten too
                 self.conversation.add(message, text)
-            if text or timings is not None:
+            if text or last is not None:
                 print("" if self.stream else text, flush=True)
-        print(f"[{speeds(timings)}]" if timings is not None else "[stopped]", file=sys.stderr)
+        print(f"[{speeds(last.timings)}]" if last is not None else "[stopped]", file=sys.stderr)
+        if last is not None:
+            self.report.add(last.speculation)
 
     def chunks(self, messages: list[dict[str, str]]) -> Generator[Any, None, None]:
         """The answer piece by piece, as a generator: closing it cancels the rest."""

@@ -1,4 +1,4 @@
-"""The options that `tmac generate` and `tmac chat` share: how a model is loaded, and how tokens are chosen."""
+"""The options that commands share: how a model is loaded, and how tokens are chosen."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from tmac.runtime.engine import Engine
     from tmac.runtime.generate import Timings
 
-LOADING = ("activation", "cache_type", "context_length", "head_bits", "embedding_bits", "requantize")
+LOADING = (
+    *("activation", "cache_type", "context_length", "head_bits", "embedding_bits", "requantize"),
+    *("draft", "memory_limit"),
+)
+DRAFTS = "ngram, planes:K, model:PATH, ngram+planes:K, ngram+model:PATH, auto or none"
 CHECKPOINT = "a checkpoint: a folder, a file of weights, or the id of a repository on the hub"
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 GENERATION = (*SAMPLING, "ignore_eos", "context_shift")
@@ -36,6 +40,15 @@ def add_loading_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--head-bits", type=_width, help="bits of a float output head (default: it stays as it is)")
     group.add_argument("--embedding-bits", type=_width, help="bits of a float embedding (default: it stays as it is)")
     group.add_argument("--requantize", type=types, metavar="TYPE,...", help="inexact GGUF types to round, or all")
+    add_speed_options(group)
+
+
+def add_speed_options(group: Any) -> None:
+    """What guesses tokens, and how much memory there is."""
+    group.add_argument("--draft", metavar="NAME", help=f"guesses tokens, for speed alone: {DRAFTS} (default: none)")
+    group.add_argument(
+        "--memory-limit", metavar="SIZE", help="of the process, 700M or 1.5G; what has no room streams from the disk"
+    )
 
 
 def add_generation_options(parser: argparse.ArgumentParser, most: int | None) -> None:
@@ -101,7 +114,7 @@ def load_engine(args: argparse.Namespace, **more: Any) -> Engine:
         from tmac.runtime.engine import Engine
     except ImportError as error:
         raise CommandError(f"{error}; pip install 'tmac-cpu[engine]'") from error
-    options = {name: getattr(args, name) for name in LOADING if getattr(args, name) is not None}
+    options = {name: getattr(args, name) for name in LOADING if getattr(args, name, None) is not None}
     with user_errors():
         return Engine.from_pretrained(args.path, num_threads=args.threads, **options, **more)
 
@@ -140,7 +153,7 @@ def read_text(path: Path, check: Callable[[str], object] | None = None) -> str:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """What the engine says of its arguments and of a checkpoint, as one line; what it needs, by the extra's name."""
+    """What the engine says of arguments, a checkpoint or a failing disk, as one line; what it needs, by the extra."""
     from tmac import FormatError
 
     try:
@@ -150,7 +163,9 @@ def user_errors() -> Iterator[None]:
     except ImportError as error:
         text = str(error)
         raise CommandError(text if "tmac-cpu[" in text else f"{text}; pip install 'tmac-cpu[engine]'") from error
-    except (ValueError, TypeError, MemoryError) as error:
+    except (NotImplementedError, RecursionError):  # are RuntimeErrors, and nothing that a user can put right
+        raise
+    except (ValueError, TypeError, MemoryError, RuntimeError) as error:
         raise CommandError(str(error) or "out of memory") from error
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tmac.hf.scorer import HFScorer
 
 HF_OPTIONS = ("activation", "head_bits", "embedding_bits", "requantize")
-ENGINE_ONLY = ("cache_type", "context_length")
+ENGINE_ONLY = ("cache_type", "context_length", "memory_limit", "draft")
 
 
 @contextmanager
@@ -25,6 +25,8 @@ def open_scorer(args: argparse.Namespace) -> Iterator[tuple[Scorer, str]]:
     """The model of the options, and "engine" or "hf"."""
     check_overrides()
     way = _way(args)
+    if args.draft not in (None, "none"):
+        raise CommandError("--draft is for commands that write texts: scores need no draft")
     if way == "engine":
         from tmac.evaluation.scorer import EngineScorer
 

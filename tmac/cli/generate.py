@@ -21,6 +21,7 @@ from tmac.cli.engine_options import (
     user_errors,
 )
 from tmac.cli.errors import CommandError
+from tmac.cli.speculation import StatsReport, add_stats_options, check_stats_options, streaming
 
 if TYPE_CHECKING:
     from tmac.runtime.engine import Engine
@@ -50,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--logprobs", type=natural, metavar="N", help="with --json: log-probabilities, also of N tokens"
     )
     output.add_argument("--json", action="store_true", help="print one JSON object")
+    add_stats_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,19 +60,23 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError("--system needs --chat")
     if args.logprobs is not None and not args.json:
         raise CommandError("--logprobs needs --json")
+    check_stats_options(args)
     options, prompt = generation_options(args), _prompt(args)
     if args.logprobs is not None:
         options["logprobs"] = args.logprobs
     stream = args.stream and not args.json
     engine = load_engine(args)
+    report = StatsReport(engine, args)
     try:
         with user_errors():
             found = _call(engine, args, prompt, stream=stream, **options)
-            timings = _print_chunks(found) if stream else _print(found, args.json)
+            last = _print_chunks(found) if stream else _print(found, args.json, streaming(engine))
+        if args.timings:
+            print(speeds(last.timings), file=sys.stderr)
+        report.add(last.speculation)
+        report.finish()
     finally:
         engine.close()
-    if args.timings:
-        print(speeds(timings), file=sys.stderr)
     return 0
 
 
@@ -100,27 +106,27 @@ def _call(engine: Engine, args: argparse.Namespace, prompt: str, **options: Any)
 
 
 def _print_chunks(chunks: Iterable[Chunk]) -> Any:
-    """Prints the pieces as they come and returns the timings of the last one."""
-    timings = None
+    """Prints the pieces as they come and returns the last one."""
+    chunk = None
     try:
         for chunk in chunks:
             sys.stdout.write(chunk.text)
             sys.stdout.flush()
-            timings = chunk.timings or timings
     finally:
         print(flush=True)
-    return timings
+    return chunk
 
 
-def _print(generation: Generation, as_json: bool) -> Any:
-    print(json.dumps(facts(generation), indent=2) if as_json else generation.text)
-    return generation.timings
+def _print(generation: Generation, as_json: bool, streamed: dict[str, Any] | None) -> Any:
+    print(json.dumps({**facts(generation), "streaming": streamed}, indent=2) if as_json else generation.text)
+    return generation
 
 
 def facts(generation: Generation) -> dict[str, Any]:
     """A generation as plain JSON values, its speeds among its timings."""
     timings = generation.timings
-    found = asdict(generation)
+    speculation = generation.speculation
+    found = asdict(generation) | {"speculation": speculation and speculation.to_dict()}
     found["timings"] |= {
         "prompt_tokens_per_second": timings.prompt_tokens_per_second,
         "generated_tokens_per_second": timings.generated_tokens_per_second,

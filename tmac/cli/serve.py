@@ -23,7 +23,12 @@ PORTS = 65535
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `tmac serve`."""
     add_loading_options(parser)
-    parser.add_argument("--cache-positions", type=positive, metavar="N", help="tokens of all texts (default: no limit)")
+    parser.add_argument(
+        "--cache-positions",
+        type=positive,
+        metavar="N",
+        help="tokens of all texts (default: no limit; with --memory-limit the context, at most 4096)",
+    )
     where = parser.add_argument_group("server")
     where.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     where.add_argument("--port", type=_port, default=8000, help="0: any that is free (default: %(default)s)")

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from torch.nn import Module
 
 from tmac import _core
+from tmac.hf.native_draft import DraftChoice, choose_draft, open_draft, prepare_planes
 from tmac.hf.native_weights import NativeWeights, read_weights
+from tmac.nn import PackedModule
 from tmac.threads import get_num_threads
 
 CacheType = Literal["f32", "f16", "int8"]
@@ -30,16 +32,20 @@ class Attachment:
     Args:
         weights: of the model.
         cache_type: element type of the KV cache; None is f32 where no activation is rounded, else f16.
+        choice: the draft.
     """
 
-    def __init__(self, weights: NativeWeights, cache_type: CacheType | None) -> None:
+    def __init__(self, weights: NativeWeights, cache_type: CacheType | None, choice: DraftChoice) -> None:
         self.weights = weights
-        self.requested = cache_type
+        self.requested, self.choice = cache_type, choice
         self.cache_type: CacheType = cache_type or ("f32" if weights.exact else "f16")
         self.model = weights.build()
+        prepared = prepare_planes(choice, self.model)
         self.decoder = _core.Decoder(self.model, self.cache_type)
         self._lock = threading.Lock()  # the decoder serves one thread at a time
         self._dropped: deque[int] = deque()
+        self._tree: int | None = None  # the sequence behind which the decoder has a token tree
+        self.drafting = open_draft(prepared, self.model, self.decoder, self, self.cache_type)
 
     @property
     def has_windows(self) -> bool:
@@ -57,7 +63,40 @@ class Attachment:
         """Appends tokens to the sequences; the logits of the wanted rows, `[sum of wanted, vocab_size]`."""
         with self._lock:
             self._release_dropped()
+            self._tree = None
             return self.decoder.forward(sequences, tokens, phase, wanted, rope_lengths, get_num_threads())
+
+    def forward_tree(
+        self,
+        sequence: int,
+        tokens: Ints,
+        parents: Ints,
+        *,
+        num_threads: int = 0,
+        first: int = 0,
+        draft: bool = False,
+    ) -> NDArray[np.float32]:
+        """`Decoder.forward_tree`. Another thread may run passes between the calls for one tree."""
+        with self._lock:
+            self._release_dropped()
+            known = first if self._tree == sequence else 0
+            self._tree = None
+            threads = num_threads or get_num_threads()
+            logits = self.decoder.forward_tree(sequence, tokens, parents, threads, known, draft)
+            self._tree = sequence
+            return logits[first - known :]
+
+    def keep(self, sequence: int, nodes: Sequence[int], tokens: Sequence[int]) -> None:
+        """`Decoder.keep`. `tokens`: of the nodes, which are evaluated again if another thread has run a pass."""
+        with self._lock:
+            mine, self._tree = self._tree == sequence, None
+            if mine:
+                self.decoder.keep(sequence, nodes)
+                return
+            length = self.decoder.length(sequence)
+            for position, token in enumerate(tokens, length + 1):
+                ids, none = np.array([token], np.int32), np.empty(0, np.int32)
+                self.decoder.forward([sequence], [ids], "decode", [none], [position], get_num_threads())
 
     def create(self) -> int:
         """A new, empty sequence."""
@@ -89,7 +128,7 @@ class Attachment:
             self.decoder.release(self._dropped.popleft())
 
 
-def attach(model: Any, *, cache_type: CacheType | None = None) -> Any:
+def attach(model: Any, *, cache_type: CacheType | None = None, draft: Any = None) -> Any:
     """Makes a native decoder over the packed weights of a Hugging Face model, without copying them.
 
     `model.generate(ids, custom_generate=tmac.native_generate)` decodes with it. The model stays what it is: its own
@@ -101,20 +140,25 @@ def attach(model: Any, *, cache_type: CacheType | None = None) -> Any:
             be `QuantLinear`, `QuantEmbedding`, `QuantExperts` and float ones of f32, f16 or bf16.
         cache_type: what the KV cache holds, "f32", "f16" or "int8"; None is "f32" where every packed layer has
             `activation="float"`, else "f16".
+        draft: guesses tokens of a text that is generated alone, which is the same without it: "ngram", "planes:K",
+            "model:PATH", "ngram+planes:K", "ngram+model:PATH", "auto" (docs/speculation.md), or another model of
+            transformers that the native runtime decodes, with the same vocabulary: of it the size is checked alone.
+            For planes, weights that are packed in an order without such planes are repacked, to the same results.
 
     Returns:
         the model.
 
     Raises:
         ValueError: the native runtime does not know the family, or cannot compute what the model does; it says what is
-            in the way.
+            in the way. Also of the draft.
+        TypeError: `draft` is neither a name nor a model.
 
     Example:
         >>> model = tmac.attach(tmac.from_pretrained("Qwen2.5-0.5B-Instruct-GPTQ-Int4"))
     """
     if cache_type not in (None, "f32", "f16", "int8"):
         raise ValueError(f"[attach] cache_type is {cache_type!r}, but expected 'f32', 'f16', 'int8' or None")
-    _attach(model, cache_type)
+    _attach(model, cache_type, choose_draft(draft))
     return model
 
 
@@ -133,10 +177,12 @@ def current_attachment(model: Any) -> Attachment:
     """
     with _LOCK:
         old = _ATTACHMENTS.get(model)
-    return _attach(model, old.requested if old is not None else None)
+    if old is None:
+        return _attach(model, None, choose_draft(None))
+    return _attach(model, old.requested, old.choice)
 
 
-def _attach(model: Any, cache_type: CacheType | None) -> Attachment:
+def _attach(model: Any, cache_type: CacheType | None, choice: DraftChoice) -> Attachment:
     try:
         weights = read_weights(model)
     except ValueError:
@@ -144,9 +190,22 @@ def _attach(model: Any, cache_type: CacheType | None) -> Attachment:
         raise
     with _LOCK:
         old = _ATTACHMENTS.get(model)
-        if old is not None and old.requested == cache_type and old.weights.same_as(weights):
+        is_same = old is not None and old.requested == cache_type and old.choice.same_as(choice)
+        if old is not None and is_same and old.weights.same_as(weights):
             return old
         _ATTACHMENTS.pop(model, None)
-        new = Attachment(weights, cache_type)
+        new = _new_attachment(model, weights, cache_type, choice)
         _ATTACHMENTS[model] = new
         return new
+
+
+def _new_attachment(
+    model: Any, weights: NativeWeights, cache_type: CacheType | None, choice: DraftChoice
+) -> Attachment:
+    try:
+        return Attachment(weights, cache_type, choice)
+    except ValueError:
+        layers = [module for module in model.modules() if isinstance(module, PackedModule)]
+        if not choice.name.planes or not sum(layer.repack_in_planes_() for layer in layers):
+            raise
+    return Attachment(read_weights(model), cache_type, choice)

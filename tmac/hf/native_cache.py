@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from tmac.hf.native_attachment import Attachment
+from tmac.runtime.speculation.stats import SpeculationStats
 
 
 class NativeCache(Cache):
@@ -23,6 +24,9 @@ class NativeCache(Cache):
     Copies (`copy.deepcopy`) share memory until they differ. It cannot be pickled, and belongs to the weights that it
     was made with.
 
+    Attributes:
+        speculation: what the model's draft did in the last call, a `SpeculationStats`; None without a draft.
+
     Example:
         >>> cache = tmac.hf.NativeCache()
         >>> out = model.generate(ids, past_key_values=cache, custom_generate=tmac.native_generate)
@@ -34,6 +38,7 @@ class NativeCache(Cache):
         self.sequences: list[int] = []
         self.tokens: list[list[int]] = []  # of each sequence, without padding
         self.ids: Tensor | None = None  # [batch, columns], with padding: what a caller may leave out the next time
+        self.speculation: SpeculationStats | None = None
         self._finalizer: Any = None
 
     def open(self, attachment: Attachment, batch: int) -> None:

@@ -12,6 +12,8 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerationM
 
 from tmac.hf.native_attachment import Attachment, current_attachment
 from tmac.hf.native_cache import NativeCache
+from tmac.hf.native_draft import NO_LIMIT, Drafting, GuessedText, generate_guessed
+from tmac.runtime.native import Floats
 
 CHUNK = 256
 """Prompt tokens in one pass, where the generation configuration does not say."""
@@ -29,6 +31,7 @@ def native_generate(
     generation_config: Any,
     synced_gpus: bool = False,
     streamer: Any = None,
+    speculative: bool = True,
     **model_kwargs: Any,
 ) -> Any:
     """Greedy decoding and sampling for `model.generate(ids, custom_generate=tmac.native_generate, ...)`.
@@ -36,7 +39,8 @@ def native_generate(
     Logits come from the native decoder of `tmac.attach`, which is called where that has not been done; processors,
     stopping criteria, streamers, and torch's random numbers are used as transformers' own loop uses them: where the
     logits are its logits (`activation="float"`), the same seed draws the same tokens. A sequence of a padded batch is
-    decoded without its padding. Arguments are those that `generate` gives.
+    decoded without its padding. Arguments are those that `generate` gives; `speculative=False` does without the draft
+    of `tmac.attach`, which guesses for a text that is generated alone and changes nothing of it.
 
     Returns:
         ids `[batch, columns]`, or `GenerateDecoderOnlyOutput` with `return_dict_in_generate=True`.
@@ -58,6 +62,7 @@ def native_generate(
             cache.keep_common(row, each[keep].tolist()) for row, (each, keep) in enumerate(zip(ids, mask, strict=True))
         ]
         loop = _Loop(attachment, cache, generation_config, logits_processor, stopping_criteria, streamer)
+        loop.drafting = attachment.drafting if speculative and len(ids) == 1 else None
         result = loop.run(input_ids, pending)
         cache.ids = torch.cat([before, loop.ids], -1)[:, :-1]
     finally:
@@ -84,27 +89,55 @@ class _Loop:
         wanted = config.return_dict_in_generate
         self.scores: Any = () if wanted and config.output_scores else None
         self.logits: Any = () if wanted and config.output_logits else None
+        self.drafting: Drafting | None = None
+        self.has_end = any(hasattr(each, "eos_token_id") for each in criteria)
 
     def run(self, input_ids: Tensor, pending: list[list[int]]) -> Tensor:
         self.ids = input_ids
-        unfinished = torch.ones(len(input_ids), dtype=torch.long)
-        has_end = any(hasattr(each, "eos_token_id") for each in self.criteria)
-        padding = self.config._pad_token_tensor
-        logits = self._read_prompt(pending)
-        while True:
-            tokens = self._choose(logits)
-            if has_end:
-                tokens = tokens * unfinished + padding * (1 - unfinished)
-            self.ids = torch.cat([self.ids, tokens[:, None]], -1)
-            unfinished = unfinished & ~self.criteria(self.ids, self.scores)
-            if self.streamer is not None:
-                self.streamer.put(tokens)
-            if not unfinished.any():
-                break
-            logits = self._step(tokens, unfinished)
+        self.unfinished = torch.ones(len(input_ids), dtype=torch.long)
+        self.cache.speculation = None
+        goes_on = self._take(self._read_prompt(pending))
+        if goes_on and self.drafting is not None and self.drafting.busy.acquire(blocking=False):
+            try:
+                self._guess(self.drafting)
+                goes_on = False
+            finally:
+                self.drafting.busy.release()
+        while goes_on:
+            goes_on = self._take(self._step())
         if self.streamer is not None:
             self.streamer.end()
         return self.ids
+
+    def _take(self, logits: Tensor) -> bool:
+        """A column more, from the logits of the last one; whether any sequence goes on."""
+        tokens = self._choose(logits)
+        if self.has_end:
+            tokens = tokens * self.unfinished + self.config._pad_token_tensor * (1 - self.unfinished)
+        self.ids = torch.cat([self.ids, tokens[:, None]], -1)
+        self.unfinished = self.unfinished & ~self.criteria(self.ids, self.scores)
+        if self.streamer is not None:
+            self.streamer.put(tokens)
+        return bool(self.unfinished.any())
+
+    def _guess(self, drafting: Drafting) -> None:
+        """Goes on with the only sequence until it ends."""
+
+        def take(logits: Tensor) -> tuple[int, bool]:
+            goes_on = self._take(logits)
+            return int(self.ids[0, -1]), goes_on
+
+        def plain() -> Floats:
+            found: Floats = self._step()[0].numpy()
+            return found
+
+        kept, limit = self.cache.tokens[0], self.config.max_length
+        room = NO_LIMIT if limit is None else limit - self.ids.shape[1]
+        text = GuessedText([*kept, int(self.ids[0, -1])], self.cache.sequences[0], room, take)
+        try:
+            generate_guessed(text, drafting, self.attachment, kept, plain)
+        finally:
+            self.cache.speculation = text.speculation
 
     def _choose(self, logits: Tensor) -> Tensor:
         scores = self.processors(self.ids, logits)
@@ -140,12 +173,12 @@ class _Loop:
             logits[[row for row in chunks if wanted[row]]] = torch.from_numpy(found)
         return logits
 
-    def _step(self, tokens: Tensor, unfinished: Tensor) -> Tensor:
-        """Logits after one more token of every sequence, zeros for those that have ended and that nobody looks at."""
-        batch = len(tokens)
+    def _step(self) -> Tensor:
+        """Logits after the last token of every sequence, zeros for those that have ended and that nobody looks at."""
+        batch = len(self.ids)
         is_seen = self.scores is not None or self.logits is not None
-        rows = [row for row, goes_on in enumerate(unfinished.tolist()) if goes_on or is_seen]
-        new = tokens.tolist()
+        rows = [row for row, goes_on in enumerate(self.unfinished.tolist()) if goes_on or is_seen]
+        new = self.ids[:, -1].tolist()
         found = self.attachment.forward(
             [self.cache.sequences[row] for row in rows],
             [np.array([new[row]], np.int32) for row in rows],

@@ -12,9 +12,16 @@ from tmac import _core
 from tmac.threads import get_num_threads
 
 FLOAT_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+WHOLE = (0, 1.0, 0.0)
 
 
-def run_linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
+def run_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    prefix: tuple[int, float, float] = WHOLE,
+) -> Tensor:
     """`x @ dequantize(weight).T + bias`, called straight into the core: nothing is recorded for autograd or a tracer.
 
     Args:
@@ -22,6 +29,7 @@ def run_linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int
         weight: u8, the bytes of a `PackedWeight`.
         bias: f32 `[out_features]`, or None.
         out_features: what the caller expects of the weight.
+        prefix: planes, code_scale and code_base of `_core.linear_pointers`: a part of the weight.
 
     Returns:
         `[..., out_features]` in the dtype of x.
@@ -72,6 +80,7 @@ def run_linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int
         in_features,
         out_features,
         get_num_threads(),
+        *prefix,
     )
     return y
 

@@ -84,6 +84,23 @@ class PackedModule(nn.Module):
         self._adopt(repack(self._bytes(), kernel))
         return self._kernels() != before
 
+    def repack_in_planes_(self) -> bool:
+        """Moves the weight, if need be, into an order of the same kernels whose leading planes can be read alone.
+
+        Results keep their bits. A module without a weight on the CPU stays as it is.
+
+        Returns:
+            whether it has moved.
+        """
+        kernels = self._kernels()
+        if not kernels:
+            return False
+        packed = repack(self._bytes(), kernels, plane_layout=True)
+        if _core.describe(packed.buffer())["layout"] == _core.describe(self._bytes())["layout"]:
+            return False
+        self._adopt(packed)
+        return True
+
     def dequantize(self) -> Tensor:
         """The weight, f32 `[out_features, in_features]`, in the checkpoint's column order."""
         return torch.from_numpy(_core.dequantize(self._bytes(), get_num_threads()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,17 +9,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, overload
 
-import numpy as np
-
 from tmac.runtime.arguments import check_loading, integer, shown
 from tmac.runtime.constrain import Grammars
 from tmac.runtime.detokenize import byte_tokens
 from tmac.runtime.evaluate import Evaluator, rope_key
 from tmac.runtime.generate import Chunk, Generation, Options, TokenLogprob, checked_ids, is_one_prompt
-from tmac.runtime.native import Decoder, Floats, Tokenizer, core
+from tmac.runtime.native import Decoder, Floats, Tokenizer, needed
 from tmac.runtime.passes import Passes
-from tmac.runtime.request import Outbox, Request, Stream
+from tmac.runtime.request import Outbox, Request, Stream, weak_callbacks
 from tmac.runtime.scheduler import Scheduler
+from tmac.runtime.speculation.controller import Controller
+from tmac.runtime.speculation.drafts import Draft
+from tmac.runtime.speculation.speculator import make_speculator
 from tmac.runtime.task import Model, Task
 
 KEPT_POSITIONS = 4096
@@ -50,6 +50,9 @@ class Engine:
         max_batch: texts that are generated at a time; further ones wait.
         max_queue: requests of `submit` that may wait.
         kept_positions: tokens of evaluated prompts that stay in the cache.
+        draft: guesses tokens of a text that is generated alone; the text is the same without it.
+        controller: what was measured of the passes and the draft's.
+        streamed: a `StreamedModel`, where the weights do not all stay in memory.
     """
 
     def __init__(
@@ -68,6 +71,9 @@ class Engine:
         max_batch: int = 64,
         max_queue: int = 1024,
         kept_positions: int | None = None,
+        draft: Draft | None = None,
+        controller: Controller | None = None,
+        streamed: Any = None,
     ) -> None:
         self.tokenizer, self.config = tokenizer, dict(config or {})
         self.context_length = integer("context_length", context_length, 1)
@@ -75,6 +81,7 @@ class Engine:
         self.eos_ids = frozenset(int(token) for token in eos_ids)
         self._chat_template = chat_template
         kept = min(self.context_length, KEPT_POSITIONS) if kept_positions is None else kept_positions
+        threads = 0 if num_threads is None else integer("num_threads", num_threads, 1)
         self._passes = Passes(
             decoder,
             chunk_size=integer("chunk_size", chunk_size, 1),
@@ -82,11 +89,22 @@ class Engine:
             kept_positions=integer("kept_positions", kept, 0),
             rope_key=rope_key(model_config),
             windowed=any(model_config.get("windows") or ()),
-            num_threads=0 if num_threads is None else integer("num_threads", num_threads, 1),
+            num_threads=threads,
+            speculator=make_speculator(
+                decoder,
+                draft,
+                controller,
+                self.vocab_size,
+                threads,
+                streamed and streamed.io_since(),
+                pipeline=streamed is not None and streamed.streams,
+            ),
         )
         self._scheduler = Scheduler(self._passes, integer("max_queue", max_queue, 0))
         weakref.finalize(self, self._scheduler.abandon)
-        self._evaluator = Evaluator(self._passes, self._scheduler, model_config, cache_type)
+        self._streamed = streamed
+        rows = None if streamed is None else streamed.evaluated_rows
+        self._evaluator = Evaluator(self._passes, self._scheduler, model_config, cache_type, rows)
         self._grammars = Grammars(tokenizer, self.vocab_size, self.eos_ids)
         self._model = Model(self.vocab_size, self.context_length, self.eos_ids, tokenizer, byte_tokens(tokenizer))
 
@@ -105,10 +123,12 @@ class Engine:
         revision: str | None = None,
         progress: bool | None = None,
         max_positions: int | None = None,
+        memory_limit: int | str | None = None,
         chunk_size: int = 256,
-        max_batch: int = 64,
+        max_batch: int | None = None,
         max_queue: int = 1024,
         kept_positions: int | None = None,
+        draft: str | None = None,
     ) -> Engine:
         """Loads a checkpoint of any supported format: a folder, a file or a Hub id.
 
@@ -123,15 +143,21 @@ class Engine:
             requantize: types of a GGUF file that may be rounded.
             revision: of a Hub id.
             progress: a bar; None: if it takes long.
-            max_positions: positions of all texts together that the cache may hold; None: no limit.
+            max_positions: positions of all texts together that the cache may hold; None: no limit, or with a
+                `memory_limit` the context's, at most 4096.
+            memory_limit: of the whole process: bytes, or "700M", "1.5G". Layers for which it has no room are read
+                from a packed cache file in every pass (docs/packed_file.md).
             chunk_size: prompt rows in a pass: running texts wait for no more.
-            max_batch: texts that are generated at a time; further ones wait.
+            max_batch: texts that are generated at a time, further ones wait; None: 64, or 8 with a `memory_limit`.
             max_queue: requests of `submit` that may wait.
             kept_positions: tokens of evaluated prompts that stay in the cache for later ones that begin alike.
+            draft: guesses tokens, so that a pass may give several (docs/speculation.md): "ngram", "planes:K",
+                "model:PATH", "ngram+planes:K", "ngram+model:PATH", "auto" (measures what is worth it) or None.
 
         Raises:
             FormatError: the checkpoint is damaged.
-            ValueError: an argument is wrong, or the model is of an unknown family.
+            ValueError: an argument is wrong, the model is of an unknown family, the draft does not fit it, or
+                `memory_limit` is too small for it.
         """
         check_loading(
             activation=activation,
@@ -146,8 +172,16 @@ class Engine:
             max_queue=max_queue,
             kept_positions=kept_positions,
         )
-        parts = _loading().load_engine_parts(
+        found = needed("tmac.runtime.opening").open_engine(
             path,
+            draft=draft,
+            memory_limit=memory_limit,
+            cache_type=cache_type or ("f32" if activation == "float" else "f16"),
+            max_positions=max_positions,
+            chunk_size=chunk_size,
+            max_batch=max_batch,
+            kept_positions=KEPT_POSITIONS if kept_positions is None else kept_positions,
+            num_threads=num_threads or 0,
             activation=activation,
             head_bits=head_bits,
             embedding_bits=embedding_bits,
@@ -156,21 +190,24 @@ class Engine:
             progress=progress,
             context_length=context_length,
         )
-        cache_type = cache_type or ("f32" if activation == "float" else "f16")
+        parts = found.parts
         return cls(
-            core.Decoder(parts.model, cache_type=cache_type, max_positions=max_positions or 0),
+            found.decoder,
             parts.tokenizer,
             model_config=parts.model_config,
             config=parts.config,
             eos_ids=parts.eos_ids,
             context_length=parts.context_length,
             chat_template=parts.chat_template,
-            cache_type=cache_type,
+            cache_type=found.cache_type,
             chunk_size=chunk_size,
             num_threads=num_threads,
-            max_batch=max_batch,
+            max_batch=found.max_batch,
             max_queue=max_queue,
             kept_positions=kept_positions,
+            draft=found.draft,
+            controller=found.controller,
+            streamed=found.streamed,
         )
 
     @overload
@@ -190,8 +227,8 @@ class Engine:
             options: `max_new_tokens=128`, `temperature=0.0` (greedy), `top_k=0`, `top_p=1.0`, `min_p=0.0`,
                 `repetition_penalty=1.0`, `presence_penalty=0.0`, `frequency_penalty=0.0`, `logit_bias={}`, `seed=0`,
                 `stop=()`, `logprobs=None`, `json_schema=None`, `grammar=None`, `regex=None`,
-                `add_special_tokens=True`, `ignore_eos=False`, `context_shift=False`, `n_keep=4`: the fields of
-                `SamplingParams` and `Options`, where they are described.
+                `add_special_tokens=True`, `ignore_eos=False`, `context_shift=False`, `n_keep=4`, `speculative=True`:
+                the fields of `SamplingParams` and `Options`, where they are described.
 
         Returns:
             A `Generation`, a list of them for a list of prompts, or with `stream` a `Stream`, whose chunks have the
@@ -309,14 +346,7 @@ class Engine:
         Raises:
             TypeError, ValueError: `ids` are no token ids, or more than the context has.
         """
-        checked = self._checked("ids", ids)
-        found = np.empty((len(checked), self.vocab_size), np.float32)
-
-        def take(begin: int, rows: Floats) -> None:
-            found[begin : begin + len(rows)] = rows
-
-        self._evaluator.logits(checked, take)
-        return found
+        return self._evaluator.rows(self._checked("ids", ids))
 
     def log_probabilities(self, ids: Sequence[int]) -> Floats:
         """Log-probability of every token of a text but the first, given those before it: f32 `[tokens - 1]`.
@@ -324,16 +354,7 @@ class Engine:
         Raises:
             TypeError, ValueError: as in `logits`.
         """
-        checked = np.array(self._checked("ids", ids), np.int32)
-        found = np.empty(len(checked) - 1, np.float32)
-
-        def take(begin: int, rows: Floats) -> None:
-            following = checked[begin + 1 : begin + 1 + len(rows)]
-            if len(following):
-                found[begin : begin + len(following)] = core.log_probabilities(rows[: len(following)], following)
-
-        self._evaluator.logits(checked.tolist(), take)
-        return found
+        return self._evaluator.log_probabilities(self._checked("ids", ids))
 
     def token_logprobs(
         self, ids: Sequence[int], top: int = 0, cancelled: Callable[[], bool] = lambda: False
@@ -350,20 +371,7 @@ class Engine:
             RuntimeError: it was cancelled.
         """
         checked, count = self._checked("ids", ids), integer("top", top, 0, self.vocab_size)
-        found: list[TokenLogprob] = []
-
-        def take(begin: int, rows: Floats) -> None:
-            following = np.array(checked[begin + 1 : begin + 1 + len(rows)], np.int32)
-            if cancelled():
-                raise RuntimeError("[token_logprobs] cancelled")
-            for row, token in zip(rows, following, strict=False):
-                value = float(core.log_probabilities(row[None], token[None])[0])
-                best = core.top_log_probabilities(row, count) if count else ()
-                pairs = zip(*(part.tolist() for part in best), strict=True)
-                found.append(TokenLogprob(int(token), value, tuple(pairs)))
-
-        self._evaluator.logits(checked, take)
-        return found
+        return self._evaluator.token_logprobs(checked, count, cancelled)
 
     def save_prompt(self, path: str | Path, prompt: str | Sequence[int], add_special_tokens: bool = True) -> int:
         """Evaluates a prompt and writes its keys and values to a file for `prompt_cache=`. Returns its tokens.
@@ -387,7 +395,12 @@ class Engine:
     def drop_prompts(self) -> None:
         """Releases the evaluated prompts that are kept for later ones that begin alike."""
         with self._scheduler.exclusive():
-            self._passes.prefixes.clear()
+            self._passes.drop_prefixes()
+
+    @property
+    def streamed(self) -> Any:
+        """The `StreamedModel` of an engine with a `memory_limit`: its `plan` and `statistics()`; None without one."""
+        return self._streamed
 
     def close(self) -> None:
         """Cancels everything and gives the cache back. The engine cannot be used any more; twice is once."""
@@ -441,7 +454,7 @@ class Engine:
                 constraint=self._grammars.constraint(options),
                 continues=continues,
                 index=index,
-                **_weak_callbacks(request),
+                **weak_callbacks(request),
             )
             requests.append(request)
             tasks.append(task)
@@ -461,32 +474,3 @@ class Engine:
     def _use_prompt_cache(self, path: Any) -> None:
         if path is not None:
             self._evaluator.load(path)
-
-
-def _loading() -> Any:
-    """`tmac.runtime.loading`, which needs packages of an extra."""
-    try:
-        return importlib.import_module("tmac.runtime.loading")
-    except ModuleNotFoundError as error:
-        if error.name not in ("tokenizers", "jinja2"):
-            raise
-        message = f"tmac.Engine needs {error.name}: pip install 'tmac-cpu[engine]'"
-        raise ImportError(message, name=error.name) from error
-
-
-def _weak_callbacks(request: Request) -> dict[str, Any]:
-    """A task's way to its request, which does not keep the request alive."""
-    find = weakref.ref(request)
-
-    def deliver(chunk: Chunk) -> None:
-        if (found := find()) is not None:
-            found.deliver(chunk)
-
-    def fail(error: BaseException) -> None:
-        if (found := find()) is not None:
-            found.fail(error)
-
-    def abandoned() -> bool:
-        return (found := find()) is None or found.cancelled
-
-    return {"deliver": deliver, "fail": fail, "abandoned": abandoned}

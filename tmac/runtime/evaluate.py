@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tmac.formats.errors import format_error
-from tmac.runtime.native import Floats, Ids, is_cache_full
+from tmac.runtime.generate import TokenLogprob
+from tmac.runtime.native import Floats, Ids, core, is_cache_full
 from tmac.runtime.passes import Passes
 from tmac.runtime.prefixes import Prefix
 from tmac.runtime.prompt_cache import Bytes, file_version, read_prompt, write_prompt
@@ -30,18 +31,66 @@ class Evaluator:
         scheduler: gives the turns.
         model_config: what the model was built with.
         cache_type: of the decoder.
+        most_rows: whose logits are asked for in a pass; None: as many as a pass has.
     """
 
-    def __init__(self, passes: Passes, scheduler: Scheduler, model_config: Mapping[str, Any], cache_type: str) -> None:
+    def __init__(
+        self,
+        passes: Passes,
+        scheduler: Scheduler,
+        model_config: Mapping[str, Any],
+        cache_type: str,
+        most_rows: int | None = None,
+    ) -> None:
         self._passes, self._scheduler = passes, scheduler
         self._about = json.dumps([dict(model_config), cache_type], sort_keys=True, default=str)
         self._vocab_size = int(model_config["vocab_size"])
         self._fingerprint: str | None = None
+        self._most_rows = most_rows or passes.chunk_size
 
     def logits(self, ids: list[int], take: Callable[[int, Floats], None]) -> None:
         """Calls `take(first row, logits [rows, vocab])` for a text, a chunk at a time."""
         with self._scheduler.exclusive():
             self._passes.decoder.release(self._evaluate(ids, take))
+
+    def rows(self, ids: list[int]) -> Floats:
+        """Logits of every token of a text: f32 `[tokens, vocab]`."""
+        found = np.empty((len(ids), self._vocab_size), np.float32)
+
+        def take(begin: int, rows: Floats) -> None:
+            found[begin : begin + len(rows)] = rows
+
+        self.logits(ids, take)
+        return found
+
+    def log_probabilities(self, ids: list[int]) -> Floats:
+        """Log-probability of every token of a text but the first: f32 `[tokens - 1]`."""
+        tokens, found = np.array(ids, np.int32), np.empty(len(ids) - 1, np.float32)
+
+        def take(begin: int, rows: Floats) -> None:
+            following = tokens[begin + 1 : begin + 1 + len(rows)]
+            if len(following):
+                found[begin : begin + len(following)] = core.log_probabilities(rows[: len(following)], following)
+
+        self.logits(ids, take)
+        return found
+
+    def token_logprobs(self, ids: list[int], count: int, cancelled: Callable[[], bool]) -> list[TokenLogprob]:
+        """The same, with the `count` most likely tokens at each place. Raises RuntimeError once `cancelled`."""
+        found: list[TokenLogprob] = []
+
+        def take(begin: int, rows: Floats) -> None:
+            following = np.array(ids[begin + 1 : begin + 1 + len(rows)], np.int32)
+            if cancelled():
+                raise RuntimeError("[token_logprobs] cancelled")
+            for row, token in zip(rows, following, strict=False):
+                value = float(core.log_probabilities(row[None], token[None])[0])
+                best = core.top_log_probabilities(row, count) if count else ()
+                pairs = zip(*(part.tolist() for part in best), strict=True)
+                found.append(TokenLogprob(int(token), value, tuple(pairs)))
+
+        self.logits(ids, take)
+        return found
 
     def save(self, path: str | Path, ids: list[int]) -> None:
         """Evaluates a prompt, keeps it, and writes it to a file."""
@@ -87,8 +136,9 @@ class Evaluator:
         passes = self._passes
         seq = passes.decoder.create()
         try:
-            for begin in range(0, len(ids), passes.chunk_size):
-                tokens = np.array(ids[begin : begin + passes.chunk_size], np.int32)
+            step = passes.chunk_size if take is None else min(passes.chunk_size, self._most_rows)
+            for begin in range(0, len(ids), step):
+                tokens = np.array(ids[begin : begin + step], np.int32)
                 wanted = np.arange(len(tokens) if take is not None else 0, dtype=np.int32)
                 rows = self._with_room(lambda: passes.forward([seq], [tokens], "prompt", [wanted], [len(ids)]))  # noqa: B023
                 if take is not None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from tmac.runtime.arguments import flag, integer, shown, strings
 from tmac.runtime.sampling import SamplingParams
+from tmac.runtime.speculation.stats import SpeculationStats
 
 MAX_LOGPROBS = 1024
 SAMPLING = tuple(item.name for item in fields(SamplingParams))
@@ -31,6 +32,7 @@ class Options:
         ignore_eos: go on after an end-of-text token.
         context_shift: when the context is full, drop the older half and go on.
         n_keep: with `context_shift`: how many of the first tokens always stay.
+        speculative: use the engine's draft, if it has one; the text is the same without it.
 
     Raises:
         TypeError, ValueError: an argument is wrong; the message names it.
@@ -47,6 +49,7 @@ class Options:
     ignore_eos: bool = False
     context_shift: bool = False
     n_keep: int = 4
+    speculative: bool = True
 
     def __post_init__(self) -> None:
         most, count = self.max_new_tokens, self.logprobs
@@ -56,7 +59,7 @@ class Options:
             "logprobs": None if count is None else integer("logprobs", count, 0, MAX_LOGPROBS),
             "n_keep": integer("n_keep", self.n_keep, 0),
         }
-        for name in ("add_special_tokens", "ignore_eos", "context_shift"):
+        for name in ("add_special_tokens", "ignore_eos", "context_shift", "speculative"):
             flag(name, getattr(self, name))
         for name in ("grammar", "regex"):
             value = getattr(self, name)
@@ -138,6 +141,7 @@ class Chunk:
         index: which prompt of the batch.
         timings: in the last chunk.
         stop: in the last chunk the stop string that was found.
+        speculation: in the last chunk what the engine's draft did, if it was used.
     """
 
     text: str
@@ -147,6 +151,7 @@ class Chunk:
     index: int = 0
     timings: Timings | None = None
     stop: str | None = None
+    speculation: SpeculationStats | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +166,7 @@ class Generation:
         timings: where the time went.
         logprobs: one for each token, if they were asked for.
         stop: the stop string that was found.
+        speculation: what the engine's draft did, if it was used.
     """
 
     text: str
@@ -170,6 +176,7 @@ class Generation:
     timings: Timings
     logprobs: list[TokenLogprob] | None = None
     stop: str | None = None
+    speculation: SpeculationStats | None = None
 
     @classmethod
     def of(cls, chunks: Sequence[Chunk], prompt_tokens: int) -> Generation:
@@ -188,6 +195,7 @@ class Generation:
             last.timings,
             logprobs,
             last.stop,
+            last.speculation,
         )
 
 

@@ -121,6 +121,7 @@ def load_weights(
     activation: Activation | None = None,
     head_bits: int | None = None,
     embedding_bits: int | None = None,
+    plane_layout: bool = False,
     progress: bool | None = None,
 ) -> None:
     """Gives every weight to the builder. Beside those there is never more in memory than a small one for each thread,
@@ -132,6 +133,8 @@ def load_weights(
         activation: "group", "token" or "float" in place of what the checkpoint says; "float" is the exact mode.
         head_bits: rounds an output head that the checkpoint has as floats.
         embedding_bits: the same for the embedding, and for a head that is tied to it unless head_bits differs.
+        plane_layout: packs weights so that their leading planes can be read alone, for `Model.make_draft`; results keep
+            their bits.
         progress: True or False; None shows a bar on a terminal when it takes over two seconds.
 
     Raises:
@@ -139,11 +142,7 @@ def load_weights(
         UnsupportedSpecError: no kernel serves a layer.
         ValueError: an argument cannot be, or floats cannot be rounded.
     """
-    places = _without_same_head(model.places) if model.description.tied else list(model.places)
-    places = _with_own_head(places, head_bits, embedding_bits)
-    wanted = {"head": low_bit_spec(head_bits, activation), "embedding": low_bit_spec(embedding_bits, activation)}
-    loader = _Loader(model.checkpoint, activation, wanted)
-    work = _stacks_together(places)
+    loader, work = _reading(model, activation, head_bits, embedding_bits, plane_layout)
     num_threads = min(get_num_threads(), MOST_THREADS)
     large = [each for each in work if _is_large(each)]
     small = [each for each in work if not _is_large(each)]
@@ -162,6 +161,63 @@ def load_weights(
 
     for _ in with_progress(steps(), "loading", progress, len(work)):
         pass
+
+
+def read_layers(
+    model: OpenModel,
+    *,
+    activation: Activation | None = None,
+    head_bits: int | None = None,
+    embedding_bits: int | None = None,
+    plane_layout: bool = False,
+) -> Iterator[tuple[int, Iterator[Ready]]]:
+    """Every weight, layer by layer: `(number, its weights)`, -1 for those outside of the layers, which come first, the
+    embedding as the last of them.
+
+    The weights of a layer are to be used up before the next one; they are read while they are.
+
+    Args:
+        model: as of `load_weights`, like the others.
+        activation: in place of what the checkpoint says.
+        head_bits: of a head that is rounded.
+        embedding_bits: of an embedding that is rounded.
+        plane_layout: packs weights so that their leading planes can be read alone.
+
+    Raises:
+        FormatError, UnsupportedSpecError, ValueError: as `load_weights`.
+    """
+    loader, work = _reading(model, activation, head_bits, embedding_bits, plane_layout)
+    by_layer: dict[int, list[list[Place]]] = {}
+    for group in work:
+        by_layer.setdefault(_layer_of(group[0].name), []).append(group)
+    num_threads = min(get_num_threads(), MOST_THREADS)
+    by_layer[-1].sort(key=lambda group: group[0].name == "embedding")
+    for number, groups in sorted(by_layer.items()):
+        yield number, _read_groups(loader, groups, num_threads)
+
+
+def _read_groups(loader: _Loader, groups: list[list[Place]], num_threads: int) -> Iterator[Ready]:
+    for group in groups:
+        yield from loader.read(group, num_threads)
+
+
+def _layer_of(name: str) -> int:
+    parts = name.split(".", 2)
+    return int(parts[1]) if parts[0] == "layers" else -1
+
+
+def _reading(
+    model: OpenModel,
+    activation: Activation | None,
+    head_bits: int | None,
+    embedding_bits: int | None,
+    plane_layout: bool,
+) -> tuple[_Loader, list[list[Place]]]:
+    """What reads the weights, and those that are read together."""
+    places = _without_same_head(model.places) if model.description.tied else list(model.places)
+    places = _with_own_head(places, head_bits, embedding_bits)
+    wanted = {"head": low_bit_spec(head_bits, activation), "embedding": low_bit_spec(embedding_bits, activation)}
+    return _Loader(model.checkpoint, activation, wanted, plane_layout), _stacks_together(places)
 
 
 def _is_large(group: Sequence[Place]) -> bool:
@@ -194,11 +250,13 @@ class _Loader:
         checkpoint: for messages.
         activation: in place of what the specs say.
         wanted: name of a weight -> what it is rounded to if the checkpoint has it as floats.
+        plane_layout: as of `load_weights`.
     """
 
     checkpoint: Checkpoint
     activation: Activation | None
     wanted: dict[str, QuantSpec | None]
+    plane_layout: bool = False
 
     def read(self, group: list[Place], num_threads: int = 1) -> list[Ready]:
         """Weights that lie in one tensor, or one weight."""
@@ -214,7 +272,7 @@ class _Loader:
             if weight.exact or len(weight.shape) == 1:
                 codes = layer.read()
                 return Ready(place.name, codes.dequantize().reshape(weight.shape), codes.bias, "F32")
-            packed, bias = pack_layer(layer, self.activation, num_threads)
+            packed, bias = pack_layer(layer, self.activation, num_threads, self.plane_layout)
         except UnsupportedSpecError as error:
             raise UnsupportedSpecError(f"{self.checkpoint.path}: {layer.name}: {error}") from error
         except FormatError:
@@ -234,7 +292,7 @@ class _Loader:
         spec = self.wanted.get(place.name)
         if spec is not None:
             try:
-                return Ready(place.name, pack_floats(tensor, spec).buffer(), bias)
+                return Ready(place.name, pack_floats(tensor, spec, self.plane_layout).buffer(), bias)
             except ValueError as error:
                 raise ValueError(f"{self.checkpoint.path}: {tensor.name} cannot be rounded ({error})") from error
         array, dtype = tensor.read(), tensor.dtype
@@ -315,6 +373,7 @@ def load_engine_parts(
     path_or_id: str | Path,
     *,
     make_builder: Callable[[dict[str, Any]], Any] | None = None,
+    make_model: Callable[..., Any] | None = None,
     context_length: int | None = None,
     **options: Any,
 ) -> EngineParts:
@@ -323,6 +382,7 @@ def load_engine_parts(
     Args:
         path_or_id: as of `open_model`.
         make_builder: None is `_core.ModelBuilder`.
+        make_model: makes the model in place of a builder, from the open one and the options of `load_weights`.
         context_length: fewer positions than the model's; None: all of them.
         options: of `open_model` and `load_weights`.
 
@@ -337,10 +397,14 @@ def load_engine_parts(
         positions = integer("context_length", context_length, 1, positions)
     tokenizer = tokenizer_or_none(opened.checkpoint)
     _core.release_memory()  # a large vocabulary was ten times as much while it was read
-    builder = (make_builder or _core.ModelBuilder)(content)
-    load_weights(opened, builder, **options)
+    if make_model is not None:
+        model = make_model(opened, **options)
+    else:
+        builder = (make_builder or _core.ModelBuilder)(content)
+        load_weights(opened, builder, **options)
+        model = builder.build()
     return EngineParts(
-        builder.build(),
+        model,
         content,
         dict(opened.checkpoint.config or {}),
         tokenizer,

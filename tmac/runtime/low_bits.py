@@ -31,10 +31,10 @@ def low_bit_spec(width: int | None, activation: Activation | None) -> QuantSpec 
 
 
 def pack_layer(
-    layer: QuantizedLayer, activation: Activation | None, num_threads: int = 1
+    layer: QuantizedLayer, activation: Activation | None, num_threads: int = 1, plane_layout: bool = False
 ) -> tuple[_core.PackedWeight, NDArray[np.float32] | None]:
     """A layer and its bias, with another activation than it says where one is given. Where the format can, some rows
-    are read at a time, so that there is no second copy of a large layer.
+    are read at a time, so that there is no second copy of a large layer. `plane_layout`: as in `Codes.pack`.
 
     Raises:
         FormatError, ValueError: the tensors are damaged.
@@ -43,12 +43,12 @@ def pack_layer(
     n, k = layer.out_features, layer.in_features
     read = _reader(layer, activation)
     if layer.read_blocks is not None:
-        packed = _pack_blocks(layer, activation, num_threads)
+        packed = _pack_blocks(layer, activation, num_threads, plane_layout)
     elif read is not None:
-        packed = _pack_rows(read, n, k, num_threads)
+        packed = _pack_rows(read, n, k, num_threads, plane_layout)
     else:
         codes = _with(layer.read(), activation)
-        return codes.pack(), codes.bias
+        return codes.pack(plane_layout=plane_layout), codes.bias
     return packed, None if layer.read_bias is None else layer.read_bias()
 
 
@@ -57,8 +57,9 @@ def reads_rows(layer: QuantizedLayer) -> bool:
     return layer.read_tensors is not None or layer.read_rows is not None
 
 
-def pack_floats(tensor: StoredTensor, spec: QuantSpec) -> _core.PackedWeight:
+def pack_floats(tensor: StoredTensor, spec: QuantSpec, plane_layout: bool = False) -> _core.PackedWeight:
     """A float matrix rounded to nearest, some rows at a time, as `round_to_nearest` rounds all of them.
+    `plane_layout`: as in `Codes.pack`.
 
     Raises:
         FormatError: the file became shorter.
@@ -72,7 +73,7 @@ def pack_floats(tensor: StoredTensor, spec: QuantSpec) -> _core.PackedWeight:
         return Rows.from_codes(round_to_nearest(block, spec))
 
     n, k = tensor.shape
-    return _pack_rows(read, n, k, 1)
+    return _pack_rows(read, n, k, 1, plane_layout)
 
 
 def _reader(layer: QuantizedLayer, activation: Activation | None) -> Read | None:
@@ -86,13 +87,16 @@ def _reader(layer: QuantizedLayer, activation: Activation | None) -> Read | None
     return None
 
 
-def _pack_blocks(layer: QuantizedLayer, activation: Activation | None, num_threads: int) -> _core.PackedWeight:
+def _pack_blocks(
+    layer: QuantizedLayer, activation: Activation | None, num_threads: int, plane_layout: bool
+) -> _core.PackedWeight:
     """A layer of a GGUF file."""
     read_blocks, n, k = layer.read_blocks, layer.out_features, layer.in_features
     assert read_blocks is not None
     spec = layer.spec if activation is None else layer.spec.replace(activation=activation)
     values = np.dtype(np.int8 if spec.scale_format == "two_level" else np.float16)
-    packer = RowPacker(spec, n, k, (values, values if spec.zero_point == "offset" else None))
+    dtypes = (values, values if spec.zero_point == "offset" else None)
+    packer = RowPacker(spec, n, k, dtypes, plane_layout=plane_layout)
     _for_rows(
         _row_blocks(n, k),
         lambda begin, end: packer.add_blocks(begin, layer.source_type, read_blocks(begin, end)),
@@ -101,20 +105,20 @@ def _pack_blocks(layer: QuantizedLayer, activation: Activation | None, num_threa
     return packer.finish()
 
 
-def _pack_rows(read: Read, n: int, k: int, num_threads: int) -> _core.PackedWeight:
+def _pack_rows(read: Read, n: int, k: int, num_threads: int, plane_layout: bool) -> _core.PackedWeight:
     dtypes: Dtypes | None = None
     while True:
         try:
-            return _try_rows(read, _row_blocks(n, k), n, dtypes, num_threads)
+            return _try_rows(read, _row_blocks(n, k), n, dtypes, num_threads, plane_layout)
         except WiderRowsError as error:
             dtypes = error.dtypes
 
 
 def _try_rows(
-    read: Read, blocks: Sequence[tuple[int, int]], n: int, dtypes: Dtypes | None, num_threads: int
+    read: Read, blocks: Sequence[tuple[int, int]], n: int, dtypes: Dtypes | None, num_threads: int, plane_layout: bool
 ) -> _core.PackedWeight:
     first = read(*blocks[0])
-    packer = RowPacker.like(first, n, dtypes)
+    packer = RowPacker.like(first, n, dtypes, plane_layout=plane_layout)
     packer.add(0, first)
     _for_rows(blocks[1:], lambda begin, end: packer.add(begin, read(begin, end)), num_threads)
     return packer.finish()

@@ -33,6 +33,10 @@ class Decoder(Protocol):
         rope_lengths: list[int] | None = None,
         num_threads: int = 0,
     ) -> Floats: ...
+    def forward_tree(
+        self, sequence: int, tokens: Ids, parents: Ids, num_threads: int = 0, **options: Any
+    ) -> Floats: ...
+    def keep(self, sequence: int, nodes: Sequence[int], /) -> None: ...
     def save(self, seq: int, /) -> Any: ...
     def restore(self, data: Any, /) -> int: ...
 
@@ -57,3 +61,14 @@ class Tokenizer(Protocol):
 def is_cache_full(error: BaseException) -> bool:
     """Whether a call of the decoder failed because the cache may hold no more positions."""
     return any(kind.__name__ == "CacheFullError" for kind in type(error).__mro__)
+
+
+def needed(module: str) -> Any:
+    """A module that needs packages of an extra. Raises ImportError, which names the extra, where they are not there."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name not in ("tokenizers", "jinja2"):
+            raise
+        message = f"tmac.Engine needs {error.name}: pip install 'tmac-cpu[engine]'"
+        raise ImportError(message, name=error.name) from error

@@ -14,6 +14,7 @@ import numpy as np
 from tmac.runtime.interrupts import allowed_interrupts
 from tmac.runtime.native import Decoder, Floats, Ids, is_cache_full
 from tmac.runtime.prefixes import WORTH_SHARING, Prefix, Prefixes, common_prefix
+from tmac.runtime.speculation.speculator import Speculator
 from tmac.runtime.task import Task
 
 DECODE_ROWS = 16  # of one sequence in a pass, when a text is evaluated again
@@ -30,6 +31,7 @@ class Passes:
         rope_key: length of a prompt -> what its rows' positions depend on; None: on nothing else.
         windowed: some layers forget old positions, so that a long sequence cannot be cut back to its prompt.
         num_threads: of a pass; 0: those of the process.
+        speculator: guesses for a text that is generated alone; None: no text is guessed.
     """
 
     def __init__(
@@ -42,10 +44,14 @@ class Passes:
         rope_key: Callable[[int], Hashable] | None = None,
         windowed: bool = False,
         num_threads: int = 0,
+        speculator: Speculator | None = None,
     ) -> None:
         self.decoder, self.prefixes = decoder, Prefixes(decoder, kept_positions)
         self.chunk_size, self.max_batch = chunk_size, max_batch
         self._rope_key, self._windowed, self._num_threads = rope_key, windowed, num_threads
+        self._speculator = speculator
+        if speculator is not None:
+            speculator.make_room = self.make_room
         self._waiting: list[Task] = []  # in the order of their tickets, as are the active ones
         self._active: list[Task] = []
         self._blocked = False  # the cache was full: nobody starts before somebody has ended
@@ -62,8 +68,11 @@ class Passes:
         prompts = self._prompt_rows()
         if prompts:
             self._run(prompts, "prompt")
+            self._draft_prompt(prompts)
         generated = self._generated_rows()
-        if generated:
+        if self._speculator is not None and len(generated) == 1 and self._is_speculated(*generated[0]):
+            self._speculate(self._speculator, generated[0][0])
+        elif generated:
             self._run(generated, "decode")
 
     def drop_cancelled(self) -> None:
@@ -81,7 +90,13 @@ class Passes:
         """Cancels every task and releases every sequence."""
         for task in [*self._active, *self._waiting]:
             self._cancel(task)
+        self.drop_prefixes()
+
+    def drop_prefixes(self) -> None:
+        """Releases the kept prompts, the draft's too."""
         self.prefixes.clear()
+        if self._speculator is not None:
+            self._speculator.clear()
 
     def forward(self, seqs: list[int], tokens: list[Ids], phase: str, wanted: list[Ids], ropes: list[int]) -> Floats:
         """A pass of the decoder, which Ctrl-C may interrupt. `ropes`: final lengths of the prompts."""
@@ -200,6 +215,8 @@ class Passes:
             if phase == "prompt" and length == task.prompt_rows and self._windowed:
                 self._keep(self.decoder.fork(task.seq, length), task)
             if length == len(task.tokens):
+                if self._speculator is not None:
+                    self._speculator.evaluated(task)
                 self._accept(task, logits[number])
                 number += 1
 
@@ -214,6 +231,23 @@ class Passes:
             wanted.append(np.array([count - 1] if last else [], np.int32))
             ropes.append(task.prompt_rows)
         return self.forward(seqs, tokens, phase, wanted, ropes)
+
+    def _is_speculated(self, task: Task, rows: int) -> bool:
+        return task.options.speculative and rows == 1
+
+    def _draft_prompt(self, prompts: list[tuple[Task, int]]) -> None:
+        """Lets the draft follow the prompt of a text that is alone."""
+        task = prompts[0][0]
+        if self._speculator is not None and self._active == [task] and self._is_speculated(task, 1):
+            assert task.seq is not None
+            self._speculator.prompt(task, self.decoder.length(task.seq))
+
+    def _speculate(self, speculator: Speculator, task: Task) -> None:
+        """One or several tokens of a text that is alone."""
+        try:
+            speculator.round(task, lambda: self._run([(task, 1)], "decode"), lambda logits: self._accept(task, logits))
+        except Exception as error:  # noqa: BLE001 - whoever waits learns of it
+            self._fail(task, error)
 
     def _accept(self, task: Task, logits: Floats) -> None:
         try:
@@ -249,6 +283,8 @@ class Passes:
         assert task.seq is not None
         self.decoder.release(task.seq)
         task.seq = None
+        if self._speculator is not None:
+            self._speculator.detach(task)
         self._active.remove(task)
         self._waiting.append(task)
         self._waiting.sort(key=lambda task: task.ticket)
@@ -271,6 +307,8 @@ class Passes:
         if task.seq is not None:
             self._retire(task.seq, task, keep)
             task.seq = None
+        if self._speculator is not None:
+            self._speculator.close(task)
         self.ended += 1
         try:
             tell()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from tmac.runtime.generate import Chunk, Generation
 
@@ -136,6 +137,24 @@ class Request:
             self._error = self._outbox.error = error
             self._outbox.open -= 1
             self._outbox.condition.notify_all()
+
+
+def weak_callbacks(request: Request) -> dict[str, Any]:
+    """A task's way to its request, which does not keep the request alive."""
+    find = weakref.ref(request)
+
+    def deliver(chunk: Chunk) -> None:
+        if (found := find()) is not None:
+            found.deliver(chunk)
+
+    def fail(error: BaseException) -> None:
+        if (found := find()) is not None:
+            found.fail(error)
+
+    def abandoned() -> bool:
+        return (found := find()) is None or found.cancelled
+
+    return {"deliver": deliver, "fail": fail, "abandoned": abandoned}
 
 
 class Stream:

@@ -75,6 +75,19 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "rms_norm_eps": 1e-5,
             "tie_word_embeddings": True,
         },
+        "qwen2.5-1.5b": {
+            "model_type": "qwen2",
+            "vocab_size": 151936,
+            "hidden_size": 1536,
+            "intermediate_size": 8960,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 12,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 32768,
+            "rope_theta": 1000000.0,
+            "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": True,
+        },
         "qwen3-0.6b": {
             "model_type": "qwen3",
             "vocab_size": 151936,
@@ -93,13 +106,16 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 
 
-def synthetic_model(description: ModelDescription, spec: QuantSpec, head_spec: QuantSpec) -> _core.Model:
+def synthetic_model(
+    description: ModelDescription, spec: QuantSpec, head_spec: QuantSpec, plane_layout: bool = False
+) -> _core.Model:
     """A model with random weights, in the memory that they take packed (and one more of the largest).
 
     Args:
         description: of the model, `shape_description(name)`.
         spec: of the layers' matrices.
         head_spec: of the head and the embedding, one matrix if the model ties them.
+        plane_layout: as of `Codes.pack`.
 
     Raises:
         UnsupportedSpecError: no kernel here serves a spec.
@@ -120,7 +136,7 @@ def synthetic_model(description: ModelDescription, spec: QuantSpec, head_spec: Q
         elif weight.name != "head" or not description.tied:
             alike[head_spec if weight.name in ("embedding", "head") else spec, weight.shape].append(weight)
     for (each, (n, k)), weights in alike.items():
-        for weight, buffer in zip(weights, _copies(packed(rng, each, n, k), len(weights)), strict=True):
+        for weight, buffer in zip(weights, _copies(packed(rng, each, n, k, plane_layout), len(weights)), strict=True):
             builder.add_packed(weight.name, buffer, bias=_bias(weight))
     return builder.build()
 
@@ -132,7 +148,7 @@ def shape_description(name: str) -> ModelDescription:
     return describe(SHAPES[name])
 
 
-def packed(rng: np.random.Generator, spec: QuantSpec, n: int, k: int) -> NDArray[np.uint8]:
+def packed(rng: np.random.Generator, spec: QuantSpec, n: int, k: int, plane_layout: bool = False) -> NDArray[np.uint8]:
     """The bytes of a random weight `[n, k]` whose products are about as large as its inputs."""
     levels = 3 if spec.codebook == "ternary" else 2**spec.bits
     codes = rng.integers(0, levels, (min(n, POOL_ROWS), k), dtype=np.uint8)
@@ -147,7 +163,10 @@ def packed(rng: np.random.Generator, spec: QuantSpec, n: int, k: int) -> NDArray
     elif spec.zero_point != "fixed":
         zeros = np.full(groups, levels // 2, np.uint8 if spec.zero_point == "integer" else np.float16)
     kernel = tuned_kernels(spec, n, k)
-    return _core.pack(spec, planes, k, scales, zeros, kernel=kernel, num_threads=get_num_threads()).buffer()
+    threads = get_num_threads()
+    return _core.pack(
+        spec, planes, k, scales, zeros, kernel=kernel, num_threads=threads, plane_layout=plane_layout
+    ).buffer()
 
 
 def _copies(buffer: NDArray[np.uint8], count: int) -> list[NDArray[np.uint8]]:

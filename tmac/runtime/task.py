@@ -12,6 +12,7 @@ import numpy as np
 from tmac.runtime.detokenize import Detokenizer
 from tmac.runtime.generate import Chunk, Options, Timings, TokenLogprob
 from tmac.runtime.native import Floats, Tokenizer, Words, core
+from tmac.runtime.speculation.stats import SpeculationStats
 from tmac.runtime.stop import StopStrings
 
 NO_HISTORY = np.empty(0, np.int32)
@@ -88,6 +89,7 @@ class Task:
         self.tokens = list(prompt)
         self.head = np.array(prompt, np.int32)  # the tokens that are evaluated as a prompt
         self.finish_reason: str | None = None
+        self.speculation: SpeculationStats | None = None
         self.shifted = False  # the tokens are no longer those of the sequence
         self._deliver = deliver
         self._sampler = options.sampling.make_sampler(model.vocab_size)
@@ -107,6 +109,18 @@ class Task:
     def prompt_rows(self) -> int:
         """How many of the first tokens are evaluated as a prompt."""
         return len(self.head)
+
+    @property
+    def generated(self) -> int:
+        """Tokens after the prompt."""
+        return self._generated
+
+    @property
+    def room(self) -> int:
+        """Tokens that may still come before the text ends or the context is full."""
+        left = self.model.context_length - len(self.tokens)
+        most = self.options.max_new_tokens
+        return left if most is None else min(left, most - self._generated)
 
     def start(self, reused: int) -> None:
         """Its first pass is about to run; `reused` of its tokens have been evaluated by others."""
@@ -155,7 +169,8 @@ class Task:
         self._token_ids = []
         self._logprobs = None if self._logprobs is None else []
         timings, stop = (self._timings(), self._stops.found) if last else (None, None)
-        self._deliver(Chunk(text, ids, logprobs, self.finish_reason, self._index, timings, stop))
+        speculation = self.speculation if last else None
+        self._deliver(Chunk(text, ids, logprobs, self.finish_reason, self._index, timings, stop, speculation))
 
     def _timings(self) -> Timings:
         now = time.perf_counter()

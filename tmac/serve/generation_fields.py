@@ -70,6 +70,7 @@ def read_generation(fields: Fields, settings: Settings, vocab_size: int, max_tok
             "logit_bias": _logit_bias(fields.take("logit_bias"), vocab_size),
             "stop": _stop(fields.take("stop")),
             "ignore_eos": fields.flag("ignore_eos"),
+            "speculative": fields.flag("speculative", True),
             **_constraint(fields),
         },
     )

@@ -16,6 +16,7 @@ class Metrics:
         self.requests: Counter[tuple[str, int]] = Counter()  # (endpoint, status)
         self.prompt_tokens = 0
         self.generated_tokens = 0
+        self.drafted_tokens = self.accepted_tokens = 0
         self.texts: Counter[str] = Counter()  # by finish_reason
         self.left = 0
 
@@ -35,6 +36,13 @@ class Metrics:
             ("tmac_texts_total", "counter", "texts that have ended", texts),
             ("tmac_prompt_tokens_total", "counter", "tokens of prompts", [("", self.prompt_tokens)]),
             ("tmac_generated_tokens_total", "counter", "tokens that were generated", [("", self.generated_tokens)]),
+            ("tmac_drafted_tokens_total", "counter", "guesses of the draft", [("", self.drafted_tokens)]),
+            (
+                "tmac_accepted_tokens_total",
+                "counter",
+                "guesses of the draft that were right",
+                [("", self.accepted_tokens)],
+            ),
             ("tmac_texts_running", "gauge", "texts that are being generated", [("", self._slots.running)]),
             ("tmac_texts_waiting", "gauge", "texts that wait for their turn", [("", self._slots.waiting)]),
         ):

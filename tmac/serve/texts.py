@@ -175,6 +175,9 @@ class _Run:
             metrics.generated_tokens += len(item.token_ids)
             if item.finish_reason is not None:
                 metrics.texts[item.finish_reason] += 1
+            if item.speculation is not None:
+                metrics.drafted_tokens += sum(item.speculation.drafted)
+                metrics.accepted_tokens += sum(item.speculation.accepted)
         self._queue.put_nowait((self._index, item))
 
 

@@ -107,7 +107,7 @@ struct Quads {
         __m256i planes[Bits];
         TMAC_UNROLL
         for (int plane = 0; plane < Bits; ++plane) {
-            planes[plane] = load_bytes(codes + plane * regions.stride);
+            planes[plane] = load_bytes(regions.in(codes, plane));
         }
         return Fields<Bits>(planes);
     }
@@ -144,13 +144,13 @@ struct Nibbles {
     TMAC_ALWAYS_INLINE Nibbles(const uint8_t* codes, const Regions& regions) {
         const __m256i top = load_bytes(codes);
         if constexpr (kJoined) {
-            const __m256i low = load_bytes(codes + regions.stride);
+            const __m256i low = load_bytes(regions.in(codes, 1));
             first[0] = _mm256_or_si256(_mm256_slli_epi16(masked(top, 0x0f), 4), masked(low, 0x0f));
             second[0] = _mm256_or_si256(masked(top, 0xf0), masked(_mm256_srli_epi16(low, 4), 0x0f));
         } else {
             split(top, 0);
             if constexpr (kDigits == 2) {
-                split(load_bytes(codes + regions.stride), 1);
+                split(load_bytes(regions.in(codes, 1)), 1);
             }
         }
     }
@@ -275,7 +275,7 @@ struct Rows {
         __m256i planes[Bits];
         TMAC_UNROLL
         for (int plane = 0; plane < Bits; ++plane) {
-            planes[plane] = _mm256_shuffle_epi8(load_bytes(codes + plane * regions.stride), order);
+            planes[plane] = _mm256_shuffle_epi8(load_bytes(regions.in(codes, plane)), order);
         }
         const Fields<Bits> fields(planes);
         __m256i column[4];

@@ -6,7 +6,8 @@
 #include "kernels/avx2/mad_small.h"
 
 // The rows of the class `mad`, the same for both ways to multiply. A weight that the look-ups decode lies in
-// Layout::rows and comes here for prompts; one that these kernels decode has a layout that unpacks faster.
+// Layout::rows and comes here for prompts; one that these kernels decode has a layout that unpacks faster, or planes of
+// which the leading ones draft.
 
 namespace tmac::avx2 {
 namespace {
@@ -25,7 +26,7 @@ void qgemm_of(const QgemmArgs& args) {
             }
             break;
         case Layout::quads:
-            if constexpr (Bits < 4) {
+            if constexpr (Bits <= 4) {
                 qgemm_in_order<Dot, Quads<Dot, Bits>>(args);
             }
             break;
@@ -48,7 +49,8 @@ void qgemm_of(const QgemmArgs& args) {
 
 constexpr Layout decoding_layout(int bits) { return bits < 4 ? Layout::quads : Layout::nibbles; }
 constexpr LayoutSet readable_layouts(int bits) {
-    return static_cast<LayoutSet>(bit_of(decoding_layout(bits)) | (bits <= 4 ? bit_of(Layout::rows) : 0) |
+    return static_cast<LayoutSet>(bit_of(decoding_layout(bits)) |
+                                  (bits <= 4 ? bit_of(Layout::rows) | bit_of(Layout::quads) : 0) |
                                   (bits == 2 || bits == 3 ? bit_of(Layout::crumbs) : 0));
 }
 

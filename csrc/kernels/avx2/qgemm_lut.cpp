@@ -82,8 +82,8 @@ TMAC_ALWAYS_INLINE Indices indices_of(__m256i bytes) {
 
 /// Where the codes and tables of an act group lie.
 struct Span {
-    const uint8_t* codes;  ///< of the first plane meant
-    int64_t region_stride;
+    const uint8_t* codes;  ///< of the first plane
+    Regions regions;
     const int8_t* tables;
     int64_t table_stride;  ///< from one token's to the next
     int32_t steps;         ///< of 8 columns, a multiple of kUnroll
@@ -101,18 +101,19 @@ TMAC_ALWAYS_INLINE void start_at(Sums<H, M>& sums, __m256i first, __m256i second
     }
 }
 
-/// Adds planes `codes` and the next one, weighed 2 and 1. TMAC_KEEP: gcc would add look-ups of several steps to each
+/// Adds planes `Plane` and the next one, weighed 2 and 1. TMAC_KEEP: gcc would add look-ups of several steps to each
 /// other first and spill them.
-template <int Bits, bool Prefetch, int H, int M>
+template <int Bits, bool Prefetch, int Plane, int H, int M>
 TMAC_ALWAYS_INLINE void add_pair(const Span& span, Sums<H, M>& sums) {
     const __m256i weights_i8x32 = _mm256_set1_epi16(0x0102);
-    const uint8_t* codes = span.codes;
+    const uint8_t* codes = span.regions.in(span.codes, Plane);
+    const int64_t next_plane = span.regions.offsets[Plane + 1] - (Plane == 0 ? 0 : span.regions.offsets[Plane]);
     const int8_t* tables = span.tables;
     for (int32_t step = 0; step < span.steps; step += kUnroll) {
         TMAC_UNROLL
         for (int i = 0; i < kUnroll; ++i) {
             const uint8_t* high_planes = codes + i * kStepBytes;
-            const uint8_t* low_planes = high_planes + span.region_stride;
+            const uint8_t* low_planes = high_planes + next_plane;
             if constexpr (Prefetch) {
                 prefetch<Bits>(high_planes);
                 prefetch<Bits>(low_planes);
@@ -295,17 +296,15 @@ TMAC_ALWAYS_INLINE void multiply_halves(const QgemmArgs& args, const Terms& grou
     const __m256i surplus_of_pair = _mm256_set1_epi16(static_cast<int16_t>(-3 * surplus_of_plane(span)));
     if constexpr (Bits == 4) {
         start_at(high, surplus_of_pair, surplus_of_pair);
-        add_pair<Bits, Prefetch>(span, high);
-        span.codes += 2 * span.region_stride;
+        add_pair<Bits, Prefetch, 0>(span, high);
     }
     if constexpr (Bits % 2 == 0) {
         start_at(sums, surplus_of_pair, surplus_of_pair);
     } else {
         sum_plane<Bits, Prefetch>(span, sums);
-        span.codes += span.region_stride;
     }
     if constexpr (Bits > 1) {
-        add_pair<Bits, Prefetch>(span, sums);
+        add_pair<Bits, Prefetch, Bits - 2>(span, sums);
     }
     const int64_t groups = args.num_act_groups;
     const int64_t first_term = token * groups + piece.group;
@@ -360,7 +359,7 @@ void multiply_band(const QgemmArgs& args, const Terms& terms, int64_t row, int64
     const BandPlace place(args.n, row);
     for (int32_t g = 0; g < args.num_act_groups; ++g) {
         const ActGroup& group = args.act_groups[g];
-        const Span span{args.codes + place.codes(args.padded_k, group), args.region_stride,
+        const Span span{args.codes + place.codes(args.padded_k, group), Regions(args),
                         static_cast<const int8_t*>(args.act) + int64_t{group.padded_begin} / kStepColumns * kTableBytes,
                         args.act_stride, group.padded_count / kStepColumns};
         multiply_piece<Bits>(args, terms, {span, y, rows, rows, place_in_band(args, place, group), g});

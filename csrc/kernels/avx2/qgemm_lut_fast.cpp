@@ -108,10 +108,11 @@ TMAC_ALWAYS_INLINE void add_lanes(const uint8_t* bytes, const uint8_t* tables, i
 /// All planes of an act group.
 template <int Bits, int Chunks, int M>
 TMAC_ALWAYS_INLINE void add_group(const QgemmArgs& args, const uint8_t* codes, const uint8_t* tables, Sums (&sums)[M]) {
+    const Regions regions(args);
     constexpr bool kOneStream = Bits == 1;  // which the CPU's own prefetchers do not run far enough ahead of
     TMAC_UNROLL
     for (int plane = 0; plane < Bits; ++plane) {
-        const uint8_t* bytes = codes + plane * args.region_stride;
+        const uint8_t* bytes = regions.in(codes, plane);
         const int32_t weight = 1 << (Bits - 1 - plane);
         add_lanes<0, Chunks, kOneStream>(bytes, tables, args.act_stride, weight, sums);
         add_lanes<1, Chunks, kOneStream>(bytes, tables, args.act_stride, weight, sums);

@@ -65,8 +65,8 @@ struct Quads {
         if constexpr (Bits == 1) {
             fields[0] = load_bytes(codes);
         } else {
-            const __m512i low = load_bytes(codes + (Bits - 1) * regions.stride);
-            const Pair bits10 = join_planes(load_bytes(codes + (Bits - 2) * regions.stride), low);
+            const __m512i low = load_bytes(regions.in(codes, Bits - 1));
+            const Pair bits10 = join_planes(load_bytes(regions.in(codes, Bits - 2)), low);
             if constexpr (Bits == 2) {
                 fields[0] = bits10.even;
                 fields[1] = bits10.odd;
@@ -76,7 +76,7 @@ struct Quads {
                     const __m512i top = load_bytes(codes);
                     bits32 = {top, _mm512_srli_epi16(top, 1)};  // other columns' bits beside them are masked away below
                 } else {
-                    bits32 = join_planes(load_bytes(codes), load_bytes(codes + regions.stride));
+                    bits32 = join_planes(load_bytes(codes), load_bytes(regions.in(codes, 1)));
                 }
                 const Pair even = join_pairs(bits32.even, bits10.even);
                 const Pair odd = join_pairs(bits32.odd, bits10.odd);

@@ -3,15 +3,21 @@
 #include "kernels/avx512/mad_codes.h"
 
 // A few tokens at a time: codes are unpacked in registers, right before they are multiplied. One token's even streams
-// are prefetched by the CPU, and doing it by hand as well cost 10 to 25 % (docs/kernels.md). More tokens dwell so long
-// on every chunk that the CPU does not look ahead far enough.
+// are prefetched by a Zen 4, and doing it by hand as well cost 10 to 25 % (docs/kernels.md). More tokens dwell so long
+// on every chunk that the CPU does not look ahead far enough. A Golden Cove's prefetchers stop at the end of every
+// page, and it is asked by hand for any number of tokens (QgemmArgs::ask_ahead): 15 % for one token of 4 bits.
 
 namespace tmac::avx512 {
 namespace {
 
-/// Bytes ahead in every region that wait in the L2 cache: the L1 cache is too small for what comes in the time of a
-/// memory access.
-constexpr int kPrefetchBytes = 8192;
+/// Bytes ahead in every region that are asked for: to wait in the L2 cache, as the L1 cache is too small for what comes
+/// in the time of a memory access, and from there. 0: not.
+struct Ahead {
+    int far;
+    int near;
+};
+constexpr Ahead kDwelling{8192, 0};      ///< many tokens, where one is left to the CPU
+constexpr Ahead kAllByHand{4096, 1024};  ///< the same place in the next page
 
 /// How the rows of a tile are taken for M tokens, so that sums stay within kSums registers: more and gcc spills.
 template <class Codes, int M>
@@ -22,7 +28,7 @@ struct Shape {
     static constexpr int kVectors = M <= 4 ? Codes::kTileRows / kLanes : 2;
     /// Codes are only masked, not shifted down; those at different places of a byte have sums of their own.
     static constexpr bool kSplit = kVectors * M * Codes::kScales <= kSums;
-    static constexpr bool kPrefetch = M > Codes::kStreamedTokens;
+    static constexpr bool kDwells = M > Codes::kStreamedTokens;
     static constexpr int kRegisters = kVectors * M * (kSplit ? Codes::kScales : 1);
     /// Chunks with sums of their own: few sums alone would wait for the latency of vpdpbusd. More columns together are
     /// too many instructions to look ahead over.
@@ -90,6 +96,23 @@ TMAC_ALWAYS_INLINE void multiply_chunk(const Codes (&codes)[R], const int8_t* q,
     (step.template operator()<V>(), ...);
 }
 
+/// Asks for what lies `By` ahead of one chunk of R * 16 rows in every region.
+template <class Codes, int R, Ahead By>
+TMAC_ALWAYS_INLINE void prefetch_chunk(const uint8_t* codes, const Regions& regions) {
+    TMAC_UNROLL
+    for (int region = 0; region < Codes::kRegions; ++region) {
+        const uint8_t* place = in_region<Codes>(codes, regions, region);
+        const int bytes = region == Codes::kRegions - 1 ? Codes::kLastBytes : Codes::kChunkBytes;
+        TMAC_UNROLL
+        for (int line = 0; line < bytes * R * kLanes / Codes::kTileRows; line += 64) {
+            prefetch_l2(place + By.far + line);
+            if constexpr (By.near != 0) {
+                TMAC_PREFETCH(place + By.near + line);
+            }
+        }
+    }
+}
+
 /// Rows [row, row + 16 R) times M tokens.
 template <class Codes, int Bits, bool HasCoefficient, int R, int M, Levels Known>
 void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int64_t row, int32_t token) {
@@ -108,6 +131,7 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
     const auto* q = static_cast<const int8_t*>(args.act) + token * args.act_stride;
     const int64_t first_group = int64_t{token} * args.num_act_groups;
     const int32_t centre = mad_centre(*args.spec);
+    const bool ask_ahead = args.ask_ahead;
     int64_t at = 0;
     for (int32_t g = 0; g < args.num_act_groups; ++g) {
         Sums<Codes, M> sums[kChunks][R][M];
@@ -126,17 +150,10 @@ void multiply_small(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int
                 multiply_chunk<Codes, R, M>(loaded, q, to, std::make_integer_sequence<int, Codes::kVectors>());
             };
             unpacked(std::make_integer_sequence<int, R>());
-            if constexpr (Shape<Codes, M>::kPrefetch) {
-                TMAC_UNROLL
-                for (int region = 0; region < Codes::kRegions; ++region) {
-                    const uint8_t* ahead = in_region<Codes>(codes[0] + at, regions, region) + kPrefetchBytes;
-                    constexpr int kLast = Codes::kRegions - 1;
-                    const int bytes = region == kLast ? Codes::kLastBytes : Codes::kChunkBytes;
-                    TMAC_UNROLL
-                    for (int line = 0; line < bytes * R * kLanes / Codes::kTileRows; line += 64) {
-                        prefetch_l2(ahead + line);
-                    }
-                }
+            if (ask_ahead) {
+                prefetch_chunk<Codes, R, kAllByHand>(codes[0] + at, regions);
+            } else if constexpr (Shape<Codes, M>::kDwells) {
+                prefetch_chunk<Codes, R, kDwelling>(codes[0] + at, regions);
             }
             at += Codes::kChunkBytes;
             q += M * Codes::kColumns;

@@ -118,7 +118,7 @@ void multiply_token(const QgemmArgs& args, const Terms& group_terms, const Piece
     }
     const float act_scale = args.act_scale[piece.group];
     const float act_sum = args.act_sum[piece.group];
-    const int64_t region_stride = args.region_stride;
+    const Regions regions(args);
     const uint8_t* codes = piece.codes;
     for (int64_t row = 0; row < piece.rows; row += kBlockRows) {
         __m512i isum_i32x16[kVectors];
@@ -133,7 +133,7 @@ void multiply_token(const QgemmArgs& args, const Terms& group_terms, const Piece
             const __m512i weight = weight_of<Bits>(plane);
             TMAC_UNROLL
             for (int v = 0; v < kVectors; ++v) {
-                const Nibbles at = indices_of(codes + plane * region_stride + kChunkBytes * chunk + 64 * v);
+                const Nibbles at = indices_of(regions.in(codes, plane) + kChunkBytes * chunk + 64 * v);
                 const __m512i sum = look_up(isum_i32x16[v], weight, at.low_u8x64, tables_i8x64[2 * chunk]);
                 isum_i32x16[v] = look_up(sum, weight, at.high_u8x64, tables_i8x64[2 * chunk + 1]);
             }
@@ -153,6 +153,7 @@ template <int Bits, int M>
 void multiply_block(const QgemmArgs& args, const Epilogue<Floats>& epilogue, const Piece& piece, int64_t row,
                     int32_t token) {
     const int64_t table_stride = args.act_stride;
+    const Regions regions(args);
     const uint8_t* codes = piece.codes + row / kBlockRows * piece.chunks * kChunkBytes;
     const int8_t* tables = piece.tables + token * table_stride;
     __m512i isum_i32x16[M][kVectors];
@@ -164,7 +165,7 @@ void multiply_block(const QgemmArgs& args, const Epilogue<Floats>& epilogue, con
         TMAC_UNROLL
         for (int plane = 0; plane < Bits; ++plane) {
             const __m512i weight = weight_of<Bits>(plane);
-            const uint8_t* bytes = codes + plane * args.region_stride;
+            const uint8_t* bytes = regions.in(codes, plane);
             TMAC_UNROLL
             for (int v = 0; v < kVectors; ++v) {
                 TMAC_PREFETCH(bytes + kPrefetch + 64 * v);

@@ -100,9 +100,10 @@ template <int Bits, int Chunks, int V, int M>
 TMAC_ALWAYS_INLINE void add_group(const QgemmArgs& args, const uint8_t* codes, const uint8_t* tables,
                                   __m512i (&isum_i32x16)[M][V]) {
     constexpr bool kOneStream = Bits == 1;  // which the CPU's own prefetchers do not run far enough ahead of
+    const Regions regions(args);
     TMAC_UNROLL
     for (int plane = 0; plane < Bits; ++plane) {
-        add_plane<Chunks, kOneStream>(codes + plane * args.region_stride, tables, args.act_stride,
+        add_plane<Chunks, kOneStream>(regions.in(codes, plane), tables, args.act_stride,
                                       _mm512_set1_epi32(signed_weights(1 << (Bits - 1 - plane))), isum_i32x16);
     }
 }

@@ -27,9 +27,9 @@ void qgemm_planes_or_crumbs(const QgemmArgs& args) {
     args.layout == Layout::crumbs ? qgemm<Crumbs<Bits>, Bits>(args) : qgemm_planes<Bits>(args);
 }
 
-/// Nibbles are half the work to unpack.
+/// Nibbles are half the work to unpack; planes are there for weights whose leading ones draft.
 void qgemm_w4(const QgemmArgs& args) {
-    args.layout == Layout::bands ? qgemm_panel<BandQuads<4>, 4>(args) : qgemm<Nibbles<4>, 4>(args);
+    args.layout == Layout::wide_nibbles ? qgemm<Nibbles<4>, 4>(args) : qgemm_planes<4>(args);
 }
 
 constexpr uint8_t kBoth = (1U << static_cast<int>(Activation::group)) | (1U << static_cast<int>(Activation::token));
@@ -52,8 +52,7 @@ constinit const Kernel rows[] = {
     TMAC_ROW("w1", 1, Codebook::uniform, Layout::wide_quads, kPlanes, qgemm_planes<1>),
     TMAC_PLANES("w2", 2, Codebook::uniform),
     TMAC_PLANES("w3", 3, Codebook::uniform),
-    TMAC_ROW("w4", 4, Codebook::uniform, Layout::wide_nibbles, bit_of(Layout::wide_nibbles) | bit_of(Layout::bands),
-             qgemm_w4),
+    TMAC_ROW("w4", 4, Codebook::uniform, Layout::wide_nibbles, bit_of(Layout::wide_nibbles) | kPlanes, qgemm_w4),
     TMAC_NIBBLES("w5", 5),
     TMAC_NIBBLES("w6", 6),
     TMAC_NIBBLES("w7", 7),

@@ -66,8 +66,8 @@ struct Quads {
         if constexpr (Bits == 1) {
             fields[0] = vld1q_u8(codes);
         } else {
-            const uint8x16_t low = vld1q_u8(codes + (Bits - 1) * regions.stride);
-            const Fields bits10 = join_planes(vld1q_u8(codes + (Bits - 2) * regions.stride), low);
+            const uint8x16_t low = vld1q_u8(regions.in(codes, Bits - 1));
+            const Fields bits10 = join_planes(vld1q_u8(regions.in(codes, Bits - 2)), low);
             if constexpr (Bits == 2) {
                 fields[0] = bits10.even;
                 fields[1] = bits10.odd;
@@ -77,7 +77,7 @@ struct Quads {
                 if constexpr (Bits == 3) {
                     bits32 = {top, vshrq_n_u8(top, 1)};  // other columns' bits beside them are masked away below
                 } else {
-                    bits32 = join_planes(top, vld1q_u8(codes + regions.stride));
+                    bits32 = join_planes(top, vld1q_u8(regions.in(codes, 1)));
                 }
                 const Fields even = join_fields(bits32.even, bits10.even);
                 const Fields odd = join_fields(bits32.odd, bits10.odd);
@@ -164,7 +164,7 @@ struct Nibbles {
             } else if constexpr (kRest == 4) {
                 // Inserting a shifted nibble overwrites its target, so the rest is loaded twice: a load is cheaper than
                 // a copy. The address is hidden from the compiler, which would make a copy of it again.
-                const uint8_t* rest = codes + regions.stride;
+                const uint8_t* rest = regions.in(codes, 1);
                 const uint8x16_t first = vld1q_u8(rest);
 #if defined(__GNUC__)
                 __asm__("" : "+r"(rest));

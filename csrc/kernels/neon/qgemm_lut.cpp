@@ -101,6 +101,7 @@ void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
     constexpr int kAtOnce = M > 1 && Blocks * Bits % 2 == 0 ? 2 : 1;
     constexpr int kSteps = Blocks * Bits / kAtOnce;
     const int64_t table_stride = args.act_stride;
+    const Regions regions(args);
     const uint8_t* codes =
         args.codes + tile * (args.padded_k / kChunkColumns) * kChunkBytes + first_block * kBlockBytes;
     const auto* tables = static_cast<const int8_t*>(args.act) + token * table_stride;
@@ -133,7 +134,7 @@ void multiply_rows(const QgemmArgs& args, const Epilogue<Floats>& epilogue, int6
                 TMAC_UNROLL
                 for (int j = 0; j < kAtOnce; ++j) {
                     const int block = (i * kAtOnce + j) / Bits;
-                    const uint8_t* bytes = codes + (i * kAtOnce + j) % Bits * args.region_stride + block * kBlockBytes;
+                    const uint8_t* bytes = regions.in(codes, (i * kAtOnce + j) % Bits) + block * kBlockBytes;
                     if (block % 2 == 0) {
                         TMAC_PREFETCH(bytes + kPrefetch);
                     }

@@ -104,9 +104,10 @@ TMAC_ALWAYS_INLINE void add_plane(const uint8_t* bytes, const uint8_t* tables, i
 template <int Bits, int Chunks, int M>
 TMAC_ALWAYS_INLINE void add_group(const QgemmArgs& args, const uint8_t* codes, const uint8_t* tables,
                                   int16x8_t (&sums)[M]) {
+    const Regions regions(args);
     TMAC_UNROLL
     for (int plane = 0; plane < Bits; ++plane) {
-        add_plane<Chunks>(codes + plane * args.region_stride, tables, args.act_stride,
+        add_plane<Chunks>(regions.in(codes, plane), tables, args.act_stride,
                           static_cast<int16_t>(1 << (Bits - 1 - plane)), sums);
     }
 }

@@ -16,7 +16,7 @@ void dequantize_eight(const Row& row, const ActGroup& group, int32_t at, float* 
     const bool is_offset = row.args.spec->zero_point == ZeroPoint::offset;
     uint64_t eight = row.codes(group.k_begin + at);
     for (int32_t i = 0; i < 8; ++i, eight >>= 8) {
-        const auto code = static_cast<float>(eight & 0xffU);
+        const float code = row.args.code_scale * static_cast<float>(eight & 0xffU) + row.args.code_base;
         const float value = is_offset ? code * scale + zero : (code - zero) * scale;
         w[i] = at + i < group.k_count ? value : 0.0F;
     }

@@ -44,7 +44,7 @@ struct Row {
     int64_t row_bytes;
 
     TMAC_ALWAYS_INLINE uint8_t plane_bits(int32_t plane, int64_t column) const {
-        return load_eight(args.codes + plane * args.region_stride + index * row_bytes, row_bytes, column);
+        return load_eight(args.codes + args.regions.of[plane] + index * row_bytes, row_bytes, column);
     }
 
     /// Eight codes, one per byte.

@@ -36,7 +36,7 @@ struct Tiled {
         bytes.resize(static_cast<size_t>(region_stride * (shape.num_regions - 1) + last));
     }
 
-    TiledCodes codes() { return {layout, bytes.data(), region_stride, padded_k, n}; }
+    TiledCodes codes() { return {layout, bytes.data(), regions_apart(region_stride), padded_k, n}; }
 };
 
 /// The widths that a layout is made for.

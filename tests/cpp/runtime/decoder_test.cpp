@@ -139,7 +139,7 @@ TEST_CASE("a token tree gives every path the bits of plain decoding, and a kept 
                     const Logits want = run(decoder, {{plain, line}}, Phase::decode);
                     const int64_t tree = cache.fork(base, length);
                     Logits got(nodes.size() * TinyModel::kVocab);
-                    decoder.forward_tree(tree, nodes, parents, 2, [] {}, got.data());
+                    decoder.forward_tree(tree, {nodes, parents}, 2, [] {}, got.data());
                     for (size_t i = 0; i < path.size(); ++i) {
                         REQUIRE(part_of(got, static_cast<size_t>(path[i]), 1) == part_of(want, i, 1));
                     }
@@ -150,6 +150,86 @@ TEST_CASE("a token tree gives every path the bits of plain decoding, and a kept 
                 }
             }
         }
+    });
+}
+
+TEST_CASE("a token tree that grows over several calls has the bits of one call, and a path of it is kept",
+          "[decoder]") {
+    // Three roots, paths that part and a line of its own; nodes that follow nodes of every earlier call.
+    const std::vector<int32_t> parents = {-1, 0, 1, -1, 2, 0, 3, 4, -1, 7, 5};
+    const std::vector<int32_t> tokens = some_tokens(21, 11);
+    const std::vector<std::vector<int64_t>> cuts = {{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11}, {3, 8, 11}, {6, 6, 10, 11}};
+    const std::vector<int64_t> path = {0, 1, 2, 4, 7, 9};
+    for_each_model([&](const std::shared_ptr<const Model>& model) {
+        for (const int64_t length : {0, 59, 70}) {
+            for (const CacheType type : {CacheType::f32, CacheType::f16, CacheType::i8}) {
+                CAPTURE(length, static_cast<int>(type));
+                Decoder decoder(model, type, 0);
+                KvCache& cache = decoder.cache();
+                const int64_t base = cache.create();
+                run(decoder, {{base, some_tokens(22, length)}}, Phase::prompt);
+                const int64_t at_once = cache.fork(base, length);
+                Logits want(tokens.size() * TinyModel::kVocab);
+                decoder.forward_tree(at_once, {tokens, parents}, 1, [] {}, want.data());
+                decoder.keep(at_once, path);
+                const std::vector<uint8_t> kept = cache.save(at_once);
+                for (const std::vector<int64_t>& calls : cuts) {
+                    const int64_t grown = cache.fork(base, length);
+                    int64_t first = 0;
+                    for (const int64_t end : calls) {
+                        const auto count = static_cast<size_t>(end);
+                        Logits got(static_cast<size_t>(end - first) * TinyModel::kVocab);
+                        decoder.forward_tree(
+                            grown, {slice(tokens, 0, count), slice(parents, 0, count), first},
+                            1 + static_cast<int>(end % 2), [] {}, got.data());
+                        REQUIRE(got == part_of(want, static_cast<size_t>(first), static_cast<size_t>(end - first)));
+                        first = end;
+                    }
+                    decoder.keep(grown, path);
+                    REQUIRE(cache.save(grown) == kept);
+                }
+            }
+        }
+    });
+}
+
+TEST_CASE("nodes that an earlier call has not computed, or for another tree, are refused", "[decoder]") {
+    TinyModel tiny("llama", {});
+    Decoder decoder(tiny.build(), CacheType::f16, 4 * kPagePositions);
+    KvCache& cache = decoder.cache();
+    const int64_t id = cache.create();
+    run(decoder, {{id, some_tokens(23, 60)}}, Phase::prompt);
+    Logits logits(10 * TinyModel::kVocab);
+    const auto grow = [&](int64_t sequence, const TokenTree& tree) {
+        decoder.forward_tree(sequence, tree, 1, [] {}, logits.data());
+    };
+    const TokenTree begun{{1, 2, 3}, {-1, 0, -1}};
+    const TokenTree more{{1, 2, 3, 4}, {-1, 0, -1, 1}, 3};
+    CHECK_THROWS_WITH(grow(id, more), TMAC_CONTAINS("first=3"));
+    grow(id, begun);
+    CHECK_THROWS_WITH(grow(id, {{1, 2, 3, 4}, {-1, 0, 1, 1}, 3}), TMAC_CONTAINS("not those that were computed"));
+    CHECK_THROWS_WITH(grow(id, {{1, 9, 3, 4}, {-1, 0, -1, 1}, 3}), TMAC_CONTAINS("not those that were computed"));
+    CHECK_THROWS_WITH(grow(id, {{1, 2}, {-1, 0}, 3}), TMAC_CONTAINS("first=3 of 2 nodes"));
+    CHECK_THROWS_WITH(grow(id, {{1, 2}, {-1, 0}, -1}), TMAC_CONTAINS("first=-1"));
+    const int64_t other = cache.fork(id, 60);
+    CHECK_THROWS_WITH(grow(other, more), TMAC_CONTAINS("0 nodes have been computed"));
+    grow(id, more);  // what was refused has changed nothing, nor has the fork
+    CHECK_THROWS_AS(grow(id, {std::vector<int32_t>(300, 1), std::vector<int32_t>(300, -1)}), CacheFull);
+    grow(id, {{1, 2, 3, 4, 5}, {-1, 0, -1, 1, 2}, 4});  // nor has a call that found no page
+
+    const auto forgets = [&](const std::function<void()>& change) {
+        grow(id, begun);
+        change();
+        CHECK_THROWS_WITH(grow(id, more), TMAC_CONTAINS("have been computed since it last changed"));
+    };
+    forgets([&] { cache.truncate(id, cache.length(id)); });
+    forgets([&] { cache.truncate(id, 58); });
+    forgets([&] { run(decoder, {{other, {7}}}, Phase::decode); });
+    forgets([&] { grow(other, {{1}, {-1}}); });
+    forgets([&] { decoder.keep(id, {0}); });
+    forgets([&] {
+        const auto interrupt = [] { throw std::runtime_error("interrupted"); };
+        CHECK_THROWS_AS(decoder.forward_tree(id, more, 1, interrupt, logits.data()), std::runtime_error);
     });
 }
 
@@ -206,7 +286,7 @@ TEST_CASE("a pass that fails holds no page for any of its sequences", "[decoder]
     CHECK(cache.held_positions() == 3 * kPagePositions);
     CHECK_THROWS_AS(decoder.forward({chunks[0]}, Phase::decode, 1, interrupt, nullptr), std::runtime_error);
     CHECK(cache.held_positions() == 3 * kPagePositions);
-    CHECK_THROWS_AS(decoder.forward_tree(chunks[1].sequence, {5}, {-1}, 1, interrupt, logits.data()),
+    CHECK_THROWS_AS(decoder.forward_tree(chunks[1].sequence, {{5}, {-1}}, 1, interrupt, logits.data()),
                     std::runtime_error);
     CHECK(cache.held_positions() == 3 * kPagePositions);
     run(decoder, {{chunks[2].sequence, {5}}}, Phase::decode);
@@ -228,7 +308,8 @@ TEST_CASE("tokens, rows, nodes and weights that do not fit are refused by name",
     CHECK_THROWS_AS(forward({{id + 1, {1}, {}}}), std::invalid_argument);
     CHECK_THROWS_AS(forward({{id, std::vector<int32_t>(129, 1), {}}}), CacheFull);
     CHECK(decoder.cache().length(id) == 0);
-    CHECK_THROWS_WITH(decoder.forward_tree(id, {1, 2}, {-1, 1}, 1, [] {}, nullptr), TMAC_CONTAINS("parent of node 1"));
+    CHECK_THROWS_WITH(
+        decoder.forward_tree(id, {{1, 2}, {-1, 1}}, 1, [] {}, nullptr), TMAC_CONTAINS("parent of node 1"));
     CHECK_THROWS_AS(decoder.keep(id, {0}), std::invalid_argument);
 
     TinyShape sparse;

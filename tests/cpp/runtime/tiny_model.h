@@ -17,6 +17,7 @@ struct TinyShape {
     int64_t window = 0;  ///< of every other layer
     int32_t experts = 0;
     QuantSpec spec{};
+    bool for_prefixes = false;  ///< packed so
 };
 
 class TinyModel {
@@ -124,8 +125,9 @@ private:
     }
 
     void matrix(const std::string& name, int64_t n, int64_t k) {
-        auto packed = std::make_shared<PackedWeight>(
-            pack(make_weight(random_, shape_.spec, n, k).canonical(), select_kernels(shape_.spec, selection()), 1));
+        auto packed =
+            std::make_shared<PackedWeight>(pack(make_weight(random_, shape_.spec, n, k).canonical(),
+                                                select_kernels(shape_.spec, selection()), 1, shape_.for_prefixes));
         Matrix matrix;
         matrix.packed = view_weight(packed->data(), packed->size());
         matrix.bytes = packed->size();

@@ -20,6 +20,7 @@ class Chunk:
     text: str
     finish_reason: str | None = None
     timings: Timings | None = None
+    speculation: object = None
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,15 @@ class Generation:
     timings: Timings
     logprobs: list | None = None
     stop: str | None = None
+    speculation: object = None
 
 
 @dataclass
 class FakeEngine:
-    """`answers` are texts, one for each call, or exceptions: raised by the call, or after a piece where in a tuple."""
+    """`answers` are texts, one for each call, or exceptions: raised by the call, or after a piece where in a tuple.
+
+    `speculation` is taken from in the same way, while there is any; `streamed` as of the real one.
+    """
 
     answers: list = field(default_factory=list)
     calls: list = field(default_factory=list)
@@ -43,6 +48,8 @@ class FakeEngine:
     load_error: Exception | None = None
     closed: int = 0
     cancelled: int = 0
+    speculation: list = field(default_factory=list)
+    streamed: object = None
 
     def from_pretrained(self, path, **options):
         self.loaded = {"path": path, **options}
@@ -70,7 +77,10 @@ class FakeEngine:
         return self.generate([dict(message) for message in messages], **options)
 
     def _whole(self, answer):
-        return Generation(answer, [1, 2, 3], "stop", 10, Timings())
+        return Generation(answer, [1, 2, 3], "stop", 10, Timings(), speculation=self._guessed())
+
+    def _guessed(self):
+        return self.speculation.pop(0) if self.speculation else None
 
     def _stream(self, answer):
         text, error = answer if isinstance(answer, tuple) else (answer, None)
@@ -79,7 +89,7 @@ class FakeEngine:
                 yield Chunk(word + ("" if text.endswith(word) else " "))
             if error is not None:
                 raise error
-            yield Chunk("", "stop", Timings())
+            yield Chunk("", "stop", Timings(), self._guessed())
         except BaseException:
             self.cancelled += 1
             raise

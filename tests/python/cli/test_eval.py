@@ -183,3 +183,13 @@ def test_the_losses_are_those_of_the_scorers(folders, text, measured):
     found = measured(folders[1], "--text", text, "--window", 32)["text"]
     assert found["perplexity"] == perplexity(losses)
     assert np.isfinite(losses).all()
+
+
+def test_options_for_texts_are_not_ignored(folders, text, capsys):
+    for option, way, message in [
+        (["--memory-limit", "1G"], "hf", "--memory-limit is for the engine"),
+        (["--draft", "ngram"], "hf", "--draft is for the engine"),
+        (["--draft", "ngram"], "engine", "--draft is for commands that write texts: scores need no draft"),
+    ]:
+        assert cli.main(["eval", str(folders[1]), "--path", way, "--text", str(text), *option]) == 2
+        assert capsys.readouterr().err == f"tmac: error: {message}\n"

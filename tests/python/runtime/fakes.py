@@ -35,6 +35,8 @@ class FakeDecoder:
         self.passes = []  # (phase, rows of each chunk)
         self.next_id = 0
         self.busy = threading.Lock()
+        self.tree = None  # (sequence, its length, states, logits' tokens and parents, which ones are of the draft)
+        self.agreement = 1.0  # how often the draft's most likely token is the target's
         self.nan_after = None  # a token after which all logits are NaN
 
     def _exclusive(self):
@@ -55,6 +57,7 @@ class FakeDecoder:
         return len(self.sequences[seq])
 
     def truncate(self, seq, length):
+        self.tree = None
         if not self._holds(seq, length):
             return False
         del self.sequences[seq][length:]
@@ -68,6 +71,7 @@ class FakeDecoder:
             self.busy.release()
 
     def _forward(self, ids, tokens, phase, wanted, rope_lengths):
+        self.tree = None
         assert phase in ("prompt", "decode")
         assert len(ids) == len(set(ids)) == len(tokens) == len(wanted)
         assert all(len(chunk) for chunk in tokens)
@@ -81,8 +85,7 @@ class FakeDecoder:
             for token in chunk:
                 assert 0 <= token < self.vocab
                 rope = rope_lengths[number] if rope_lengths is not None else None
-                seed = repr((states[-1] if states else 0, int(token), len(states), phase, rope))
-                states.append(hashlib.sha256(seed.encode()).hexdigest()[:16])
+                states.append(self._state(states[-1] if states else 0, int(token), len(states), phase, rope))
             first = len(states) - len(chunk)
             rows += [self._logits(states[first + row], chunk[row]) for row in want]
             grown.append(states)
@@ -92,6 +95,52 @@ class FakeDecoder:
         if self.after_pass:
             self.after_pass(phase, sum(map(len, tokens)))
         return np.stack(rows) if rows else np.empty((0, self.vocab), np.float32)
+
+    def forward_tree(self, seq, tokens, parents, num_threads=0, first=0, draft=False):
+        self._exclusive()
+        try:
+            return self._forward_tree(seq, tokens.tolist(), parents.tolist(), first, draft)
+        finally:
+            self.busy.release()
+
+    def _forward_tree(self, seq, tokens, parents, first, draft):
+        assert 0 <= first <= len(tokens) == len(parents)
+        assert all(-1 <= parent < place for place, parent in enumerate(parents))
+        assert all(0 <= token < self.vocab for token in tokens)
+        before = self.sequences[seq]
+        old, drafted = [], []
+        if first:
+            assert self.tree is not None, "no tree to go on with"
+            known, length, old, known_tokens, known_parents, drafted = self.tree
+            assert (known, length) == (seq, len(before)), "another sequence, or it has changed"
+            assert known_tokens[:first] == tokens[:first]
+            assert known_parents[:first] == parents[:first]
+        after = sum(self._pages(len(states)) for states in self.sequences.values()) - self._pages(len(before))
+        self._check_room(after + self._pages(len(before) + len(tokens)))
+        if self.on_pass:
+            self.on_pass("draft" if draft else "tree", len(tokens) - first)
+        self.tree = None
+        states, depths, rows = list(old[:first]), [], []
+        for place, (token, parent) in enumerate(zip(tokens, parents, strict=True)):
+            depths.append(depths[parent] + 1 if parent >= 0 else 0)
+            if place < first:
+                continue
+            above = states[parent] if parent >= 0 else before[-1] if before else 0
+            states.append(self._state(above, token, len(before) + depths[place], "decode", None))
+            rows.append(self._logits(states[-1], token, draft))
+        self.tree = (seq, len(before), states, tokens, parents, drafted[:first] + [draft] * (len(tokens) - first))
+        self.passes.append(("draft" if draft else "tree", [len(tokens) - first]))
+        if self.after_pass:
+            self.after_pass("draft" if draft else "tree", len(tokens) - first)
+        return np.stack(rows)
+
+    def keep(self, seq, nodes):
+        known, length, states, _, parents, drafted = self.tree
+        assert (known, length) == (seq, len(self.sequences[seq]))
+        assert not any(drafted[node] for node in nodes)
+        assert [parents[node] for node in nodes] == [-1, *nodes[:-1]][: len(nodes)]
+        self.sequences[seq] += [states[node] for node in nodes]
+        self.tree = None
 
     def save(self, seq):
         return "\n".join(self.sequences[seq]).encode()
@@ -124,11 +173,16 @@ class FakeDecoder:
         if self.max_positions and pages > -(-self.max_positions // PAGE):
             raise CacheFullError("the cache is full")
 
-    def _logits(self, state, token):
+    @staticmethod
+    def _state(before, token, position, phase, rope):
+        return hashlib.sha256(repr((before, token, position, phase, rope)).encode()).hexdigest()[:16]
+
+    def _logits(self, state, token, draft=False):
         if token == self.nan_after:
             return np.full(self.vocab, np.nan, np.float32)
         rng = np.random.default_rng(int(state, 16))
-        return (rng.standard_normal(self.vocab) * self.temperature).astype(np.float32)
+        logits = (rng.standard_normal(self.vocab) * self.temperature).astype(np.float32)
+        return logits[::-1].copy() if draft and rng.random() >= self.agreement else logits
 
 
 class FakeSampler:

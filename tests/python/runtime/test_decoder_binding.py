@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tmac import _core
+from tmac import QuantSpec, _core
+from tmac.codes import round_to_nearest
 
 HIDDEN, VOCAB, INNER, DIM = 64, 50, 96, 16
 
@@ -149,3 +150,89 @@ print("end", flush=True)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
+
+
+def test_a_tree_grows_from_call_to_call():
+    decoder = _core.Decoder(build(config()))
+    seq = decoder.create()
+    run(decoder, seq, [3] * 20)
+    tokens, parents = ids(5, 6, 7, 8, 9), ids(-1, 0, -1, 1, 2)
+    whole = decoder.forward_tree(seq, tokens, parents)
+    begun = decoder.forward_tree(seq, tokens[:2], parents[:2])
+    rest = decoder.forward_tree(seq, tokens, parents, first=2)
+    assert whole.shape == (5, VOCAB)
+    assert rest.shape == (3, VOCAB)
+    assert np.array_equal(np.concatenate([begun, rest]), whole)
+    assert decoder.forward_tree(seq, tokens, parents, first=5).shape == (0, VOCAB)
+    decoder.keep(seq, [0, 1, 3])
+    assert decoder.length(seq) == 23
+    with pytest.raises(ValueError, match="first=2, but of the tree behind sequence"):
+        decoder.forward_tree(seq, tokens, parents, first=2)
+    with pytest.raises(ValueError, match="first=6 of 5 nodes"):
+        decoder.forward_tree(seq, tokens, parents, first=6)
+
+
+def test_a_model_without_a_draft_refuses_to_draft():
+    decoder = _core.Decoder(build(config()))
+    with pytest.raises(ValueError, match=r"no draft: make_draft\(\)"):
+        decoder.forward_tree(decoder.create(), ids(1), ids(-1), draft=True)
+
+
+def packed_model(bits, **packing):
+    """`build` with matrices rounded to `bits`."""
+    values = config()
+    spec = QuantSpec(bits, 32)
+    builder = _core.ModelBuilder(values)
+    for name, array in weights_of(values).items():
+        if array.ndim == 1:
+            builder.add_floats(name, array, "F32")
+        else:
+            builder.add_packed(name, round_to_nearest(array, spec).pack(**packing).buffer())
+    return builder.build()
+
+
+@pytest.mark.parametrize(("bits", "planes"), [(8, 4), (4, 3)])
+def test_leading_planes_draft_over_the_same_cache(bits, planes):
+    model = packed_model(bits, plane_layout=True)
+    assert model.draft is None
+    model.make_draft(planes)
+    assert model.draft.bytes_per_token < model.bytes_per_token
+    decoder = _core.Decoder(model)
+    seq = decoder.create()
+    run(decoder, seq, [3] * 20)
+    tokens, parents = ids(5, 6, 7), ids(-1, 0, -1)
+    model_logits = decoder.forward_tree(seq, tokens, parents)
+    first = decoder.forward_tree(seq, tokens[:1], parents[:1], draft=True)
+    drafted = decoder.forward_tree(seq, tokens, parents, first=1, draft=True)
+    assert not np.array_equal(first, model_logits[:1])
+    assert np.array_equal(np.concatenate([first, drafted]), decoder.forward_tree(seq, tokens, parents, draft=True))
+    with pytest.raises(ValueError, match="node 0 was computed with the draft"):
+        decoder.keep(seq, [0])
+    assert np.array_equal(decoder.forward_tree(seq, tokens, parents), model_logits)
+    decoder.keep(seq, [0, 1])
+
+    alone = _core.Decoder(model.draft)
+    other = alone.create()
+    run(alone, other, [3] * 20)
+    assert alone.forward_tree(other, tokens, parents).shape == (3, VOCAB)
+
+
+def test_a_layout_for_planes_changes_no_bit_of_the_model():
+    tokens = np.random.default_rng(2).integers(0, VOCAB, 30).tolist()
+    got = []
+    for packing in ({}, {"plane_layout": True}):
+        decoder = _core.Decoder(packed_model(4, **packing))
+        seq = decoder.create()
+        got.append([run(decoder, seq, tokens), run(decoder, seq, [4], "decode"), run(decoder, seq, [5, 6], "decode")])
+    assert np.array_equal(got[0], got[1])
+
+
+def test_drafts_that_a_model_cannot_have_are_named():
+    model = packed_model(8)
+    for planes in (0, 8):
+        with pytest.raises(ValueError, match=f"1 to 7 planes, not {planes}"):
+            model.make_draft(planes)
+    with pytest.raises(ValueError, match="no matrix has more than 4 planes"):
+        packed_model(4, plane_layout=True).make_draft(4)
+    with pytest.raises(ValueError, match="no matrix has more than 4 planes"):
+        build(config()).make_draft(4)

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 from fakes import ChatTemplate, FakeDecoder
@@ -32,9 +32,7 @@ def calls(monkeypatch, fake_core, tokenizer):
         found["decoder"] = (model, cache_type, max_positions)
         return FakeDecoder(tokenizer.vocab_size, max_positions=max_positions)
 
-    loading = ModuleType("tmac.runtime.loading")
-    loading.load_engine_parts = load_engine_parts
-    monkeypatch.setitem(sys.modules, "tmac.runtime.loading", loading)
+    monkeypatch.setattr("tmac.runtime.opening.load_engine_parts", load_engine_parts)
     monkeypatch.setattr(core, "Decoder", make_decoder, raising=False)
     return found
 
@@ -110,7 +108,8 @@ def test_the_missing_extra_is_named(monkeypatch):
             if name == "tmac.runtime.loading":
                 raise ModuleNotFoundError("No module named 'tokenizers'", name="tokenizers")
 
-    monkeypatch.delitem(sys.modules, "tmac.runtime.loading", raising=False)
+    for name in ("opening", "loading"):
+        monkeypatch.delitem(sys.modules, f"tmac.runtime.{name}", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Missing, *sys.meta_path])
     with pytest.raises(ImportError, match=r"tmac.Engine needs tokenizers: pip install 'tmac-cpu\[engine\]'"):
         tmac.Engine.from_pretrained("folder")

@@ -10,7 +10,7 @@ from runtime_models import FAMILIES, config_of, model_of
 from safetensors.torch import load_file, save_file
 
 import tmac
-from tmac import FormatError, QuantConfig, cli
+from tmac import FormatError, QuantConfig, _core, cli
 from tmac.formats import open_checkpoint
 from tmac.runtime import loading, low_bits
 from tmac.runtime.loading import load_weights, open_model
@@ -329,3 +329,22 @@ def test_floats_are_rounded_some_rows_at_a_time(fixtures_dir, monkeypatch):
     _, at_once = load(base, head_bits=5)
     monkeypatch.setattr(low_bits, "BLOCK", 1 << 11)
     np.testing.assert_array_equal(load(base, head_bits=5)[1].packed["head"], at_once.packed["head"])
+
+
+@pytest.mark.parametrize("name", ["gptq-w4g64-sym", "gguf/base-Q4_0.gguf", "base256-fp16"])
+def test_weights_whose_leading_planes_can_be_read_alone(fixtures_dir, name):
+    options = {"head_bits": 4} if name == "base256-fp16" else {}
+    _, plain = load(fixtures_dir / name, **options)
+    _, apart = load(fixtures_dir / name, plane_layout=True, **options)
+    assert plain.packed.keys() == apart.packed.keys()
+    assert plain.packed
+    drafts = []
+    for each, buffer in apart.packed.items():
+        codes = tmac.Codes.from_buffer(buffer)
+        assert np.array_equal(codes.codes, tmac.Codes.from_buffer(plain.packed[each]).codes)
+        described = _core.describe(buffer)
+        assert described["kernel"] == _core.describe(plain.packed[each])["kernel"]
+        if codes.spec.bits == 4:
+            drafts.append(described["layout"])
+    assert drafts
+    assert not {"nibbles", "wide_nibbles"} & set(drafts)

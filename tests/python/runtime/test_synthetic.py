@@ -35,6 +35,7 @@ def _fakes(monkeypatch):
         ("llama-3-8b", 8030261248),
         ("bitnet-2b-4t", 2412820480),
         ("smollm2-135m", 134515008),
+        ("qwen2.5-1.5b", 1543714304 - 28 * 2048),  # without biases
         ("qwen3-0.6b", 596049920),
     ],
 )

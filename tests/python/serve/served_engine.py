@@ -84,7 +84,8 @@ class FakeRequest:
         top = self.options.get("logprobs")
         if top is not None:
             logprobs = (logprob_of(token, top),)
-        return Chunk(text, (token,), logprobs, finish_reason, stop=stop)
+        speculation = self.engine.speculation if finish_reason and self.options["speculative"] else None
+        return Chunk(text, (token,), logprobs, finish_reason, stop=stop, speculation=speculation)
 
 
 def logprob_of(token, top):
@@ -105,6 +106,7 @@ class FakeEngine:
         self.reply, self.context_length, self.template = reply, context_length, chat_template
         self.tokenizer, self.vocab_size = ByteTokenizer(), VOCAB
         self.requests = []
+        self.speculation = None  # of every text that allows it
         self.go = threading.Semaphore(0)
         self.held_from = None  # texts wait for `go` before this token
         self.failure = None  # (token, error)

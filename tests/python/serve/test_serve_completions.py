@@ -32,6 +32,7 @@ def test_the_defaults_are_openai_s(client, plain):
     assert options["max_new_tokens"] == 16
     assert (options["temperature"], options["top_p"]) == (1.0, 1.0)
     assert options["stop"] == ()
+    assert options["speculative"] is True
     assert options.get("logprobs") is None
 
 
@@ -47,7 +48,7 @@ def test_every_option_reaches_the_engine(client, plain):
         logit_bias={"65": -100, "66": 2.5},
         stop=["\n", "zz"],
         user="somebody",
-        extra_body={"top_k": 5, "min_p": 0.125, "repetition_penalty": 1.5, "ignore_eos": True},
+        extra_body={"top_k": 5, "min_p": 0.125, "repetition_penalty": 1.5, "ignore_eos": True, "speculative": False},
     )
     assert plain.engine.requests[-1].options == {
         "max_new_tokens": 3,
@@ -62,6 +63,7 @@ def test_every_option_reaches_the_engine(client, plain):
         "stop": ("\n", "zz"),
         "seed": 11,
         "ignore_eos": True,
+        "speculative": False,
     }
 
 

@@ -92,7 +92,7 @@ Run run_kernel(const Kernel& kernel, const Problem& problem) {
     QgemmArgs args{};
     args.spec = &problem.spec;
     args.codes = planes.data();
-    args.region_stride = problem.n * row_bytes;
+    args.regions = regions_apart(problem.n * row_bytes);
     args.scales = problem.scales.data();
     args.scale_type = GroupType::f32;
     args.layout = Layout::planes;

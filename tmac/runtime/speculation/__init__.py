@@ -1,0 +1,1 @@
+"""Speculative decoding: a cheap draft guesses several tokens, one pass of the target says how many are right."""
