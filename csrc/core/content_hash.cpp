@@ -24,6 +24,9 @@ void ContentHash::take(const uint8_t* block) {
 }
 
 void ContentHash::update(const uint8_t* data, size_t size) {
+    if (size == 0) {  // no bytes may lie at a null pointer
+        return;
+    }
     size_ += size;
     if (rest_size_ > 0) {
         const size_t taken = std::min(size, kBlock - rest_size_);

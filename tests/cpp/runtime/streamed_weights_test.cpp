@@ -20,7 +20,7 @@ using namespace tmac;
 namespace {
 
 constexpr int64_t kBlock = DirectFile::kBlock;
-constexpr int64_t kRows = 70;
+constexpr int64_t kRows = 80;  // planes of which begin aligned
 constexpr int64_t kColumns = 96;
 const std::function<void()> kNothing = [] {};
 
