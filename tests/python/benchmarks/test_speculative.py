@@ -116,8 +116,11 @@ def checkpoint(tmp_path_factory):
 def prompts(monkeypatch):
     """Short ones, for a token is a byte."""
     from benchmarks.speculative_runs import worker
+    from benchmarks.speculative_runs.texts import SAMPLED, Text
 
-    monkeypatch.setattr(worker, "PROMPTS", {"prose": "It was night.", "code": "x = [1, 2, 3]\n"})
+    options = {"temperature": 0.8, "seed": 1}
+    texts = {"prose": Text("It was night."), "code": Text("x = [1, 2, 3]\n"), SAMPLED: Text("It was night.", options)}
+    monkeypatch.setattr(worker, "TEXTS", texts)
 
 
 def test_weights_are_rounded_to_another_grid(checkpoint, tmp_path):
@@ -161,8 +164,9 @@ def test_the_worker_measures_a_model(checkpoint, tmp_path, prompts, monkeypatch)
     assert drafted["speculation"]["tokens"] >= 7
     assert plain["seconds_per_token"] > 0
     assert plain["peak_bytes"] is None or plain["peak_bytes"] > 1 << 20
-    found = answer(worker, {"do": "compare", "texts": ["prose"], "tokens": 6, "runs": 1, "draft": True})
-    assert len(found["prose"]["draft_samples_ts"]) == 1
+    found = answer(worker, {"do": "compare", "texts": ["prose", "sampled"], "tokens": 6, "runs": 1, "draft": True})
+    assert [len(found[name]["draft_samples_ts"]) for name in found] == [1, 1]
+    assert found["prose"]["token_ids"] != found["sampled"]["token_ids"]
     ids = [*answer(worker, {"do": "encode", "text": "code"})["ids"], *plain["token_ids"]]
     first = len(ids) - 8
     share = answer(worker, {"do": "agreement", "ids": ids, "first": first})

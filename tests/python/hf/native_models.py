@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import torch
+from transformers.generation.streamers import BaseStreamer
 
 import tmac
 from tmac import QuantConfig, native_generate
@@ -64,3 +65,16 @@ def assert_same_text(model, ids, **options):
                 assert float(scores[its] - scores[mine]) <= 2 * slack, f"row {row}, step {step}: {mine} for {its}"
                 break
     return got, want
+
+
+class Recorder(BaseStreamer):
+    """Keeps what a text is streamed as."""
+
+    def __init__(self):
+        self.pieces, self.ended = [], 0
+
+    def put(self, value):
+        self.pieces.append(value.tolist())
+
+    def end(self):
+        self.ended += 1

@@ -7,12 +7,11 @@ import pytest
 import torch
 import transformers
 from families import SIZES
-from native_models import FAMILIES, IDS, NATIVE, agreement, assert_same_text, low
+from native_models import FAMILIES, IDS, NATIVE, Recorder, agreement, assert_same_text, low
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
-from transformers.generation.streamers import BaseStreamer
 
 import tmac
 from tmac import _core
@@ -127,20 +126,9 @@ def test_no_work_for_sequences_that_have_ended(monkeypatch):
     assert rows == [("prompt", 2), ("decode", 2), ("decode", 1), ("decode", 1)]
 
 
-class _Recorder(BaseStreamer):
-    def __init__(self):
-        self.pieces, self.ended = [], 0
-
-    def put(self, value):
-        self.pieces.append(value.tolist())
-
-    def end(self):
-        self.ended += 1
-
-
 def test_streamers():
     model = low()
-    ours, theirs = _Recorder(), _Recorder()
+    ours, theirs = Recorder(), Recorder()
     model.generate(IDS[:1], streamer=ours, max_new_tokens=8, do_sample=False, **NATIVE)
     model.generate(IDS[:1], streamer=theirs, max_new_tokens=8, do_sample=False)
     assert ours.pieces == theirs.pieces

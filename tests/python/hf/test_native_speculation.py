@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from native_models import IDS, NATIVE, low, runtime_models
+from native_models import IDS, NATIVE, Recorder, low, runtime_models
 from transformers import StoppingCriteria, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
 
 import tmac
 from tmac.hf import NativeCache
@@ -151,19 +150,8 @@ def test_an_end_inside_of_a_tree():
         assert generate(model, do_sample=False, max_new_tokens=1)[0].sequences.shape == (1, 11)
 
 
-class _Recorder(BaseStreamer):
-    def __init__(self):
-        self.pieces, self.ended = [], 0
-
-    def put(self, value):
-        self.pieces.append(value.tolist())
-
-    def end(self):
-        self.ended += 1
-
-
 def test_streamers():
-    model, ours, theirs = low(), _Recorder(), _Recorder()
+    model, ours, theirs = low(), Recorder(), Recorder()
     want = model.generate(ONE, streamer=theirs, **LONG, **NATIVE)
     guess(model, "ngram", truth=want)
     model.generate(ONE, streamer=ours, **LONG, **NATIVE)

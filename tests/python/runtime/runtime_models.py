@@ -2,6 +2,9 @@
 
 import torch
 import transformers
+from tokenizers import Tokenizer, models
+
+import tmac
 
 SIZES = {
     "vocab_size": 96,
@@ -63,3 +66,16 @@ def model_of(config, seed=0, scale=0.1):
         for parameter in model.parameters():
             parameter.add_(scale * torch.randn_like(parameter))
     return model
+
+
+def save_low(folder, family="Llama", bits=4, **changes):
+    """Saves a random model with layers of so many bits, in groups of 32, and gives the folder."""
+    model = tmac.quantize_(model_of(config_of(family, **changes)), tmac.QuantConfig(bits=bits, group_size=32))
+    model.save_pretrained(folder)
+    return folder
+
+
+def save_words(folder, words):
+    """Saves a tokenizer beside a model: its tokens are these words, the first one for all others."""
+    tokens = models.WordLevel({word: token for token, word in enumerate(words)}, unk_token=words[0])
+    Tokenizer(tokens).save(str(folder / "tokenizer.json"))

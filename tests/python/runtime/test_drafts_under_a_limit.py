@@ -3,9 +3,8 @@
 from types import SimpleNamespace
 
 import pytest
-from runtime_models import config_of, model_of
+from runtime_models import SIZES, save_low, save_words
 from streamed import LIMIT, open_streamed, streaming
-from tokenizers import Tokenizer, models
 
 import tmac
 from tmac.runtime.streaming.load import StreamedModel
@@ -22,12 +21,8 @@ def checkpoint(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMAC_CACHE_DIR", str(folder / "cache"))
-        config = config_of("Llama")
-        words = models.WordLevel({f"t{token}": token for token in range(config.vocab_size)}, unk_token="t0")
-        Tokenizer(words).save(str(folder / "tokenizer.json"))
-        model = model_of(config)
-        tmac.quantize_(model, tmac.QuantConfig(bits=request.param, group_size=32))
-        model.save_pretrained(folder)
+        save_words(folder, [f"t{token}" for token in range(SIZES["vocab_size"])])
+        save_low(folder, bits=request.param)
         with tmac.Engine.from_pretrained(folder, num_threads=1) as engine:
             yield folder, request.param, engine.generate(PROMPT, **OPTIONS).token_ids
 

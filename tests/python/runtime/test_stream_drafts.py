@@ -6,10 +6,9 @@ import time
 
 import numpy as np
 import pytest
-from runtime_models import config_of, model_of
+from runtime_models import save_low
 from streamed import streaming
 
-import tmac
 from tmac import _core
 from tmac.runtime.loading import open_model
 from tmac.runtime.streaming.load import StreamedModel
@@ -21,11 +20,7 @@ SOON = 20.0
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    model = model_of(config_of("Llama", hidden_size=128, intermediate_size=256))
-    tmac.quantize_(model, tmac.QuantConfig(bits=8, group_size=32))
-    model.save_pretrained(folder)
-    return folder
+    return save_low(tmp_path_factory.mktemp("model"), bits=8, hidden_size=128, intermediate_size=256)
 
 
 @pytest.fixture

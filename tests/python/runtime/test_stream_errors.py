@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runtime_models import config_of, model_of
+from runtime_models import save_low
 from streamed import open_streamed, replaced_descriptor, streaming
 
 import tmac
@@ -28,11 +28,7 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks i
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    model = model_of(config_of("Llama", hidden_size=128, intermediate_size=256))
-    tmac.quantize_(model, tmac.QuantConfig(bits=4, group_size=32))
-    model.save_pretrained(folder)
-    return folder
+    return save_low(tmp_path_factory.mktemp("model"), hidden_size=128, intermediate_size=256)
 
 
 @pytest.fixture(autouse=True)

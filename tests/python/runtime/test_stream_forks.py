@@ -5,9 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from runtime_models import config_of, model_of
-
-import tmac
+from runtime_models import save_low
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 
@@ -93,9 +91,7 @@ print("done")
 
 
 def test_no_child_hangs(tmp_path, repository, monkeypatch):
-    model = model_of(config_of("Llama", hidden_size=128, intermediate_size=256))
-    tmac.quantize_(model, tmac.QuantConfig(bits=4, group_size=32))
-    model.save_pretrained(tmp_path / "model")
+    save_low(tmp_path / "model", hidden_size=128, intermediate_size=256)
     monkeypatch.setenv("TMAC_CACHE_DIR", str(tmp_path / "cache"))
     tests = str(repository / "tests" / "python" / "runtime")
     code = FORKS.format(tests=tests, model=str(tmp_path / "model"))

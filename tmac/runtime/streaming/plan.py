@@ -9,6 +9,7 @@ from tmac.runtime.streaming.memory import written
 from tmac.runtime.streaming.packed_index import Section
 
 HUGE_PAGE = 2 << 20  # large buffers take whole ones
+MARGIN = 4 << 20  # what a process may have more than one before it
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ def make_plan(
         slots: layers that the ring holds.
 
     Raises:
-        ValueError: even without a whole layer it is too much; the message says how much is needed.
+        ValueError: even without a whole layer it is too much; the message says how much is needed, with what the next
+            process may have more.
     """
     plans = [
         divide(limit, layers, fixed, embedding=each, resident_planes=resident_planes, slots=slots, whole=whole)
@@ -82,7 +84,8 @@ def make_plan(
         if plan.total <= limit:
             return plan
     least = min(plans, key=lambda plan: plan.total)
-    message = f"memory_limit: this model needs at least {written(least.total)}, found {written(limit)} ({least})"
+    needed = f"{written(least.total + MARGIN)}, found {written(limit)} ({least}; {written(MARGIN)} more to be safe)"
+    message = f"memory_limit: this model needs at least {needed}"
     if resident_planes is not None:
         message += f"; draft=planes:{resident_planes} keeps so many planes of every layer in memory: others need less"
     raise ValueError(message)

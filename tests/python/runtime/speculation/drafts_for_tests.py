@@ -9,6 +9,8 @@ from tmac.runtime.speculation.drafts import Guess, NoPasses
 from tmac.runtime.speculation.pipeline import SecondThread
 
 PATIENCE = 60.0  # seconds in which a thread makes a step, however busy the machine is
+CONTEXT = 72
+PLAIN = {}  # texts without a draft
 
 
 class Eager(TextControl):
@@ -108,6 +110,23 @@ class TreeDraft:
 
     def clear(self):
         pass
+
+
+def plain(make_engine, prompt, **options):
+    """What a prompt gives without a draft."""
+    key = repr((prompt, options))
+    if key not in PLAIN:
+        PLAIN[key] = make_engine(context_length=CONTEXT).generate(prompt, **options)
+    return PLAIN[key]
+
+
+def same(result, expected):
+    assert (result.token_ids, result.text, result.finish_reason) == (
+        expected.token_ids,
+        expected.text,
+        expected.finish_reason,
+    )
+    assert (result.logprobs, result.stop) == (expected.logprobs, expected.stop)
 
 
 def random_guesses(texts, vocab, seed=0, right=0.7):

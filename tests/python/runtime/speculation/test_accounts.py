@@ -4,11 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 from drafts_for_tests import EagerController, TreeDraft
-from runtime_models import config_of, model_of
+from runtime_models import SIZES, save_low, save_words
 from streamed import open_streamed, streaming
-from tokenizers import Tokenizer, models
 
-import tmac
 from tmac.runtime.speculation.controller import Controller
 from tmac.runtime.speculation.drafts import NoPasses
 from tmac.runtime.speculation.planes import PlanesDraft
@@ -92,13 +90,8 @@ def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMAC_CACHE_DIR", str(folder / "cache"))
-        config = config_of("Llama")
-        words = models.WordLevel({f"t{token}": token for token in range(config.vocab_size)}, unk_token="t0")
-        Tokenizer(words).save(str(folder / "tokenizer.json"))
-        model = model_of(config)
-        tmac.quantize_(model, tmac.QuantConfig(bits=4, group_size=32))
-        model.save_pretrained(folder)
-        yield folder
+        save_words(folder, [f"t{token}" for token in range(SIZES["vocab_size"])])
+        yield save_low(folder)
 
 
 @pytest.mark.parametrize("draft", ["ngram", "planes:2"])

@@ -6,7 +6,7 @@ import sys
 import threading
 
 import pytest
-from drafts_for_tests import EagerController, TreeDraft, raising, random_guesses
+from drafts_for_tests import CONTEXT, EagerController, TreeDraft, plain, raising, random_guesses, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -37,27 +37,6 @@ VARIANTS = {
     "shifted": {"max_new_tokens": 90, "context_shift": True, "temperature": 1.0, "ignore_eos": True},
     "shifted greedily": {"max_new_tokens": 90, "context_shift": True, "n_keep": 0, "ignore_eos": True},
 }
-CONTEXT = 72
-
-
-PLAIN = {}
-
-
-def plain(make_engine, prompt, **options):
-    """What a prompt gives without a draft."""
-    key = repr((prompt, options))
-    if key not in PLAIN:
-        PLAIN[key] = make_engine(context_length=CONTEXT).generate(prompt, **options)
-    return PLAIN[key]
-
-
-def same(result, expected):
-    assert (result.token_ids, result.text, result.finish_reason) == (
-        expected.token_ids,
-        expected.text,
-        expected.finish_reason,
-    )
-    assert (result.logprobs, result.stop) == (expected.logprobs, expected.stop)
 
 
 def drafts(decoder, prompt, expected, seed):

@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from drafts_for_tests import EagerController, TreeDraft, paced, random_guesses
+from drafts_for_tests import CONTEXT, EagerController, TreeDraft, paced, plain, random_guesses, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,25 +22,7 @@ from tmac.runtime.speculation.speculator import make_speculator
 from tmac.runtime.speculation.tree import TokenTree
 
 PROMPT = [7, 8, 9, 7, 8, 9, 7]
-CONTEXT = 72
 OPTIONS = {"max_new_tokens": 40, "temperature": 1.0, "ignore_eos": True}
-PLAIN = {}
-
-
-def plain(make_engine, prompt, **options):
-    key = repr((prompt, options))
-    if key not in PLAIN:
-        PLAIN[key] = make_engine(context_length=CONTEXT).generate(prompt, **options)
-    return PLAIN[key]
-
-
-def same(result, expected):
-    assert (result.token_ids, result.text, result.finish_reason, result.logprobs) == (
-        expected.token_ids,
-        expected.text,
-        expected.finish_reason,
-        expected.logprobs,
-    )
 
 
 def pipelined(engine, draft, seed=0, steps=3):

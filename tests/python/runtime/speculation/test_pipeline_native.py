@@ -6,7 +6,7 @@ import sys
 import threading
 
 import pytest
-from drafts_for_tests import EagerController, paced
+from drafts_for_tests import EagerController, paced, same
 from streamed import open_streamed, streaming
 
 import tmac
@@ -34,10 +34,6 @@ def expected(checkpoint):
 @pytest.fixture(autouse=True)
 def folder(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("TMAC_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "packed"))
-
-
-def same(result, wanted):
-    assert (result.token_ids, result.text, result.logprobs) == (wanted.token_ids, wanted.text, wanted.logprobs)
 
 
 NAMES = ["model:PATH", "planes:3", "ngram+planes:3", "auto"]

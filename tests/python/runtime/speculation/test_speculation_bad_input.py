@@ -8,9 +8,8 @@ from itertools import product
 import numpy as np
 import pytest
 from drafts_for_tests import EagerController
-from runtime_models import config_of, model_of
+from runtime_models import SIZES, save_low, save_words
 from streamed import open_streamed, replaced_descriptor, streaming
-from tokenizers import Tokenizer, models
 
 import tmac
 from tmac.runtime.native import is_cache_full
@@ -24,19 +23,10 @@ every_draft = pytest.mark.parametrize("draft", DRAFTS)
 limited_or_not = pytest.mark.parametrize("limited", [False, True], ids=["in memory", "limited"])
 
 
-def write_tokenizer(folder, tokens):
-    words = models.WordLevel({token: number for number, token in enumerate(tokens)}, unk_token="t0")
-    Tokenizer(words).save(str(folder / "tokenizer.json"))
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    config = config_of("Llama", hidden_size=128, intermediate_size=256)
-    model = model_of(config)
-    tmac.quantize_(model, tmac.QuantConfig(bits=8, group_size=32))
-    model.save_pretrained(folder)
-    write_tokenizer(folder, [f"t{token}" for token in range(config.vocab_size)])
+    folder = save_low(tmp_path_factory.mktemp("model"), bits=8, hidden_size=128, intermediate_size=256)
+    save_words(folder, [f"t{token}" for token in range(SIZES["vocab_size"])])
     return folder
 
 
@@ -74,7 +64,7 @@ def test_another_vocabulary(checkpoint, opened, limited, tmp_path):
         ([*tokens[:7], "x", *tokens[8:]], "token 7 is 't7' there and 'x' in the draft"),
         (tokens[:90], "token 90 is 't90' there and missing in the draft"),
     ):
-        write_tokenizer(other, changed)
+        save_words(other, changed)
         with pytest.raises(ValueError, match=message) as error:
             opened(f"ngram+model:{other}", limited)
         assert f"model:{other}" in str(error.value)

@@ -2,7 +2,7 @@
 
 import pytest
 from drafts_for_tests import EagerController, TreeDraft, random_guesses
-from runtime_models import config_of, model_of
+from runtime_models import config_of, model_of, save_low
 
 import tmac
 from tmac.runtime.native import core
@@ -50,11 +50,7 @@ def quantized(request, tmp_path_factory):
     """A folder and a number of planes."""
     name, (bits, planes) = request.param
     family, changes = MODELS[name]
-    folder = tmp_path_factory.mktemp("model")
-    model = model_of(config_of(family, **changes))
-    tmac.quantize_(model, tmac.QuantConfig(bits=bits, group_size=32))
-    model.save_pretrained(folder)
-    return folder, planes
+    return save_low(tmp_path_factory.mktemp("model"), family, bits, **changes), planes
 
 
 def attach(engine, draft, seed):

@@ -8,7 +8,7 @@ import sys
 import threading
 
 import pytest
-from drafts_for_tests import EagerController, TreeDraft, raising, random_guesses
+from drafts_for_tests import EagerController, TreeDraft, raising, random_guesses, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -59,12 +59,6 @@ def attach(engine, draft, seed=0):
 
 def model_draft(parts, **options):
     return ModelDraft(core.Decoder(parts.model), "model:same", context_length=256, num_threads=1, **options)
-
-
-def same(result, expected):
-    assert result.token_ids == expected.token_ids
-    assert (result.text, result.finish_reason) == (expected.text, expected.finish_reason)
-    assert result.logprobs == expected.logprobs
 
 
 def plane_drafts(engine):
