@@ -30,7 +30,7 @@ from benchmarks.speculative_runs.process import PROGRAM
 from benchmarks.speculative_runs.rows import AGREEMENT, MEMORY, STREAMED, TABLES, VERIFY, RunFile
 from benchmarks.speculative_runs.setting import AS_IT_IS, Setting
 from benchmarks.speculative_runs.streamed import streamed
-from tmac.cli.bench_prompts import PROMPTS
+from benchmarks.speculative_runs.texts import STREAMED_TEXTS, TEXTS
 from tmac.runtime.streaming.memory import parse_memory
 from tmac.spec import QuantSpec
 
@@ -51,8 +51,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
     parser.add_argument("--weights", nargs="+", choices=WEIGHTS, default=list(WEIGHTS))
     parser.add_argument("--drafts", nargs="+", help="in the place of those of each table; `model` is --draft-model")
-    parser.add_argument("--texts", nargs="+", choices=list(PROMPTS), default=list(PROMPTS))
-    parser.add_argument("--streamed-texts", nargs="+", choices=list(PROMPTS), default=["prose", "code"])
+    parser.add_argument("--texts", nargs="+", choices=list(TEXTS), default=list(TEXTS))
+    parser.add_argument("--streamed-texts", nargs="+", choices=list(TEXTS), default=list(STREAMED_TEXTS))
     parser.add_argument("--disks", nargs="+", type=_disk, default=[AS_IT_IS, "500M"], help="`as it is`, bytes/s")
     parser.add_argument("--share", type=float, default=0.6, help="of the weights that the limit of memory holds")
     parser.add_argument("--threads", type=int, default=2)

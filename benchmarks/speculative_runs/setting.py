@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.speculative_runs.rows import AGREEMENT, MEMORY, PLAIN, STREAMED, VERIFY
+from benchmarks.speculative_runs.texts import STREAMED_TEXTS, TEXTS
 
 MODEL = "model"  # stands for the other checkpoint
 DRAFTS: Mapping[str, Mapping[str, Sequence[str]]] = {
@@ -29,7 +30,7 @@ class Setting:
     runs: of everything, in turn.
     tokens: of a text.
     few_tokens: of a text where each token takes as long as the disk takes to read the model.
-    texts: names of `tmac.cli.bench_prompts`, for weights in memory.
+    texts: names of `benchmarks.speculative_runs.texts`, for weights in memory.
     streamed_texts: the same for weights on a disk.
     share: of the weights that the limit of memory holds.
     disks: "as it is", or bytes per second as `parse_memory` reads them.
@@ -45,8 +46,8 @@ class Setting:
     runs: int = 5
     tokens: int = 128
     few_tokens: int = 16
-    texts: tuple[str, ...] = ("prose", "code", "copy")
-    streamed_texts: tuple[str, ...] = ("prose", "code")
+    texts: tuple[str, ...] = tuple(TEXTS)
+    streamed_texts: tuple[str, ...] = STREAMED_TEXTS
     share: float = 0.6
     disks: tuple[str, ...] = (AS_IT_IS, "500M")
     programs: Path | None = None

@@ -15,7 +15,7 @@ from benchmarks.speculative_runs.limits import Group, Limits, drop_cache
 from benchmarks.speculative_runs.process import Measured, NoRowError, TooSmallError, llama_seconds
 from benchmarks.speculative_runs.rows import MMAP, PLAIN, STREAMED, Row, RunFile, timed_row
 from benchmarks.speculative_runs.setting import AS_IT_IS, Setting
-from tmac.cli.bench_prompts import PROMPTS
+from benchmarks.speculative_runs.texts import TEXTS
 from tmac.runtime.streaming.memory import parse_memory
 
 EVERYTHING = 1 << 60  # a limit that holds any model
@@ -174,7 +174,7 @@ def _peer_seconds(setting: Setting, limits: Limits, group: Group, weights: str, 
     if limits.memory is None or not (group.slow_down(path, rate) or not rate):
         return None
     drop_cache(path)
-    prompt, tokens = PROMPTS[PEER_TEXT], setting.few_tokens
+    prompt, tokens = TEXTS[PEER_TEXT].prompt, setting.few_tokens
     return llama_seconds(setting.programs, path, prompt, tokens, setting.threads, group)
 
 

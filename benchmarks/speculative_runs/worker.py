@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tmac.cli.bench_prompts import PROMPTS
+from benchmarks.speculative_runs.texts import TEXTS
 from tmac.runtime.draft_speed import compare
 from tmac.runtime.engine import Engine
 from tmac.runtime.speculation.rows import tree_runner
@@ -46,16 +46,19 @@ class Worker:
 
     def compare(self, texts: Sequence[str], tokens: int, runs: int, draft: bool) -> dict[str, Any]:
         """`tmac.runtime.draft_speed.compare`."""
-        prompts = {name: PROMPTS[name] for name in texts}
-        found = compare(self.engine, prompts, max_new_tokens=tokens, repetitions=runs, draft=draft)
-        return {each.name: each.to_dict() for each in found}
+        counts: dict[str, Any] = {"max_new_tokens": tokens, "repetitions": runs, "draft": draft}
+        found: dict[str, Any] = {}
+        for name in texts:
+            text = TEXTS[name]
+            (found[name],) = compare(self.engine, {name: text.prompt}, **counts, **text.options)
+        return {name: each.to_dict() for name, each in found.items()}
 
     def generate(self, text: str, tokens: int, speculative: bool) -> dict[str, Any]:
         """One text, and what it took."""
         self.engine.drop_prompts()
         before = self._read()
-        options = {"max_new_tokens": tokens, "speculative": speculative, "ignore_eos": True}
-        result = self.engine.generate(PROMPTS[text], **options)
+        options = {"max_new_tokens": tokens, "speculative": speculative, "ignore_eos": True, **TEXTS[text].options}
+        result = self.engine.generate(TEXTS[text].prompt, **options)
         return {
             "token_ids": result.token_ids,
             "seconds_per_token": 1 / result.timings.generated_tokens_per_second,
@@ -125,7 +128,7 @@ class Worker:
         return {"ids": self._prompt_ids(text, None)}
 
     def _prompt_ids(self, text: str, count: int | None) -> list[int]:
-        ids: list[int] = self.engine.tokenizer.encode(PROMPTS[text])
+        ids: list[int] = self.engine.tokenizer.encode(TEXTS[text].prompt)
         while count is not None and len(ids) < count:
             ids = ids * 2
         return ids[:count]
