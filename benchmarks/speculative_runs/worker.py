@@ -47,11 +47,12 @@ class Worker:
     def compare(self, texts: Sequence[str], tokens: int, runs: int, draft: bool) -> dict[str, Any]:
         """`tmac.runtime.draft_speed.compare`."""
         counts: dict[str, Any] = {"max_new_tokens": tokens, "repetitions": runs, "draft": draft}
-        found: dict[str, Any] = {}
+        found = {}
         for name in texts:
             text = TEXTS[name]
-            (found[name],) = compare(self.engine, {name: text.prompt}, **counts, **text.options)
-        return {name: each.to_dict() for name, each in found.items()}
+            (one,) = compare(self.engine, {name: text.prompt}, **counts, **text.options)
+            found[name] = one.to_dict()
+        return found
 
     def generate(self, text: str, tokens: int, speculative: bool) -> dict[str, Any]:
         """One text, and what it took."""
